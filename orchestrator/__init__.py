@@ -1,0 +1,1 @@
+"""Sweeps: the grid minus what is finished, run by Ray Tune."""

@@ -1,0 +1,114 @@
+"""The command line of a sweep: `python run_sweep.py --space pools.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import results
+from orchestrator.sweep import FILTERS, Plan, check_pools, make_plan, sweep
+from results import leaderboard, schema
+from results.store import RunFolder
+from search_spaces import space as spaces
+from trainer.problems import RequestError, did_you_mean
+from trainer.trial import slug
+
+OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a sweep. 0: every trial completed; 1: some failed or diverged; 2: refused; 130: interrupted."""
+    args = _parser().parse_args(argv)
+    console = Console()
+    try:
+        return _run(args, console)
+    except RequestError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        print("nothing was started", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        command = "python run_sweep.py " + " ".join(sys.argv[1:] if argv is None else argv)
+        print(f"\ninterrupted; what has finished is kept. To go on: {command}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_sweep.py", description="Trains a grid of pooling layers and prints the baseline-vs-candidate table."
+    )
+    add = parser.add_argument
+    add("--space", metavar="FILE", required=True, help="a YAML file, also looked for in search_spaces/")
+    add("--out", metavar="RUN", type=Path, help="the run folder (default: runs/NAME, by the space's name)")
+    add(
+        "--data-dir", metavar="DIR", type=Path, default=Path("data"), help="where the images are, or go (default: data)"
+    )
+    add(
+        "--address",
+        metavar="local|auto|HOST:PORT",
+        default="local",
+        help="the Ray cluster (default: this machine alone)",
+    )
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="a recipe field, or a path of keys of the file")
+    add("--only", metavar="KEY=VALUE,...", default="", help=f"a part of the grid, by {', '.join(FILTERS)}")
+    add("--final", action="store_true", help="train on the hidden pairs too")
+    add("--retry-failed", action="store_true", help="train failed trials again")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--plan", action="store_true", help="list the trials and what is done; start nothing")
+    instead.add_argument("--check", action="store_true", help="check the file and every pool in it; start nothing")
+    instead.add_argument("--status", action="store_true", help="count what has ended; start nothing")
+    return parser
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    space = spaces.load(args.space, args.set)
+    run = RunFolder(args.out or Path("runs") / slug(space.grid.name))
+    plan = make_plan(space, run, final=args.final, retry_failed=args.retry_failed, only=_only(args.only))
+    if args.check:
+        check_pools(plan.planned)
+        console.print(f"{args.space}: {len(plan.planned)} trials, every pool may be trained", highlight=False)
+        return OK
+    console.print(_summary(space.grid.name, run, plan), highlight=False, soft_wrap=True)
+    if args.plan:
+        for planned in plan.planned:
+            print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}")
+        return OK
+    if args.status:
+        return OK if not plan.todo else INCOMPLETE
+    if plan.todo:
+        sweep(space, run, plan, args.data_dir, args.address, console)
+    else:
+        console.print("nothing to do: every trial has ended")
+    return _show(run, make_plan(space, run, final=args.final, only=_only(args.only)))
+
+
+def _show(run: RunFolder, plan: Plan) -> int:
+    """Prints the table, and what is not in it."""
+    table = leaderboard.to_text(results.load(run.path).leaderboard(), leaderboard.METRICS[0])
+    print(f"\n{table}")
+    counts = plan.counts()
+    if counts[schema.FAILED]:
+        print(f"{counts[schema.FAILED]} failed; why stands in {run}/logs; train them again with --retry-failed")
+    print(f"{run}: ask again with  python -m results leaderboard {run}")
+    return OK if counts[schema.COMPLETED] == counts.total() else INCOMPLETE
+
+
+def _summary(name: str, run: RunFolder, plan: Plan) -> str:
+    counts = plan.counts()
+    ended = [f"{counts[status]} {status}" for status in schema.STATUSES if counts[status]]
+    done = f", of which {', '.join(ended)}" if ended else ""
+    withheld = f"; {plan.withheld} more on hidden pairs wait for --final" if plan.withheld else ""
+    return f"{name}: {len(plan.planned)} trials{done}, {len(plan.todo)} to run, into {run}{withheld}"
+
+
+def _only(text: str) -> dict[str, str]:
+    """`arch=resnet56,seed=42` as a mapping."""
+    parts = [part.partition("=") for part in text.split(",") if part]
+    for key, equals, _ in parts:
+        if not equals or key.strip() not in FILTERS:
+            raise RequestError.of(f"found {text!r}, allowed is KEY=VALUE,...; {did_you_mean(key, FILTERS)}", "--only")
+    return {key.strip(): value.strip() for key, _, value in parts}

@@ -1,0 +1,141 @@
+"""Scheduling by Ray Tune: the only module that imports Ray.
+
+Tune schedules and nothing else. What has been trained stands in the run folder; Tune's own experiment state is scratch,
+its loggers and tables are off, and `Tuner.restore` is not used: it cannot extend a grid, reruns finished trials after a
+driver crash, and unpickles what it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+os.environ |= {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C comes as KeyboardInterrupt, at once
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # no snapshots of a state that nothing reads
+}
+
+import ray
+from ray import tune
+
+from orchestrator.resources import Node, Share
+from orchestrator.worker import Job, run_trial
+from trainer.data import Dataset
+from trainer.grid import Grid, Planned
+
+CODE = Path(__file__).resolve().parents[1]
+TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
+
+
+class Watcher(Protocol):
+    """Who is told how the trials go, on the driver."""
+
+    def started(self, planned: Planned) -> None: ...
+
+    def reported(self, planned: Planned, result: Mapping[str, Any]) -> None: ...
+
+    def ended(self, planned: Planned, result: Mapping[str, Any]) -> None: ...
+
+    def lost(self, planned: Planned, error: str) -> None:
+        """The trial's worker died, more often than it may."""
+        ...
+
+
+@contextlib.contextmanager
+def cluster(address: str, here: Node) -> Iterator[list[Node]]:
+    """Ray for the length of the block; its nodes.
+
+    Args:
+        address: `local` starts Ray on this machine alone, with what `here` has, and ends it; `auto` or HOST:PORT joins
+            a running cluster, to which the code travels.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        # Workers inherit the path: no upload, and no runtime environment to be made before the first one starts.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+        ray.init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, **quiet)
+    else:
+        others = [path.name for path in CODE.iterdir() if path.name not in TRAVELS]
+        ray.init(address=address, runtime_env={"working_dir": str(CODE), "excludes": others}, **quiet)
+    try:
+        totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield [Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals]
+    finally:
+        ray.shutdown()
+
+
+def run(
+    grid: Grid,
+    todo: Sequence[Planned],
+    data: Mapping[str, Dataset],
+    job: Job,
+    share: Share,
+    max_failures: int,
+    watcher: Watcher,
+) -> None:
+    """Runs trials until each has ended or its worker died more than `max_failures` times.
+
+    The data go through the object store: one copy a node, which its workers read in place.
+    """
+    trainable = tune.with_parameters(_train_one, grid=grid, data=data, job=job)
+    with tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True) as scratch:
+        tune.Tuner(
+            tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
+            # Places in the grid, not trials: a dataclass in grid_search breaks Tune's names, and these are small.
+            param_space={"place": tune.grid_search([list(planned.place) for planned in todo])},
+            # A fresh actor that imports torch costs 12 s a trial on 2 cores, a reused one 0.02 s.
+            tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                name="trials",
+                verbose=0,
+                callbacks=[_Relay(grid, watcher)],
+                failure_config=tune.FailureConfig(max_failures=max_failures),
+            ),
+        ).fit()
+
+
+def _train_one(config: dict[str, Any], grid: Grid, data: Mapping[str, Dataset], job: Job) -> None:
+    planned = _planned(grid, config)
+    run_trial(planned, data[planned.trial.dataset], job, lambda result: tune.report(dict(result)))
+
+
+def _planned(grid: Grid, config: Mapping[str, Any]) -> Planned:
+    entry, pair, seed = config["place"]
+    return grid.at((entry, pair, seed))
+
+
+class _Relay(tune.Callback):
+    """Tune's callbacks, as a Watcher's."""
+
+    def __init__(self, grid: Grid, watcher: Watcher):
+        self._grid = grid
+        self._watcher = watcher
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        return tune.Callback, ()  # Tune pickles callbacks into its scratch state; a terminal cannot be pickled
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watcher.started(_planned(self._grid, trial.config))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "epoch" in result:
+            self._watcher.reported(_planned(self._grid, trial.config), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watcher.ended(_planned(self._grid, trial.config), trial.last_result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_error()
+        reason = str(error).strip().splitlines()[-1] if error else "no reason known"
+        self._watcher.lost(_planned(self._grid, trial.config), reason)

@@ -1,0 +1,55 @@
+"""What a trial asks for against what the machines have: compared before anything waits for ever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from search_spaces.space import Resources
+from trainer.problems import Problem, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine: what Ray may hand out on it."""
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What Ray reserves for one trial; a part of a GPU where several trials share one."""
+
+    cpus: int
+    gpus: float
+
+
+def this_machine() -> Node:
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Node(cpus, torch.cuda.device_count())
+
+
+def share(asked: Resources, nodes: Sequence[Node]) -> Share:
+    """What a trial gets on these nodes.
+
+    Raises:
+        RequestError: no node has what one trial asks for. Ray would wait for such a node for ever, looking healthy.
+    """
+    most_gpus = max((node.gpus for node in nodes), default=0)
+    most_cpus = max((node.cpus for node in nodes), default=0)
+    problems = []
+    # One GPU is what any space asks for by default, and no laptop should need another file for having none.
+    gpus = 0 if most_gpus == 0 and asked.gpus_per_trial == 1 else asked.gpus_per_trial
+    if gpus > most_gpus:
+        what = f"found {gpus}, but no node has more than {most_gpus}; a trial computes on one: 1 is the useful value"
+        problems.append(Problem("resources.gpus_per_trial", what))
+    if asked.cpus_per_trial > most_cpus:
+        what = f"found {asked.cpus_per_trial}, but no node has more than {most_cpus}"
+        problems.append(Problem("resources.cpus_per_trial", what))
+    if problems:
+        raise RequestError(problems)
+    return Share(asked.cpus_per_trial, gpus / asked.trials_per_gpu)

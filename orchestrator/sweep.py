@@ -1,0 +1,195 @@
+"""A sweep: the grid, minus the trials that have ended, run.
+
+A rerun, a resumed run, a grid with one more seed and a job that a cluster restarted are all this one code path.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.progress import Progress
+from orchestrator.resources import share, this_machine
+from results import schema
+from results.store import RunFolder
+from search_spaces.space import Space
+from trainer.data import Dataset
+from trainer.grid import Planned
+from trainer.problems import Problem, RequestError, did_you_mean, gather
+from trainer.trial import PROTOCOL
+
+FILTERS: Mapping[str, Callable[[Planned], str]] = {
+    "pool": lambda planned: planned.trial.pool.label,
+    "arch": lambda planned: planned.trial.arch,
+    "dataset": lambda planned: planned.trial.dataset,
+    "seed": lambda planned: str(planned.trial.seed),
+    "role": lambda planned: planned.role,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a sweep would do.
+
+    Attributes:
+        planned: the trials asked for, in the order in which they run.
+        ended: {trial id: status} of those that have ended.
+        todo: those that have not.
+        withheld: how many trials of hidden pairs were left out.
+    """
+
+    planned: Sequence[Planned]
+    ended: Mapping[str, str]
+    todo: Sequence[Planned]
+    withheld: int
+
+    def counts(self) -> Counter[str]:
+        """{status: how many}, trials that have not ended as `missing`."""
+        return Counter(self.ended.get(planned.trial.id, "missing") for planned in self.planned)
+
+
+def make_plan(
+    space: Space,
+    run: RunFolder,
+    *,
+    final: bool = False,
+    retry_failed: bool = False,
+    only: Mapping[str, str] | None = None,
+) -> Plan:
+    """The plan for a space on a run folder. Starts nothing, writes nothing, runs no candidate's code.
+
+    Args:
+        final: hidden pairs too.
+        retry_failed: failed trials count as not ended.
+        only: {key of FILTERS: value}; trials that differ in any are left out.
+
+    Raises:
+        RequestError: `only` leaves nothing, or the folder holds trials of another recipe.
+    """
+    everything = list(space.grid)
+    shown = [planned for planned in everything if final or not planned.hidden]
+    planned = [p for p in shown if all(FILTERS[key](p) == value for key, value in (only or {}).items())]
+    if not planned:
+        raise RequestError(_nothing_left(shown, only or {}))
+    _refuse_other_recipes(space, run)
+    statuses = run.statuses()
+    again = {schema.FAILED} if retry_failed else set()
+    ended = {p.trial.id: s for p in planned if (s := statuses.get(p.trial.id)) is not None and s not in again}
+    todo = [p for p in planned if p.trial.id not in ended]
+    return Plan(planned, ended, todo, len(everything) - len(shown))
+
+
+def check_pools(planned: Sequence[Planned]) -> None:
+    """Runs the contract over every pool on every architecture that it is to be trained in, on the CPU.
+
+    Raises:
+        RequestError: with every finding. Runs the candidates' code.
+    """
+    from trainer import contract
+
+    pairs = dict.fromkeys((p.trial.pool, p.trial.arch) for p in planned)
+    problems = [finding.problem(pool) for pool, arch in pairs for finding in contract.check(pool, arch)]
+    if problems:
+        raise RequestError(problems)
+
+
+def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str, console: Console) -> None:
+    """Runs what is left of a plan; every trial of it has a row in the run folder afterwards.
+
+    Raises:
+        RequestError: what keeps it from starting, all of it, and Ray was not started.
+        KeyboardInterrupt: what has finished is on record, what runs goes on from its checkpoint next time.
+    """
+    local = address == "local"
+    here = this_machine()
+    say = functools.partial(console.print, highlight=False, soft_wrap=True)
+    names = sorted({planned.trial.dataset for planned in plan.todo})
+    loads = [(f"dataset {name}", functools.partial(_load, name, data_dir, space, say)) for name in names]
+    checks = [("", run.create), ("", functools.partial(check_pools, plan.todo))]
+    checks += [("", functools.partial(share, space.resources, [here]))] if local else []
+    found = gather(*checks, *loads)
+    data: dict[str, Dataset] = dict(zip(names, found[len(checks) :], strict=True))
+
+    # Only now: whoever mistypes a key must not wait ten seconds for Ray to hear of it.
+    from orchestrator import ray_tune
+    from orchestrator.worker import Job
+
+    say(f"starting Ray on {'this machine' if local else address} ...")
+    with ray_tune.cluster(address, here) as nodes:
+        each = share(space.resources, nodes)
+        if not each.gpus and space.resources.gpus_per_trial:
+            say(f"no GPU here: trials run on the CPU, {each.cpus} thread{'s' * (each.cpus > 1)} each")
+        run.write_grid(space.grid)
+        job = Job(run.path, bool(each.gpus), each.cpus, space.checkpoint_every, _git_commit())
+        with Progress(plan.todo, len(plan.ended), console) as progress:
+            watcher = _Watcher(progress, job)
+            ray_tune.run(space.grid, plan.todo, data, job, each, space.max_failures, watcher)
+
+
+class _Watcher:
+    """Shows how trials go, and gives up those whose workers died."""
+
+    def __init__(self, progress: Progress, job: Any):
+        self._progress = progress
+        self._job = job
+
+    def started(self, planned: Planned) -> None:
+        self._progress.started(planned)
+
+    def reported(self, planned: Planned, result: Mapping[str, Any]) -> None:
+        self._progress.reported(planned, result)
+
+    def ended(self, planned: Planned, result: Mapping[str, Any]) -> None:
+        self._progress.ended(planned, result["status"], result["best_test_acc"], result["train_s"])
+
+    def lost(self, planned: Planned, error: str) -> None:
+        from orchestrator.worker import give_up
+
+        give_up(planned, error, self._job)
+        self._progress.ended(planned, schema.FAILED)
+
+
+def _load(name: str, data_dir: Path, space: Space, say: Callable[[str], None]) -> Dataset:
+    from trainer import data
+
+    dataset = data.load(name, data_dir, say)
+    if problems := space.grid.recipe.problems_with(len(dataset.train_labels)):
+        raise RequestError(problem.under("recipe") for problem in problems)
+    say(str(dataset))
+    return dataset
+
+
+def _refuse_other_recipes(space: Space, run: RunFolder) -> None:
+    mine = (space.grid.recipe.to_json(), PROTOCOL)
+    for recipe, protocol in run.recipes() - {mine}:
+        raise RequestError.of(
+            f"the run folder {run} holds trials of another recipe, {recipe} at protocol {protocol}, where this space "
+            f"asks for {mine[0]} at protocol {mine[1]}; one table must not mix them: give another --out"
+        )
+
+
+def _nothing_left(shown: Sequence[Planned], only: Mapping[str, str]) -> list[Problem]:
+    if not shown:
+        return [Problem("pairs", "every pair is hidden, and hidden pairs run only with --final")]
+    strange = [
+        Problem(f"--only {key}={value}", f"no trial has it; {did_you_mean(value, {FILTERS[key](p) for p in shown})}")
+        for key, value in only.items()
+        if not any(FILTERS[key](p) == value for p in shown)
+    ]
+    return strange or [Problem("--only", "no trial has all of these at once")]
+
+
+def _git_commit() -> str | None:
+    """Of this project, `-dirty` if files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,1 @@
+"""The fixed trainer: what a trial is, and how it is trained. Knows neither Ray nor the run folder."""

@@ -1,0 +1,105 @@
+"""`python -m trainer`: one trial, without Ray and without a run folder, in the benchmark's log format."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from trainer import arch, contract, data, log, pool
+from trainer.pool import Pool
+from trainer.problems import RequestError, gather
+from trainer.recipe import Recipe
+from trainer.train import Program, default_device, train
+from trainer.trial import Trial
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Trains one trial.")
+    parser.add_argument("--arch", required=True, help=", ".join(arch.ARCHS))
+    parser.add_argument("--dataset", required=True, help=", ".join(data.DATASETS))
+    parser.add_argument("--pool", required=True, help="gem, 'gem(p=1)', mine.py or mine.py:Class")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a field of the recipe")
+    parser.add_argument("--data-dir", metavar="DIR", type=Path, default=Path("data"))
+    args = parser.parse_args(argv)
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    try:
+        trial = request(args.arch, args.dataset, args.pool, args.seed, args.set)
+        if findings := contract.check(trial.pool, trial.arch):
+            raise RequestError(finding.problem(trial.pool) for finding in findings)
+        dataset = data.load(trial.dataset, args.data_dir, say)
+        say(f"{trial.id} on {default_device()}")
+        say(str(dataset))
+        history = []
+        for epoch in train(Program(trial, dataset, default_device()), say=say):
+            history.append(epoch)
+            if log.is_logged(epoch, trial.recipe.epochs):
+                say(log.epoch_line(epoch))
+    except RequestError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    for line in log.final_lines(trial, history):
+        say(line)
+    return 1 if history[-1].diverged else 0
+
+
+def request(arch_name: str, dataset: str, pool_spec: str, seed: int, overrides: Sequence[str]) -> Trial:
+    """The trial that the command line asks for.
+
+    Raises:
+        RequestError: with every problem of it.
+    """
+    _, _, one_pool, recipe, _ = gather(
+        ("--arch", lambda: arch.get(arch_name)),
+        ("--dataset", lambda: data.get(dataset)),
+        ("--pool", lambda: _one_pool(pool_spec)),
+        ("--set", lambda: _recipe(overrides)),
+        ("--seed", lambda: _seed(seed)),
+    )
+    return Trial(one_pool, arch_name, dataset, seed, recipe)
+
+
+def _one_pool(spec: str) -> Pool:
+    found = pool.expand(spec)
+    if len(found) > 1:
+        raise RequestError.of(f"{spec} is a grid of {len(found)} pools; name one")
+    return found[0]
+
+
+def _recipe(overrides: Sequence[str]) -> Recipe:
+    malformed = [override for override in overrides if "=" not in override]
+    if malformed:
+        raise RequestError.of(f"found {', '.join(map(repr, malformed))}, allowed is KEY=VALUE")
+    pairs = (override.split("=", 1) for override in overrides)
+    return Recipe.of({key: _number(value) for key, value in pairs})
+
+
+def _number(text: str) -> int | float | str | None:
+    """`200`, `5e-4`, `bf16`, `null`."""
+    if text in ("null", "None"):
+        return None
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _seed(seed: int) -> int:
+    if seed < 0:
+        raise RequestError.of(f"found {seed}, allowed is an integer >= 0")
+    return seed
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

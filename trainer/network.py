@@ -1,0 +1,62 @@
+"""A trial's network: an architecture, with a pool in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from trainer import arch as archs
+from trainer import pool as pools
+from trainer.pool import Pool
+from trainer.randomness import Purpose, torch_seed
+
+
+class Network(nn.Module):
+    """`head(pool(features(x)))`: [B, 3, 32, 32] -> [B, classes]."""
+
+    def __init__(self, features: nn.Module, pool: nn.Module, head: nn.Module):
+        super().__init__()
+        self.features = features
+        self.pool = pool
+        self.head = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(self.features(x)))
+
+
+def build(pool: Pool, arch: str, classes: int, seed: int) -> Network:
+    """A network with its initial weights, on the CPU.
+
+    The backbone's weights come from one generator and the pool's from another, so that two pools with one seed start
+    from the same backbone. A dry pass brings to life the parameters that a pool makes in its first forward: an
+    optimizer made before that pass would never train them.
+    """
+    spec = archs.get(arch)
+    with torch_seed(seed, Purpose.BACKBONE):
+        features, head = spec.features(), spec.head(classes)
+    with torch_seed(seed, Purpose.POOL):
+        module = materialise(pools.build(pool, spec.channels), spec.feature_map)
+    return Network(features, module, head)
+
+
+def materialise(pool: nn.Module, feature_map: tuple[int, int, int]) -> nn.Module:
+    """The same pool after one pass in eval mode over a batch of two standard normal maps (C, H, W).
+
+    Raises:
+        ValueError: the pool does not map [B, C, H, W] to [B, C].
+    """
+    training = pool.training
+    pool.eval()
+    maps = torch.randn(2, *feature_map)
+    with torch.no_grad():
+        out = pool(maps)
+    pool.train(training)
+    expected = (2, feature_map[0])
+    if not isinstance(out, torch.Tensor) or tuple(out.shape) != expected:
+        found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise ValueError(f"the pool maps {tuple(maps.shape)} to {found}; it must give [B, C], here {expected}")
+    return pool
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

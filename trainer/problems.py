@@ -1,0 +1,69 @@
+"""What is wrong with a request: every problem at once, each with the place, the fault and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of a request.
+
+    `where` is the path of the key that is at fault (`recipe.lr`, `pools[2].file`; empty: the whole
+    request), `what` says what was found, what is allowed and what to do next.
+    """
+
+    where: str
+    what: str
+
+    def under(self, prefix: str) -> Problem:
+        """The same problem, seen from the outside of `prefix`."""
+        joint = "." if prefix and self.where and not self.where.startswith("[") else ""
+        return Problem(prefix + joint + self.where, self.what)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out; holds every problem that was found, not just the first."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    @classmethod
+    def of(cls, what: str, where: str = "") -> RequestError:
+        return cls([Problem(where, what)])
+
+
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """The nearest of `choices` to `name`, as a phrase, and the whole list of them."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
+    """The message for a `name` that is not among `choices`."""
+    return f"unknown {kind} {name!r}; {did_you_mean(name, choices)}"
+
+
+def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:
+    """What each attempt, a place and a function, comes to, in order.
+
+    Raises:
+        RequestError: with the problems of all attempts, each under its place; none is left untried.
+    """
+    values, problems = [], []
+    for where, attempt in attempts:
+        try:
+            values.append(attempt())
+        except RequestError as error:
+            problems += [problem.under(where) for problem in error.problems]
+    if problems:
+        raise RequestError(problems)
+    return values

@@ -1,0 +1,69 @@
+"""A trial and its id: the one identity that the sweep, the run folder and the table agree on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.pool import Pool
+from trainer.recipe import Recipe
+
+# Raised by hand whenever training semantics change, so that old and new results never mix under one id.
+PROTOCOL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training run: a pool in an architecture on a dataset, from one seed, under one recipe."""
+
+    pool: Pool
+    arch: str
+    dataset: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def id(self) -> str:
+        """A readable slug and 8 hex digits of a SHA-256 over everything that decides the result.
+
+        Labels, roles, resources, versions and machines are not in it: they do not decide the result, or not on
+        purpose, and are kept as columns. (An id from a hash of the configuration: facebookresearch/dora.)
+        """
+        identity = {
+            **self.pool.identity(),
+            "arch": self.arch,
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "recipe": dataclasses.asdict(self.recipe),
+            "protocol": PROTOCOL,
+        }
+        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        return f"{slug(self.pool.name)}-{self.arch}-{self.dataset}-s{self.seed}-{digest}"
+
+    def __str__(self) -> str:
+        return f"{self.pool.label} {self.arch}-{self.dataset} seed {self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, the form in which a trial travels to a worker."""
+        return {
+            "pool": self.pool.to_dict(),
+            "arch": self.arch,
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "recipe": dataclasses.asdict(self.recipe),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
+        return cls(Pool.from_dict(data["pool"]), data["arch"], data["dataset"], data["seed"], Recipe.of(data["recipe"]))
+
+
+def slug(name: str) -> str:
+    """A name as a harmless part of a file name: lower-case letters, digits and underscores, at most 40."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] or "pool"
