@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer import checkpoint, network
+from trainer import checkpoint, cpu, network
 from trainer.augment import Augment, EpochDraws, Normalise
 from trainer.checkpoint import Slot
 from trainer.data import Dataset, subset
@@ -23,7 +23,8 @@ from trainer.problems import RequestError
 from trainer.randomness import Purpose, torch_seed
 from trainer.trial import Trial
 
-EVAL_BATCH = 256
+# Images evaluated at once. On a CPU, ResNet-56 evaluates 20 % slower at 500, out of cache; on a GPU fewer launches win.
+EVAL_BATCH = {"cpu": 128, "cuda": 1000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,9 @@ class Program:
         self.device = device
         _set_matmul_precision(recipe.precision)
         built = network.build(trial.pool, trial.arch, data.classes, trial.seed)
+        if device.type == "cpu":
+            cpu.speed_up(built.features)
+            cpu.keep_memory()
         self.network = built.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -191,7 +195,7 @@ class Program:
         self.network.eval()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        for index in self._test_index.split(EVAL_BATCH):
+        for index in self._test_index.split(EVAL_BATCH[self.device.type]):
             labels = self._test_labels[index]
             with self._autocast():
                 logits = self.network(self._normalise(self._test_images[index]))
