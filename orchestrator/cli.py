@@ -23,7 +23,7 @@ OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sweep. 0: every trial completed; 1: some failed or diverged; 2: refused; 130: interrupted."""
     args = _parser().parse_args(argv)
-    console = Console()
+    console = Console(file=sys.stdout)  # this stdout: while Ray runs, sys.stdout is its log
     try:
         return _run(args, console)
     except RequestError as error:

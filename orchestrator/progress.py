@@ -44,7 +44,14 @@ class Progress:
             self._epochs_left[_pair(planned)] += planned.trial.recipe.epochs
         self._pace: dict[_Pair, deque[float]] = defaultdict(lambda: deque(maxlen=PACE_EPOCHS))
         self._console = console
-        self._live = Live(get_renderable=self._render, console=console, transient=True, refresh_per_second=2)
+        self._live = Live(
+            get_renderable=self._render,
+            console=console,
+            transient=True,
+            refresh_per_second=2,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -68,16 +75,19 @@ class Progress:
         if not self._console.is_terminal and time.monotonic() - self._last_line >= PLAIN_EVERY_S:
             self._say("; ".join(map(str, self._running.values())) + self._left())
 
-    def ended(self, planned: Planned, status: str, best: float | None = None, seconds: float | None = None) -> None:
-        """A trial has ended as `status`, at its `best` test accuracy, after `seconds` of training."""
+    def ended(self, planned: Planned, result: Mapping[str, Any]) -> None:
+        """A trial has ended: `status`, `best_test_acc`, `train_s`, `error`; None where there is none."""
         running = self._running.pop(planned.trial.id, _Running(planned))
         self._advance(running, planned.trial.recipe.epochs)
+        status, best, seconds = result["status"], result["best_test_acc"], result["train_s"]
         self._ended[status] += 1
-        if seconds:
+        facts = [status]
+        if status == schema.COMPLETED:
+            facts += [f"best {best:.2f} %", _spell_seconds(seconds)]
             self._pace[_pair(planned)].append(seconds / planned.trial.recipe.epochs)
-        accuracy = "" if best is None else f", best {best:.2f} %"
-        took = "" if seconds is None else f", {_spell_seconds(seconds)}"
-        self._say(f"{self._count()} {planned.trial}: {status}{accuracy}{took}{self._left()}")
+        if result["error"]:
+            facts.append(result["error"].splitlines()[0])
+        self._say(f"{self._count()} {planned.trial}: {', '.join(facts)}{self._left()}")
 
     def _advance(self, running: _Running, epoch: int) -> None:
         self._epochs_left[_pair(running.planned)] -= max(0, epoch - running.epoch)

@@ -8,11 +8,12 @@ driver crash, and unpickles what it finds.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 os.environ |= {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -50,26 +51,40 @@ class Watcher(Protocol):
 
 
 @contextlib.contextmanager
-def cluster(address: str, here: Node) -> Iterator[list[Node]]:
+def cluster(address: str, here: Node, log: TextIO) -> Iterator[list[Node]]:
     """Ray for the length of the block; its nodes.
 
     Args:
         address: `local` starts Ray on this machine alone, with what `here` has, and ends it; `auto` or HOST:PORT joins
             a running cluster, to which the code travels.
+        log: where Ray's and Tune's own messages go; within the block they have stdout and stderr.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address == "local":
-        # Workers inherit the path: no upload, and no runtime environment to be made before the first one starts.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
-        ray.init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, **quiet)
-    else:
-        others = [path.name for path in CODE.iterdir() if path.name not in TRAVELS]
-        ray.init(address=address, runtime_env={"working_dir": str(CODE), "excludes": others}, **quiet)
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _logging_to(log):
+        if address == "local":
+            # Workers inherit the path: no upload, and no runtime environment to be made before the first one starts.
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+            ray.init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, **quiet)
+        else:
+            others = [path.name for path in CODE.iterdir() if path.name not in TRAVELS]
+            ray.init(address=address, runtime_env={"working_dir": str(CODE), "excludes": others}, **quiet)
+        try:
+            totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            yield [Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals]
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _logging_to(log: TextIO) -> Iterator[None]:
+    """Ray's loggers, which took hold of stderr on import, write there instead."""
+    handlers = [h for h in logging.getLogger("ray").handlers if isinstance(h, logging.StreamHandler)]
+    before = [handler.setStream(log) for handler in handlers]
     try:
-        totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield [Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals]
+        yield
     finally:
-        ray.shutdown()
+        for handler, stream in zip(handlers, before, strict=True):
+            handler.setStream(stream)
 
 
 def run(
@@ -136,6 +151,5 @@ class _Relay(tune.Callback):
         self._watcher.ended(_planned(self._grid, trial.config), trial.last_result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_error()
-        reason = str(error).strip().splitlines()[-1] if error else "no reason known"
+        reason = f"its worker failed {trial.num_failures} times, and max_failures is {trial.max_failures}; see ray.log"
         self._watcher.lost(_planned(self._grid, trial.config), reason)

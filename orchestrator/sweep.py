@@ -122,7 +122,7 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
     from orchestrator.worker import Job
 
     say(f"starting Ray on {'this machine' if local else address} ...")
-    with ray_tune.cluster(address, here) as nodes:
+    with run.ray_log() as log, ray_tune.cluster(address, here, log) as nodes:
         each = share(space.resources, nodes)
         if not each.gpus and space.resources.gpus_per_trial:
             say(f"no GPU here: trials run on the CPU, {each.cpus} thread{'s' * (each.cpus > 1)} each")
@@ -147,13 +147,14 @@ class _Watcher:
         self._progress.reported(planned, result)
 
     def ended(self, planned: Planned, result: Mapping[str, Any]) -> None:
-        self._progress.ended(planned, result["status"], result["best_test_acc"], result["train_s"])
+        self._progress.ended(planned, result)
 
     def lost(self, planned: Planned, error: str) -> None:
         from orchestrator.worker import give_up
 
         give_up(planned, error, self._job)
-        self._progress.ended(planned, schema.FAILED)
+        lost = {"status": schema.FAILED, "best_test_acc": None, "train_s": None, "error": error}
+        self._progress.ended(planned, lost)
 
 
 def _load(name: str, data_dir: Path, space: Space, say: Callable[[str], None]) -> Dataset:

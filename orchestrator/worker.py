@@ -58,7 +58,7 @@ class Job:
 def run_trial(planned: Planned, data: Dataset, job: Job, report: Report) -> None:
     """Trains a trial to its end. A pool that raises ends it as failed, with the traceback in its log.
 
-    The last report has its `status`, `best_test_acc` and `train_s`, and comes when its row is on record.
+    The last report has its `status`, `best_test_acc`, `train_s` and `error`, and comes when its row is on record.
     """
     torch.set_num_threads(job.threads)
     device = torch.device("cuda" if job.gpu else "cpu")
@@ -68,7 +68,7 @@ def run_trial(planned: Planned, data: Dataset, job: Job, report: Report) -> None
     error = program = None
     with run.log(trial.id) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         started = datetime.now(UTC)
-        attempt = _attempt(run.log_path(trial.id))
+        attempt = 1 + _attempts(run.log_path(trial.id))
         print(f"{_ATTEMPT}{attempt}: {trial.id} on {_device_name(device)}, {started.isoformat(timespec='seconds')}")
         _reset_peak_memory(device)
         try:
@@ -98,12 +98,15 @@ def run_trial(planned: Planned, data: Dataset, job: Job, report: Report) -> None
     )
     run.checkpoint(trial.id).remove()
     best = max((epoch.test_acc for epoch in history), default=None)
-    report({"status": status, "best_test_acc": best, "train_s": sum(epoch.epoch_s for epoch in history)})
+    train_s = sum(epoch.epoch_s for epoch in history)
+    report({"status": status, "best_test_acc": best, "train_s": train_s, "error": error})
 
 
 def give_up(planned: Planned, error: str, job: Job) -> None:
     """Marks a trial as failed whose worker died too often to say so itself. Its epochs stay on record."""
-    RunFolder(job.run).write_trial({**_row(planned, schema.FAILED, (), error), "finished_at": datetime.now(UTC)})
+    run = RunFolder(job.run)
+    attempts = {"attempt": _attempts(run.log_path(planned.trial.id)), "finished_at": datetime.now(UTC)}
+    run.write_trial({**_row(planned, schema.FAILED, (), error), "epochs": None, **attempts})
 
 
 def _row(planned: Planned, status: str, history: Sequence[Epoch], error: str | None) -> dict[str, Any]:
@@ -175,10 +178,12 @@ def _train(program: Program, run: RunFolder, checkpoint_every: int, history: lis
 _ATTEMPT = "attempt "
 
 
-def _attempt(log_file: Path) -> int:
-    """From 1: how often the trial has been started, by its log."""
+def _attempts(log_file: Path) -> int:
+    """How often the trial has been started, by its log."""
+    if not log_file.exists():
+        return 0
     with log_file.open(encoding="utf-8", errors="replace") as lines:
-        return 1 + sum(line.startswith(_ATTEMPT) for line in lines)
+        return sum(line.startswith(_ATTEMPT) for line in lines)
 
 
 @functools.cache

@@ -5,6 +5,7 @@
     RUN/epochs/<trial id>.parquet one row an epoch, rewritten as the trial goes
     RUN/checkpoints/<trial id>.pt for resuming; gone when the trial has ended
     RUN/logs/<trial id>.log       what the trial printed; the traceback of a failure
+    RUN/ray.log                   what Ray had to say
 
 Every file is written beside its place and renamed into it, so a reader never sees half of one.
 """
@@ -117,6 +118,10 @@ class RunFolder:
         """The trial's log, open for appending: a second attempt adds to what the first one left."""
         with self.log_path(trial_id).open("a", encoding="utf-8", buffering=1) as file:
             yield file
+
+    def ray_log(self) -> TextIO:
+        """What Ray itself had to say, over all sweeps on this folder; open for appending."""
+        return (self.path / "ray.log").open("a", encoding="utf-8", buffering=1)
 
     def _read(self, name: str, wanted: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
         folder = self.path / name

@@ -6,6 +6,8 @@ space. Each check is named, says which input showed a fault, why it matters and 
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
 
 import torch
@@ -36,18 +38,17 @@ def check(pool: Pool, arch: str) -> list[Finding]:
     """What is wrong with a pool in an architecture; nothing, if it may be trained. Runs the pool's code."""
     shape = archs.get(arch).feature_map
     where = f"{arch}'s feature map {_spell((BATCH, *shape))}"
-    try:
-        module = pools.build(pool, shape[0])
-    except (Exception, SystemExit) as error:
-        return [
-            Finding("build", "construction", _spell_error(error), "The file must import and the class build by itself.")
-        ]
-    generator = torch.Generator().manual_seed(0)
-    maps = torch.randn(BATCH, *shape, generator=generator).relu_()
-    try:
-        return _check_shape(module, maps, where) or _check_finite(module, maps, where)
-    except (Exception, SystemExit) as error:
-        return [Finding("runs", where, _spell_error(error), "forward and backward must work at this size.")]
+    maps = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0)).relu_()
+    with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng():
+        try:
+            module = pools.build(pool, shape[0])
+        except (Exception, SystemExit) as error:
+            mend = "The file must import, and the class be built from its params alone."
+            return [Finding("build", "construction", _spell_error(error), mend)]
+        try:
+            return _check_shape(module, maps, where) or _check_finite(module, maps, where)
+        except (Exception, SystemExit) as error:
+            return [Finding("run", where, _spell_error(error), "Forward and backward must work at this size.")]
 
 
 def _check_shape(module: nn.Module, maps: Tensor, where: str) -> list[Finding]:

@@ -1,0 +1,141 @@
+"""A trial's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import pool, trial
+from trainer.grid import Entry, Grid, Pair
+from trainer.pool import Pool, Source
+from trainer.problems import RequestError
+from trainer.recipe import Recipe
+from trainer.trial import Trial
+
+BASE = Trial(pool.expand("gem")[0], "resnet56", "cifar100", 42, Recipe())
+
+
+def test_the_id_is_pinned() -> None:
+    """An id that changes by accident retrains everything that anyone has ever finished."""
+    assert BASE.id == "gem-resnet56-cifar100-s42-ed5507df"
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Recipe)])
+def test_every_field_of_the_recipe_is_part_of_the_id(field: str) -> None:
+    other = {"epochs": 7, "batch_size": 64, "precision": "bf16", "train_samples": 10, "test_samples": 10}.get(
+        field, 0.5
+    )
+    assert dataclasses.replace(BASE, recipe=dataclasses.replace(BASE.recipe, **{field: other})).id != BASE.id
+
+
+def test_what_decides_the_result_is_part_of_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Pool("mine", source=Source("class CustomPool: ..."))
+    edited = Pool("mine", source=Source("class CustomPool: pass"))
+    others = [
+        dataclasses.replace(BASE, pool=pool.expand("gem(p=1)")[0]),
+        dataclasses.replace(BASE, pool=mine),
+        dataclasses.replace(BASE, pool=edited),
+        dataclasses.replace(BASE, arch="resnet20"),
+        dataclasses.replace(BASE, dataset="cifar10"),
+        dataclasses.replace(BASE, seed=43),
+    ]
+    ids = [BASE.id, *(other.id for other in others)]
+    monkeypatch.setattr(trial, "PROTOCOL", trial.PROTOCOL + 1)
+    assert len({*ids, BASE.id}) == len(ids) + 1
+
+
+def test_a_label_and_the_place_of_a_file_are_not() -> None:
+    source = Source("class CustomPool: ...", path="/here/mine.py")
+    moved = dataclasses.replace(source, path="/there/mine.py")
+    ids = {
+        Trial(p, "resnet20", "digits", 0, Recipe()).id
+        for p in (Pool("mine", source=source), Pool("mine", (), moved, "M"))
+    }
+    assert len(ids) == 1
+
+
+def test_spellings_of_one_pool_are_one_trial() -> None:
+    ids = {
+        dataclasses.replace(BASE, pool=p).id
+        for spec in ("gem(p=3)", "gem(p=3.0)", "gem(eps=1e-6)")
+        for p in pool.expand(spec)
+    }
+    assert ids == {BASE.id}
+
+
+@given(name=st.text(min_size=1, max_size=400))
+def test_an_id_is_a_harmless_file_name(name: str) -> None:
+    found = dataclasses.replace(BASE, pool=Pool(name)).id
+    assert len(found) < 100
+    assert all(c.isascii() and (c.isalnum() or c in "-_") for c in found)
+
+
+def test_a_trial_survives_its_journey_to_a_worker() -> None:
+    custom = Trial(
+        Pool("mine", (("k", 3), ("sizes", (1, 2))), Source("class CustomPool: ..."), "M"),
+        "vgg11bn",
+        "digits",
+        0,
+        Recipe(),
+    )
+    for each in (BASE, custom):
+        assert Trial.from_dict(each.to_dict()) == each
+        assert Trial.from_dict(each.to_dict()).id == each.id
+
+
+def test_a_grid_survives_its_journey_through_the_run_folder() -> None:
+    entries = (Entry(pool.expand("gap")[0], "baseline"), Entry(Pool("mine", source=Source("x = 1"))))
+    grid = Grid(
+        "g", entries, (Pair("resnet20", "digits"), Pair("vgg11bn", "digits", hidden=True)), (1, 2), Recipe(epochs=3)
+    )
+    again = Grid.from_dict(grid.to_dict())
+    assert [p.trial.id for p in again] == [p.trial.id for p in grid]
+    assert again == grid
+    assert len(list(grid)) == len(grid) == 8
+    assert all(grid.at(p.place) == p for p in grid)
+    assert [p.trial.seed for p in grid] == [1] * 4 + [2] * 4, "seed-major: a sweep cut short leaves whole comparisons"
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 2.5}, "epochs"),
+        ({"epochs": True}, "epochs"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"lr": -1}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"lr": "0.1"}, "lr"),
+        ({"momentum": 1}, "momentum"),
+        ({"weight_decay": float("inf")}, "weight_decay"),
+        ({"precision": "fp16"}, "precision"),
+        ({"train_samples": 0}, "train_samples"),
+        ({"epoch": 3}, "epoch"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(values: dict[str, object], where: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        Recipe.of(values)
+    assert [problem.where for problem in caught.value.problems] == [where]
+
+
+def test_a_recipe_names_all_its_problems_at_once() -> None:
+    with pytest.raises(RequestError) as caught:
+        Recipe.of({"epochs": 0, "lr": 0, "precison": "fp32"})
+    assert {problem.where for problem in caught.value.problems} == {"epochs", "lr", "precison"}
+    assert "did you mean 'precision'" in str(caught.value)
+
+
+def test_the_schedule_is_the_benchmarks() -> None:
+    """The log shown with the benchmark, after these epochs of 200."""
+    shown = {160: 0.009549, 170: 0.005450, 180: 0.002447, 190: 0.000616, 200: 0.000000}
+    assert {epoch: round(Recipe().lr_after(epoch), 6) for epoch in shown} == shown
+
+
+def test_a_last_batch_of_one_image_is_refused() -> None:
+    assert Recipe(batch_size=32).problems_with(97)
+    assert not Recipe(batch_size=32).problems_with(98)
+    assert Recipe(batch_size=32, train_samples=33).problems_with(1000)
