@@ -109,7 +109,7 @@ def to_text(frame: pd.DataFrame, metric: str) -> str:
     table.add_column("pool")
     for pair in wide.pairs:
         table.add_column("-".join(pair), justify="right", no_wrap=True)
-    for row, below in zip(wide.rows, [*wide.rows[1:], None], strict=True):
+    for row, below in zip(wide.rows, [*wide.rows[1:], None], strict=False):
         last_of_role = below is not None and row.role != below.role
         table.add_row(Text(row.name), *(Text("\n".join(cell)) for cell in row.cells), end_section=last_of_role)
     sink = StringIO()

@@ -198,7 +198,7 @@ def _problems_within(error: ValidationError) -> Iterator[Found]:
         if isinstance(cause, RequestError):
             yield from ((path, problem.under(spell(path))) for problem in cause.problems)
             continue
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "invalid_key"):
             form = _FORMS[tuple(key for key in path[:-1] if isinstance(key, str))]
             keys = [field.alias or name for name, field in form.model_fields.items()]
             what = f"unknown key; {did_you_mean(path[-1], keys)}"

@@ -55,10 +55,10 @@ def make_trial() -> Callable[..., Trial]:
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
+def ray_address() -> Iterator[str | None]:
     """A Ray cluster of one node that no driver is connected to, as a user's cluster would be."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster  # type: ignore
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield cluster.address

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -149,9 +148,7 @@ class Program:
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One SGD step on [B, 3, 32, 32] and [B]; the sum of the losses and the number of hits, on the device."""
-        with self._autocast():
-            logits = self.network(images)
-        logits = logits.float()
+        logits = self._logits(images)
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -197,15 +194,17 @@ class Program:
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         for index in self._test_index.split(EVAL_BATCH[self.device.type]):
             labels = self._test_labels[index]
-            with self._autocast():
-                logits = self.network(self._normalise(self._test_images[index]))
-            logits = logits.float()
+            logits = self._logits(self._normalise(self._test_images[index]))
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
             hits += (logits.argmax(1) == labels).sum()
         return _means(loss_sum, hits, len(self._test_index))
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.trial.recipe.precision == "bf16")
+    def _logits(self, images: Tensor) -> Tensor:
+        """[B, 3, 32, 32] -> [B, classes]; in bf16 the convolutions and products are, the loss never is."""
+        half = self.trial.recipe.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            logits = self.network(images)
+        return logits.float() if half else logits
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -1,0 +1,194 @@
+"""What is refused, before Ray starts; and what the command line promises."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import cli
+from orchestrator.resources import Node, Share, share
+from search_spaces.space import Resources
+from trainer.problems import RequestError
+
+ROOT = Path(__file__).parents[1]
+SPACE = """
+name: refused
+recipe: {epochs: 1, train_samples: 64, test_samples: 32}
+pairs: [{arch: resnet20, dataset: digits}, {arch: vgg11bn, dataset: digits, hidden: true}]
+pools: [{name: gap, role: baseline}, gem]
+seeds: [1]
+"""
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Runs the command, which must refuse without Ray having been as much as imported; what it said."""
+
+    def run(*arguments: str, space: str = SPACE) -> str:
+        monkeypatch.setitem(sys.modules, "orchestrator.ray_tune", None)  # an import of it raises
+        path = tmp_path / "space.yaml"
+        path.write_text(space)
+        assert cli.main(["--space", str(path), "--out", str(tmp_path / "run"), *arguments]) == cli.REFUSED
+        assert not (tmp_path / "run" / "space.yaml").exists()
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_a_missing_file(refuse) -> None:
+    assert "did you mean 'pools.yaml'" in refuse("--space", "pool.yaml")
+
+
+def test_every_problem_of_a_file(refuse) -> None:
+    said = refuse(space=SPACE.replace("gem", "gemm").replace("resnet20", "mobilenet").replace("[1]", "[-1]"))
+    for problem in ("'gem'", "'mobilenetv2'", "seeds[0]"):
+        assert problem in said
+
+
+def test_data_that_is_not_found(refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets.utils as utils
+
+    monkeypatch.setattr(utils, "_urlretrieve", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    said = refuse(
+        "--data-dir", str(tmp_path / "data"), space=SPACE.replace("dataset: digits}, {", "dataset: cifar100}, {")
+    )
+    assert "error: dataset cifar100" in said
+    assert "--data-dir" in said
+
+
+def test_an_unwritable_run_folder(refuse, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refuse("--out", str(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (
+            "return x.mean((2, 3), keepdim=True)",
+            "check shape: on resnet20's feature map [4, 64, 8, 8]: it returns [4, 64, 1, 1]",
+        ),
+        ("return x.mean()", "it returns []"),
+        ("return [x]", "it returns a list"),
+        ("return x.mean((2, 3)).double()", "check dtype"),
+        ("return x.std((2, 3)) / 0", "check finite-output"),
+        ("return (x.var((2, 3)) * 0).sqrt()", "check finite-gradient"),
+        ("raise KeyError('no')", "check run"),
+        ("import sys; sys.exit(3)", "it raises SystemExit"),
+    ],
+)
+def test_a_pool_that_cannot_be_trained(refuse, tmp_path: Path, body: str, says: str) -> None:
+    write_pool(tmp_path / "own.py", f"    def forward(self, x):\n        {body}\n")
+    assert says in refuse(space=SPACE.replace("gem", "{file: own.py}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "import nowhere_to_be_found\nclass CustomPool: ...",
+            "build: on construction: it raises ModuleNotFoundError",
+        ),
+        ("class Other: ...", "has no class 'CustomPool'; it has Other"),
+        ("class CustomPool(", "is not Python"),
+    ],
+)
+def test_a_pool_file_that_does_not_import(refuse, tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "own.py").write_text(text)
+    assert says in refuse(space=SPACE.replace("gem", "{file: own.py}"))
+
+
+def test_more_than_the_machine_has(refuse) -> None:
+    said = refuse(space=SPACE + "resources: {gpus_per_trial: 9, cpus_per_trial: 1000}")
+    assert "resources.gpus_per_trial: found 9, but no node has more than" in said
+    assert "resources.cpus_per_trial: found 1000, but no node has more than" in said
+
+
+def test_problems_of_every_kind_come_together(refuse, tmp_path: Path) -> None:
+    write_pool(tmp_path / "own.py", "    def forward(self, x):\n        return x\n")
+    (tmp_path / "file").touch()
+    space = SPACE.replace("gem", "{file: own.py}") + "resources: {gpus_per_trial: 9}"
+    said = refuse("--out", str(tmp_path / "file" / "run"), space=space)
+    for problem in ("cannot be written", "check shape", "gpus_per_trial"):
+        assert problem in said
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--only=arch=resnet21", "did you mean 'resnet20'"),
+        ("--only=colour=red", "allowed is KEY=VALUE"),
+        ("--only=arch=resnet20,dataset=fmnist", "no trial has it"),
+        ("--set=epochs", "allowed is KEY=VALUE"),
+        ("--set=epochs=0", "recipe.epochs: found 0"),
+    ],
+)
+def test_an_option_that_is_wrong(refuse, option: str, says: str) -> None:
+    assert says in refuse(option)
+
+
+def test_a_run_folder_of_another_recipe(refuse, tmp_path: Path) -> None:
+    from orchestrator.worker import _row
+    from results.store import RunFolder
+    from search_spaces import space as spaces
+
+    (tmp_path / "space.yaml").write_text(SPACE)
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    run.write_trial(_row(next(iter(spaces.load(tmp_path / "space.yaml").grid)), "completed", (), None))
+    assert "one table must not mix them" in refuse("--set", "epochs=2")
+
+
+def write_pool(path: Path, body: str) -> None:
+    path.write_text(f"from torch import nn\nclass CustomPool(nn.Module):\n{body}")
+
+
+def test_a_plan_starts_nothing_and_runs_no_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass CustomPool: ...")
+    (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: own.py}"))
+    arguments = ["--space", str(tmp_path / "space.yaml"), "--out", str(tmp_path / "run")]
+    assert cli.main([*arguments, "--plan"]) == cli.OK
+    said = capsys.readouterr().out
+    assert said.count("to do") == 2
+    assert "2 more on hidden pairs wait for --final" in said
+    assert cli.main([*arguments, "--plan", "--final"]) == cli.OK
+    assert capsys.readouterr().out.count("to do") == 4
+    assert cli.main([*arguments, "--status"]) == cli.INCOMPLETE
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_check_runs_the_pools_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    assert cli.main(["--space", str(tmp_path / "space.yaml"), "--check"]) == cli.OK
+    assert "every pool may be trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "gets"),
+    [
+        ({}, [Node(4, 0)], Share(1, 0)),
+        ({}, [Node(4, 0), Node(8, 2)], Share(1, 1)),
+        ({"gpus_per_trial": 0}, [Node(8, 2)], Share(1, 0)),
+        ({"trials_per_gpu": 4, "cpus_per_trial": 2}, [Node(8, 2)], Share(2, 0.25)),
+    ],
+)
+def test_what_a_trial_gets(asked: dict[str, int], nodes: list[Node], gets: Share) -> None:
+    assert share(Resources(**asked), nodes) == gets
+
+
+def test_what_no_single_node_has_is_refused() -> None:
+    with pytest.raises(RequestError, match="no node has more than 4"):
+        share(Resources(cpus_per_trial=6), [Node(4, 0), Node(4, 0)])
+
+
+def test_every_option_and_command_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    options = {
+        option for action in cli._parser()._actions for option in action.option_strings if option.startswith("--")
+    }
+    missing = {option for option in options - {"--help"} if not re.search(rf"{option}\b", readme)}
+    assert not missing

@@ -1,0 +1,76 @@
+"""The CPU's own layers compute what torch's compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trainer import cpu, network, pool
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_depthwise(size: int, stride: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(6, 6, kernel, stride, kernel // 2, groups=6, bias=False)
+    check_same(theirs, cpu.DepthwiseConv2d, torch.randn(4, 6, size, size))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_pointwise(size: int) -> None:
+    torch.manual_seed(0)
+    check_same(nn.Conv2d(6, 10, 1, bias=False), cpu.PointwiseConv2d, torch.randn(4, 6, size, size))
+
+
+def check_same(theirs: nn.Conv2d, kind: type, x: torch.Tensor) -> None:
+    ours = nn.Sequential(type(theirs)(1, 1, 1))
+    ours[0] = sped_up(theirs)
+    assert type(ours[0]) is kind
+    results = []
+    for module in (theirs, ours):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            inputs = x.clone().to(memory_format=layout).requires_grad_()
+            module.zero_grad()
+            out = module(inputs)
+            (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+            gradient = next(iter(module.parameters())).grad
+            assert gradient is not None
+            results.append((out.detach(), inputs.grad, gradient.clone()))
+    for result in results[1:]:
+        for mine, reference in zip(result, results[0], strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+def sped_up(conv: nn.Conv2d) -> nn.Module:
+    import copy
+
+    holder = nn.Sequential(copy.deepcopy(conv))
+    cpu.speed_up(holder)
+    return holder[0]
+
+
+@pytest.mark.parametrize("arch", ["mobilenetv2", "vgg16bn", "resnet20"])
+def test_a_network_keeps_its_parameters_and_its_function(arch: str) -> None:
+    plain, fast = (network.build(pool.expand("gap")[0], arch, 10, seed=1) for _ in range(2))
+    cpu.speed_up(fast.features)
+    assert list(plain.state_dict()) == list(fast.state_dict())
+    x = torch.randn(16, 3, 32, 32)
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+def test_it_does_change_mobilenetv2() -> None:
+    fast = network.build(pool.expand("gap")[0], "mobilenetv2", 10, seed=1)
+    cpu.speed_up(fast.features)
+    kinds = [type(module) for module in fast.modules()]
+    assert kinds.count(cpu.DepthwiseConv2d) == 17
+    assert kinds.count(cpu.PointwiseConv2d) == 34
+
+
+def test_bf16_autocast_goes_through() -> None:
+    fast = network.build(pool.expand("gap")[0], "mobilenetv2", 10, seed=1)
+    cpu.speed_up(fast.features)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast(torch.randn(4, 3, 32, 32)).float().sum().backward()
+    assert all(parameter.grad is not None for parameter in fast.parameters())

@@ -1,0 +1,152 @@
+"""Datasets: where they come from, and what they are when they arrive."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from trainer import data
+from trainer.data import PAD, SIZE, Dataset
+from trainer.problems import RequestError
+
+
+def inner(dataset: Dataset) -> np.ndarray:
+    return dataset.train_images[:, PAD:-PAD, PAD:-PAD]
+
+
+def test_digits_are_scikit_learns_split_once(digits: Dataset) -> None:
+    from sklearn.datasets import load_digits
+
+    assert digits.train_images.shape == (1438, 40, 40, 1)
+    assert digits.test_images.shape == (359, 32, 32, 1)
+    ours = np.concatenate([inner(digits), digits.test_images])[:, ::4, ::4, 0]
+    theirs = np.rint(load_digits().images * 255 / 16).astype(np.uint8)  # pyright: ignore
+    assert sorted(map(bytes, ours.reshape(1797, -1))) == sorted(map(bytes, theirs.reshape(1797, -1)))
+    assert np.bincount(digits.test_labels).min() > 20, "every class is in the test set"
+    again = data.load("digits", Path("elsewhere"))
+    assert np.array_equal(again.train_images, digits.train_images)
+    assert not digits.flip, "a mirrored digit is another one, or none"
+
+
+def test_the_margin_is_raw_black(digits: Dataset) -> None:
+    margin = digits.train_images.copy()
+    margin[:, PAD:-PAD, PAD:-PAD] = 0
+    assert not margin.any()
+
+
+def test_normalisation_is_measured_on_the_unpadded_training_set(digits: Dataset) -> None:
+    pixels = inner(digits) / 255
+    np.testing.assert_allclose(digits.mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(digits.std, pixels.std(axis=(0, 1, 2)), rtol=1e-9)
+    assert "mean 0.3050" in str(digits)
+
+
+def test_real_cifar100(shared_data: Path) -> None:
+    dataset = data.load("cifar100", shared_data)
+    assert dataset.train_images.shape == (50_000, 40, 40, 3)
+    assert dataset.test_images.shape == (10_000, 32, 32, 3)
+    assert np.array_equal(np.bincount(dataset.train_labels), np.full(100, 500))
+    assert np.array_equal(np.bincount(dataset.test_labels), np.full(100, 100))
+    # The constants that everybody uses.
+    np.testing.assert_allclose(dataset.mean, (0.5071, 0.4865, 0.4409), atol=1e-4)
+    np.testing.assert_allclose(dataset.std, (0.2673, 0.2564, 0.2762), atol=1e-4)
+
+
+def test_real_fashion_mnist_is_padded_to_32(shared_data: Path) -> None:
+    dataset = data.load("fmnist", shared_data)
+    assert dataset.train_images.shape == (60_000, 40, 40, 1)
+    assert dataset.test_images.shape == (10_000, 32, 32, 1)
+    assert not dataset.test_images[:, :2].any()
+    assert not dataset.test_images[:, -2:].any()
+    assert dataset.test_images[:, 2:-2, 2:-2].any(axis=(0, 3)).mean() > 0.99, "the picture itself is 28x28"
+    np.testing.assert_allclose((dataset.mean[0], dataset.std[0]), (0.2860, 0.3530), atol=1e-4)
+    assert dataset.flip
+
+
+def write_parquet(folder: Path, split: str, images: np.ndarray, labels: list[int], shards: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, part in enumerate(np.array_split(np.arange(len(labels)), shards)):
+        cells = []
+        for index in part:
+            sink = io.BytesIO()
+            Image.fromarray(images[index]).save(sink, "PNG")
+            cells.append({"bytes": sink.getvalue(), "path": None})
+        table = pa.table({"img": cells, "label": [labels[index] for index in part]})
+        pq.write_table(table, folder / f"{split}-{i:05}-of-{shards:05}.parquet")
+
+
+def test_parquet_shards_in_order(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
+    labels = list(range(10))
+    write_parquet(tmp_path / "cifar10", "train", images, labels, shards=3)
+    write_parquet(tmp_path / "cifar10", "test", images[:4], labels[:4], shards=1)
+    dataset = data.load("cifar10", tmp_path)
+    assert np.array_equal(inner(dataset), images)
+    assert dataset.train_labels.tolist() == labels
+    assert np.array_equal(dataset.test_images, images[:4])
+
+
+def test_parquet_of_another_form_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"picture": [b""], "label": [1]}), tmp_path / "cifar10" / f"{split}-0.parquet")
+    with pytest.raises(RequestError, match="img"):
+        data.load("cifar10", tmp_path)
+    for path in (tmp_path / "cifar10").glob("test-*"):
+        path.unlink()
+    (tmp_path / "cifar10" / "train-0.parquet").write_bytes(b"not parquet")
+    with pytest.raises(RequestError, match="cannot read"):
+        data.load("cifar10", tmp_path)
+
+
+def test_torchvisions_own_files_are_read(tmp_path: Path) -> None:
+    """Fashion-MNIST as torchvision leaves it behind: idx files under FashionMNIST/raw."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+    for prefix, n in (("train", 6), ("t10k", 2)):
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, n, 28, 28) + images[:n].tobytes())
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + bytes(range(n)))
+    dataset = data.load("fmnist", tmp_path)
+    assert np.array_equal(inner(dataset)[:, 2:-2, 2:-2, 0], images)
+    assert dataset.test_labels.tolist() == [0, 1]
+
+
+def test_a_download_that_fails_says_where_was_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets.utils as utils
+
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(utils, "_urlretrieve", no_network)
+    said: list[str] = []
+    with pytest.raises(RequestError) as caught:
+        data.load("cifar100", tmp_path, said.append)
+    assert said == [f"downloading cifar100 into {tmp_path}"]
+    assert str(tmp_path / "cifar100") in str(caught.value)
+    assert "--data-dir" in str(caught.value)
+
+
+def test_a_subset_is_the_first_of_a_fixed_shuffle() -> None:
+    small, large = data.subset(100, 10), data.subset(100, 60)
+    assert np.array_equal(small, large[:10])
+    assert len(set(large)) == 60
+    assert not np.array_equal(large, np.sort(large))
+    for everything in (None, 100, 1000):
+        assert np.array_equal(data.subset(100, everything), np.arange(100))
+
+
+def test_an_unknown_dataset_answers_with_the_nearest() -> None:
+    with pytest.raises(RequestError, match="did you mean 'cifar100'"):
+        data.load("cifar1000", Path())
+
+
+def test_every_image_has_the_size_that_architectures_are_made_for(digits: Dataset) -> None:
+    assert digits.test_images.shape[1:3] == (SIZE, SIZE)

@@ -1,0 +1,271 @@
+"""The run folder and the table made from it."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats as scipy_stats
+
+import results
+from orchestrator.worker import _row
+from results import leaderboard, schema, stats
+from results.__main__ import main
+from results.store import RunFolder
+from trainer import pool
+from trainer.grid import Entry, Grid, Pair
+from trainer.problems import RequestError
+from trainer.recipe import Recipe
+
+PAIRS = (Pair("resnet20", "digits"), Pair("vgg11bn", "digits", hidden=True))
+ENTRIES = (
+    Entry(pool.expand("gap")[0], "baseline"),
+    Entry(pool.expand("global_max")[0], "baseline"),
+    Entry(pool.expand("gem")[0]),
+)
+GRID = Grid("g", ENTRIES, PAIRS, (1, 2, 3), Recipe(epochs=2))
+ACCURACY = {"gap": [70.0, 71.0, 72.5], "global_max": [60.0, 61.0, 62.0], "gem": [71.0, 71.5, 74.0]}
+
+Fill = Callable[..., RunFolder]
+
+
+def row_of(frame: pd.DataFrame, pool_label: str, baseline: str, arch: str = "resnet20") -> Any:
+    (row,) = frame.query("pool == @pool_label and baseline == @baseline and arch == @arch").to_dict("records")
+    return row
+
+
+@pytest.fixture
+def fill(tmp_path: Path) -> Fill:
+    """A run folder with the visible pair of GRID measured as ACCURACY, but for {(pool, seed): status}."""
+
+    def make(other: dict[tuple[str, int], str | None] | None = None, grid: Grid = GRID) -> RunFolder:
+        run = RunFolder(tmp_path / "run")
+        run.create()
+        run.write_grid(grid)
+        for planned in grid:
+            key = (planned.trial.pool.name, planned.trial.seed)
+            status = None if planned.hidden else (other or {}).get(key, schema.COMPLETED)
+            if status is None:
+                continue
+            row = _row(planned, status, (), None)
+            if status == schema.COMPLETED:
+                value = ACCURACY[key[0]][key[1] - 1]
+                row |= {"best_test_acc": value, "final_test_acc": value - 1}
+            run.write_trial(row)
+        return run
+
+    return make
+
+
+def test_files_have_the_declared_schema_even_where_all_is_null(fill: Fill) -> None:
+    run = fill({("gap", 1): schema.FAILED})
+    for path in (run.path / "trials").iterdir():
+        assert pq.read_schema(path).equals(schema.TRIALS)
+    frame = pd.read_parquet(run.path / "trials")
+    assert list(frame.columns) == schema.TRIALS.names
+    assert len(frame) == 9
+
+
+def test_epochs_are_rewritten_whole_and_half_written_files_are_not_seen(fill: Fill) -> None:
+    run = fill()
+    row = dict.fromkeys(schema.EPOCHS.names, 1) | {"trial_id": "t", "pool": "gap", "arch": "a", "dataset": "d"}
+    run.write_epochs("t", [row])
+    run.write_epochs("t", [row, row | {"epoch": 2}])
+    (run.path / "epochs" / ".tmp-u.parquet").write_bytes(b"half a file")
+    assert pd.read_parquet(run.path / "epochs")["epoch"].tolist() == [1, 2]
+    assert results.load(run.path).epochs()["epoch"].tolist() == [1, 2]
+    assert pq.read_schema(run.path / "epochs" / "t.parquet").equals(schema.EPOCHS)
+
+
+def test_a_column_that_is_not_declared_is_refused(fill: Fill) -> None:
+    with pytest.raises(ValueError, match="no such column in trials: accuracy"):
+        fill().write_trial({"trial_id": "t", "accuracy": 1.0})
+
+
+def test_a_failed_write_leaves_the_old_file(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fill()
+    slot = run.checkpoint("t")
+    slot.write(b"old")
+
+    def full_disk(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        slot.write(b"new")
+    assert slot.read() == b"old"
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["t.pt"]
+
+
+def test_an_unwritable_run_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="cannot be written"):
+        RunFolder(tmp_path / "file" / "run").create()
+
+
+def test_the_grid_comes_back(fill: Fill) -> None:
+    assert fill().grid() == GRID
+
+
+def test_a_foreign_space_yaml_is_named(fill: Fill) -> None:
+    run = fill()
+    (run.path / "space.yaml").write_text("name: x")
+    with pytest.raises(RequestError, match="is not what a sweep wrote"):
+        run.grid()
+
+
+def test_the_tidy_frame(fill: Fill) -> None:
+    frame = results.load(fill().path).leaderboard()
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == leaderboard.COLUMNS
+    assert (frame["arch"] == "resnet20").sum() == 4, "gem to both baselines, and each baseline to the other"
+    row = row_of(frame, "gem", "gap")
+    ours, theirs = np.array(ACCURACY["gem"]), np.array(ACCURACY["gap"])
+    test = scipy_stats.ttest_rel(ours, theirs)
+    interval = test.confidence_interval(0.95)
+    assert (row["n"], row["n_pairs"], row["completed"], row["missing"]) == (3, 3, 3, 0)
+    assert row["mean"] == pytest.approx(ours.mean())
+    assert row["std"] == pytest.approx(ours.std(ddof=1))
+    assert row["diff"] == pytest.approx((ours - theirs).mean())
+    assert (row["diff_lo"], row["diff_hi"]) == pytest.approx((interval.low, interval.high))
+    assert row["p"] == pytest.approx(test.pvalue)
+    hidden = frame[frame["arch"] == "vgg11bn"]
+    assert hidden["hidden"].all()
+    assert (hidden["missing"] == 3).all()
+    final = results.load(fill().path).leaderboard("final_test_acc")
+    assert row_of(final, "gem", "gap")["mean"] == pytest.approx(row["mean"] - 1)
+
+
+def test_gaps_are_counted_and_differences_are_of_the_seeds_that_both_have(fill: Fill) -> None:
+    run = fill({("gem", 1): schema.DIVERGED, ("gap", 2): schema.FAILED, ("global_max", 3): None})
+    frame = results.load(run.path).leaderboard()
+    row = row_of(frame, "gem", "gap")
+    assert (row["n"], row["completed"], row["diverged"], row["n_pairs"]) == (2, 2, 1, 1)
+    assert row["diff"] == pytest.approx(1.5)
+    assert math.isnan(row["diff_lo"])
+    assert row_of(frame, "gap", "global_max")["failed"] == 1
+    assert row_of(frame, "global_max", "gap")["missing"] == 1
+    text = leaderboard.to_text(results.load(run.path).leaderboard(), "best_test_acc")
+    for said in (
+        "Diverged, not in any mean: gem on resnet20-digits (1).",
+        "Failed, not in any mean: gap on resnet20-digits (1).",
+        "Missing, not in any mean: global_max on resnet20-digits (1).",
+        "Withheld until the final run (--final): vgg11bn-digits.",
+    ):
+        assert said in " ".join(text.split())
+
+
+def test_labels_and_roles_of_the_newest_space_win(fill: Fill) -> None:
+    run = fill()
+    relabelled = Entry(pool.expand("gem", label="ours")[0], "baseline")
+    run.write_grid(Grid("g", (*ENTRIES[:2], relabelled), PAIRS, (1, 2, 3), GRID.recipe))
+    frame = results.load(run.path).leaderboard()
+    assert set(frame["pool"]) == {"gap", "global_max", "ours"}
+    assert (frame["role"] == "baseline").all()
+
+
+def test_trials_beyond_the_newest_space_stay_in_the_table(fill: Fill) -> None:
+    run = fill()
+    run.write_grid(Grid("g", ENTRIES[:2], PAIRS[:1], (1, 2, 3), GRID.recipe))
+    assert "gem" in set(results.load(run.path).leaderboard()["pool"])
+
+
+def test_revisions_of_a_file_are_rows_of_their_own(fill: Fill, tmp_path: Path) -> None:
+    run = fill()
+    path = tmp_path / "mine.py"
+    for value in (1, 2):
+        path.write_text(f"class CustomPool:\n    x = {value}")
+        grid = Grid("g", (*ENTRIES[:2], Entry(pool.expand(str(path))[0])), PAIRS[:1], (1,), GRID.recipe)
+        run.write_grid(grid)
+        for planned in grid:
+            if planned.trial.pool.name == "mine":
+                run.write_trial(
+                    _row(planned, schema.COMPLETED, (), None) | {"best_test_acc": 50.0, "final_test_acc": 50.0}
+                )
+    frame = results.load(run.path).leaderboard()
+    assert frame[frame["pool"] == "mine"]["revision"].nunique() == 2
+    assert leaderboard.to_markdown(frame, "best_test_acc").count("| mine @") == 2
+
+
+def test_recipes_are_not_mixed(fill: Fill) -> None:
+    run = fill()
+    other = Grid("g", ENTRIES, PAIRS, (1,), Recipe(epochs=3))
+    run.write_trial(_row(next(iter(other)), schema.COMPLETED, (), None))
+    with pytest.raises(RequestError, match=r"2 recipes \(epochs=2; epochs=3\)|2 recipes \(epochs=3; epochs=2\)"):
+        results.load(run.path).leaderboard()
+    assert len(results.load(run.path).leaderboard(allow_mixed=True))
+
+
+def test_views(fill: Fill, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(fill().path)
+    assert main(["leaderboard", run]) == 0
+    text = capsys.readouterr().out
+    assert "72.17 ± 1.61 (3)" in text
+    assert "+1.00 [-0.24, +2.24]" in text
+    order = [text.index(name) for name in ("\n  gap", "\n  global_max", "\n  gem")]
+    assert order == sorted(order), "baselines first, the best on top"
+    assert main(["leaderboard", run, "--format", "markdown"]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert len(table) == 2 + 3
+    target = tmp_path / "table.csv"
+    assert main(["leaderboard", run, "--format", "csv", "--output", str(target)]) == 0
+    again = pd.read_csv(target).astype(leaderboard.COLUMNS)
+    pd.testing.assert_frame_equal(again, results.load(run).leaderboard())
+
+
+def test_what_is_no_run_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leaderboard", str(tmp_path / "nothing")]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_an_empty_run_folder_has_an_empty_table(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    frame = results.load(run.path).leaderboard()
+    assert frame.empty
+    assert leaderboard.to_text(frame, "best_test_acc")
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+def test_the_paired_difference_is_scipys(n: int) -> None:
+    draws = np.random.default_rng(n)
+    ours, theirs = draws.normal(70, 1, n), draws.normal(70, 1, n)
+    mine, test = stats.paired_difference(ours, theirs), scipy_stats.ttest_rel(ours, theirs)
+    interval = test.confidence_interval(0.95)
+    assert (mine.lo, mine.hi, mine.p) == pytest.approx((interval.low, interval.high, test.pvalue), rel=1e-10)
+    assert mine.diff == pytest.approx((ours - theirs).mean(), rel=1e-12)
+
+
+def test_too_little_to_say_is_nothing_said() -> None:
+    none, one = (
+        stats.paired_difference(np.array([]), np.array([])),
+        stats.paired_difference(np.array([2.0]), np.array([1.0])),
+    )
+    assert (none.n, one.n, one.diff) == (0, 1, 1.0)
+    equal = stats.paired_difference(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
+    assert equal.diff == 1
+    for difference in (none, one, equal):
+        assert math.isnan(difference.lo)
+        assert math.isnan(difference.p)
+    assert math.isnan(stats.summary(np.array([1.0])).std)
+    assert math.isnan(stats.summary(np.array([])).mean)
+
+
+def test_asking_results_never_imports_torch() -> None:
+    code = "import sys, results, results.__main__, search_spaces.space; assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_csv_is_every_digit(fill: Fill) -> None:
+    frame = results.load(fill().path).leaderboard()
+    again = pd.read_csv(StringIO(leaderboard.to_csv(frame)))
+    assert again["diff_lo"].tolist() == pytest.approx(frame["diff_lo"].tolist(), rel=0, abs=0, nan_ok=True)

@@ -1,0 +1,236 @@
+"""Real sweeps, by real Ray: what they leave behind, what a second one does, and what a fault costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import results
+from orchestrator import cli
+from orchestrator.worker import Job, run_trial
+from results import schema
+from results.store import RunFolder
+from search_spaces import space as spaces
+from trainer import data
+
+ROOT = Path(__file__).parents[1]
+SPACE = """
+name: small
+recipe: {epochs: 2, batch_size: 32, lr: 0.02, train_samples: 64, test_samples: 40}
+pairs:
+  - {arch: resnet20, dataset: digits}
+  - {arch: mobilenetv2, dataset: digits}
+pools:
+  - {name: gap, role: baseline}
+  - gem
+seeds: [1, 2]
+max_failures: 1
+checkpoint_every: 1
+"""
+TIMES = ["epoch_s"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def space_file(tmp_path: Path) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+@pytest.fixture
+def sweep(space_file: Path, tmp_path: Path, ray_address: str) -> Callable[..., int]:
+    """Runs a sweep on the session's cluster; the exit code."""
+
+    def run(*arguments: str) -> int:
+        return cli.main(
+            ["--space", str(space_file), "--out", str(tmp_path / "run"), "--address", ray_address, *arguments]
+        )
+
+    return run
+
+
+def epochs_of(run: Path) -> pd.DataFrame:
+    frame = pd.read_parquet(run / "epochs").drop(columns=TIMES)
+    return frame.sort_values(["trial_id", "epoch"]).reset_index(drop=True)
+
+
+def written_at(run: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (run / "trials").iterdir()}
+
+
+def test_a_sweep_a_rerun_and_one_more_seed(sweep, space_file: Path, tmp_path: Path, capfd) -> None:
+    run = tmp_path / "run"
+    assert sweep() == cli.OK
+    said = capfd.readouterr().out
+    assert "[8/8]" in said
+    assert "best baseline" in said
+    assert "ray" not in said.lower().replace("starting ray", "").replace("ray_address", ""), (
+        "Ray's own words go to its log"
+    )
+
+    trials, epochs = pd.read_parquet(run / "trials"), pd.read_parquet(run / "epochs")
+    assert list(trials.columns) == schema.TRIALS.names
+    assert list(epochs.columns) == schema.EPOCHS.names
+    assert len(trials) == 8
+    assert set(trials["status"]) == {"completed"}
+    assert epochs.groupby("trial_id")["epoch"].apply(list).map(lambda e: e == [1, 2]).all()
+    best = epochs.groupby("trial_id")["test_acc"].max()
+    assert (trials.set_index("trial_id")["best_test_acc"] == best).all()
+    for column in ("params", "pool_params_count", "train_s", "peak_memory_mb", "device", "versions", "started_at"):
+        assert trials[column].notna().all(), column
+    assert (trials["finished_at"] > trials["started_at"]).all()
+    assert set(trials["attempt"]) == {1}
+    assert not list((run / "checkpoints").iterdir()), "a trial that has ended needs none"
+    log = (run / "logs" / f"{trials['trial_id'][0]}.log").read_text()
+    assert "TRAIN_METRICS: epoch=2 " in log
+    assert "Final metrics" in log
+
+    before = written_at(run)
+    assert sweep() == cli.OK
+    assert "nothing to do" in capfd.readouterr().out
+    assert written_at(run) == before
+
+    space_file.write_text(SPACE.replace("[1, 2]", "[1, 2, 3]"))
+    assert sweep() == cli.OK
+    assert "12 trials, of which 8 completed, 4 to run" in capfd.readouterr().out
+    after = written_at(run)
+    assert len(after) == 12
+    assert {name: after[name] for name in before} == before
+    assert (results.load(run).leaderboard()["n"] == 3).all()
+
+
+def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
+    sweep, space_file: Path, tmp_path: Path, capfd
+) -> None:
+    # In the contract's check the batch has 4 maps; in training 32.
+    head = "import os\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+    for name, fault in (("raises", "raise ValueError('thirty-two')"), ("dies", "os._exit(7)")):
+        body = f"        if len(x) == 32: {fault}\n        print('hello')\n        return x.mean((2, 3))\n"
+        (tmp_path / f"{name}.py").write_text(head + body)
+    text = SPACE.replace("  - gem", "  - {file: raises.py}\n  - {file: dies.py}").replace("[1, 2]", "[1]")
+    space_file.write_text(text.replace("  - {arch: mobilenetv2, dataset: digits}\n", ""))
+    assert sweep() == cli.INCOMPLETE
+    said = capfd.readouterr().out
+    assert "2 failed; why stands in" in said
+    assert "Failed, not in any mean" in said
+    run = tmp_path / "run"
+    trials = pd.read_parquet(run / "trials").set_index("pool")
+    assert trials["status"].to_dict() == {"gap": "completed", "raises": "failed", "dies": "failed"}
+    assert trials.loc["raises", "error"] == "ValueError: thirty-two"
+    assert trials.loc["raises", "attempt"] == 1, "a candidate's own exception is not tried again"
+    assert trials.loc["dies", "attempt"] == 2
+    assert "its worker failed 2 times" in str(trials.loc["dies", "error"])
+    log = (run / "logs" / f"{trials.loc['raises', 'trial_id']}.log").read_text()
+    assert "raises.py" in log
+    assert "ValueError: thirty-two" in log
+
+    before = written_at(run)
+    assert sweep() == cli.INCOMPLETE
+    assert "nothing to do" in capfd.readouterr().out
+    assert written_at(run) == before
+    assert sweep("--retry-failed", "--only", "pool=raises") == cli.INCOMPLETE
+    assert pd.read_parquet(run / "trials").set_index("pool").loc["raises", "attempt"] == 2
+    assert {name for name, at in written_at(run).items() if at != before[name]} == {
+        f"{trials.loc['raises', 'trial_id']}.parquet"
+    }
+
+
+def test_real_images(sweep, space_file: Path, tmp_path: Path, shared_data: Path) -> None:
+    space_file.write_text("""
+name: real
+recipe: {epochs: 2, batch_size: 64, lr: 0.05, train_samples: 640, test_samples: 200}
+pairs: [{arch: resnet20, dataset: cifar100}, {arch: mobilenetv2, dataset: fmnist}]
+pools: [{name: gap, role: baseline}, gem]
+seeds: [1, 2]
+""")
+    assert sweep("--data-dir", str(shared_data)) == cli.OK
+    frame = results.load(tmp_path / "run").leaderboard()
+    assert (frame["n"] == 2).all()
+    assert frame.set_index("arch").loc["mobilenetv2", "mean"].min() > 10  # pyright: ignore
+
+
+class Command:
+    """A sweep as a person starts it: a process group of its own, on a Ray of its own."""
+
+    def __init__(self, space_file: Path, run: Path):
+        self.run = run
+        self.arguments = [sys.executable, "run_sweep.py", "--space", str(space_file), "--out", str(run)]
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.arguments,
+            cwd=ROOT,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def wait_for_trials(self, process: subprocess.Popen[str], ended: int) -> None:
+        """Until that many trials have ended and another has left a checkpoint."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            done = len(list((self.run / "trials").glob("[!.]*"))) if self.run.exists() else 0
+            if done >= ended and list((self.run / "checkpoints").glob("[!.]*")):
+                return
+            time.sleep(0.02)  # polls files of another process
+        raise AssertionError(f"not {ended} trials after two minutes")
+
+
+@pytest.fixture
+def command(space_file: Path, tmp_path: Path) -> Command:
+    text = SPACE.replace("epochs: 2", "epochs: 6").replace("  - {arch: mobilenetv2, dataset: digits}\n", "")
+    space_file.write_text(text)
+    return Command(space_file, tmp_path / "run")
+
+
+def undisturbed(space_file: Path, folder: Path) -> Path:
+    """The same sweep, trial by trial in this process: what an undisturbed one comes to."""
+    space = spaces.load(space_file)
+    run = RunFolder(folder)
+    run.create()
+    job = Job(folder, gpu=False, threads=1, checkpoint_every=100, git_commit=None)
+    for planned in space.grid:
+        run_trial(planned, data.load("digits", Path()), job, lambda _: None)
+    return folder
+
+
+def test_kill_9_and_run_again(command: Command, space_file: Path, tmp_path: Path) -> None:
+    process = command.start()
+    command.wait_for_trials(process, ended=1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = written_at(command.run)
+    assert 1 <= len(before) < 4
+
+    again = subprocess.run(command.arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == cli.OK, again.stderr
+    assert f"of which {len(before)} completed, {4 - len(before)} to run" in again.stdout
+    after = written_at(command.run)
+    assert len(after) == 4
+    assert {name: after[name] for name in before} == before, "a finished trial was trained again"
+    logs = "".join(path.read_text() for path in (command.run / "logs").iterdir())
+    assert "resumed after epoch" in logs
+    pd.testing.assert_frame_equal(epochs_of(command.run), epochs_of(undisturbed(space_file, tmp_path / "undisturbed")))
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(command: Command) -> None:
+    process = command.start()
+    command.wait_for_trials(process, ended=1)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED, said
+    assert "interrupted; what has finished is kept. To go on: python run_sweep.py --space" in said
+    assert "Traceback" not in said
+    assert written_at(command.run)

@@ -1,0 +1,295 @@
+"""The trainer: what it trains, and that it trains the same thing every time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.plain import PlainTrainer
+from trainer import log, network
+from trainer.augment import EpochDraws
+from trainer.data import Dataset
+from trainer.problems import RequestError
+from trainer.train import Epoch, Program, train
+from trainer.trial import Trial
+
+CPU = torch.device("cpu")
+Make = Callable[..., Trial]
+TIMES = ("epoch_s", "images_per_s")
+
+
+@dataclass
+class Memory:
+    """A checkpoint slot in memory."""
+
+    data: bytes | None = None
+    writes: int = 0
+
+    def read(self) -> bytes | None:
+        return self.data
+
+    def write(self, data: bytes) -> None:
+        self.data = data
+        self.writes += 1
+
+
+def run(trial: Trial, data: Dataset, slot: Memory | None = None, **more: object) -> list[Epoch]:
+    return list(train(Program(trial, data, CPU), slot=slot, say=lambda _: None, **more))  # type: ignore[arg-type]
+
+
+def numbers(history: list[Epoch]) -> list[dict[str, float]]:
+    """All that an epoch came to, but for the time that it took."""
+    return [{k: v for k, v in dataclasses.asdict(epoch).items() if k not in TIMES} for epoch in history]
+
+
+NOISY = """
+from torch import nn
+class CustomPool(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+    def forward(self, x):
+        return self.dropout(x.mean((2, 3)))
+"""
+LAZY = """
+from torch import nn
+class CustomPool(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = None
+    def forward(self, x):
+        import torch
+        if self.scale is None:
+            self.scale = nn.Parameter(torch.ones(x.shape[1]))
+        return x.mean((2, 3)) * self.scale
+"""
+
+
+@pytest.fixture(params=["gem", "noisy", "mobilenetv2", "bf16"])
+def a_trial(request: pytest.FixtureRequest, make_trial: Make, tmp_path: Path) -> Trial:
+    if request.param == "noisy":
+        (tmp_path / "noisy.py").write_text(NOISY)
+        return make_trial(str(tmp_path / "noisy.py"))
+    if request.param == "mobilenetv2":
+        return make_trial("gem", "mobilenetv2")
+    return make_trial("gem", precision="bf16" if request.param == "bf16" else "fp32")
+
+
+def test_two_runs_are_bit_equal_whatever_ran_before(a_trial: Trial, digits: Dataset, make_trial: Make) -> None:
+    first = run(a_trial, digits)
+    run(make_trial("global_max", seed=9, epochs=1), digits)
+    torch.manual_seed(123)
+    torch.rand(7)
+    assert numbers(run(a_trial, digits)) == numbers(first)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_stopped_trial_goes_on_bit_equal(a_trial: Trial, digits: Dataset, stop_after: int) -> None:
+    undisturbed = run(a_trial, digits)
+    slot = Memory()
+    epochs = train(Program(a_trial, digits, CPU), slot=slot, checkpoint_every=100, say=lambda _: None)
+    for _ in range(stop_after):
+        next(epochs)
+    assert slot.data is None
+    epochs.close()  # type: ignore[attr-defined]
+    assert slot.writes == 1
+    said: list[str] = []
+    resumed = list(train(Program(a_trial, digits, CPU), slot=slot, say=said.append))
+    assert said == [f"resumed after epoch {stop_after}"]
+    assert numbers(resumed) == numbers(undisturbed)
+
+
+def test_a_killed_trial_goes_on_from_its_newest_checkpoint(make_trial: Make, digits: Dataset) -> None:
+    trial = make_trial("gem", epochs=5)
+    undisturbed = run(trial, digits)
+    slot = Memory()
+    epochs = train(Program(trial, digits, CPU), slot=slot, checkpoint_every=2, say=lambda _: None)
+    for _ in range(3):
+        next(epochs)
+    left_behind = Memory(slot.data)  # as after kill -9: the generator is never closed
+    said: list[str] = []
+    resumed = list(train(Program(trial, digits, CPU), slot=left_behind, checkpoint_every=2, say=said.append))
+    assert said == ["resumed after epoch 2"]
+    assert numbers(resumed) == numbers(undisturbed)
+    epochs.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"junk" * 50], ids=["cut", "empty", "junk"]
+)
+def test_a_spoilt_checkpoint_is_passed_over(make_trial: Make, digits: Dataset, spoil: Callable[[bytes], bytes]) -> None:
+    trial = make_trial(epochs=2)
+    slot = Memory()
+    undisturbed = run(trial, digits, slot)
+    assert slot.data is not None
+    said: list[str] = []
+    again = list(train(Program(trial, digits, CPU), slot=Memory(spoil(slot.data)), say=said.append))
+    assert "starts from its first epoch" in said[0]
+    assert numbers(again) == numbers(undisturbed)
+
+
+def test_another_trials_checkpoint_is_passed_over(make_trial: Make, digits: Dataset) -> None:
+    slot = Memory()
+    run(make_trial(epochs=2, seed=1), digits, slot)
+    mine = make_trial(epochs=2, seed=2)
+    assert numbers(run(mine, digits, slot)) == numbers(run(mine, digits))
+
+
+def test_a_checkpoint_runs_no_code(make_trial: Make, digits: Dataset, tmp_path: Path) -> None:
+    import io
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    sink = io.BytesIO()
+    torch.save({"trial": make_trial(epochs=1).id, "network": Evil()}, sink)
+    run(make_trial(epochs=1), digits, Memory(sink.getvalue()))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenetv2", "vgg11bn"])
+def test_training_agrees_with_a_plain_loop(arch: str, make_trial: Make, digits: Dataset) -> None:
+    """Fed the same batches, the same losses: torch.optim.SGD, torch's cosine, torch's layers in the default layout.
+
+    Steps cross an epoch, so that the schedule moves. In float64, because a deep network with batch norm multiplies
+    float32's rounding by ten thousand within six steps, which would hide a small mistake in the recipe; and at a power
+    of two, which the learning rate's tensor holds exactly.
+    """
+    trial = make_trial("gap", arch, lr=2**-8, weight_decay=0.05, epochs=4, batch_size=64, train_samples=160)
+    program = Program(trial, digits, CPU)
+    plain = PlainTrainer(network.build(trial.pool, arch, digits.classes, trial.seed), trial.recipe, CPU)
+    for net in (program.network, plain.network):
+        net.double().train()
+    ours, theirs = [], []
+    for epoch in (1, 2):
+        program.optimizer.param_groups[0]["lr"].fill_(trial.recipe.lr_after(epoch - 1))
+        for images, labels in batches(program, digits, epoch):
+            loss, _ = program.step(images.double(), labels)
+            ours.append(loss.item() / len(labels))
+            theirs.append(plain.step(images.double().contiguous(), labels))
+        plain.schedule.step()
+        assert plain.schedule.get_last_lr()[0] == pytest.approx(trial.recipe.lr_after(epoch))
+    assert len(ours) == 6
+    # MobileNetV2's batch norms over 1x1 maps multiply the 1e-8 of a rounded learning rate by a million in two steps.
+    exact = slice(0, 4) if arch == "mobilenetv2" else slice(0, 6)
+    assert ours[exact] == pytest.approx(theirs[exact], rel=1e-5)
+
+
+def batches(program: Program, data: Dataset, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    recipe = program.trial.recipe
+    drawn = EpochDraws.of(program.trial.seed, epoch, recipe.train_samples or 0, data.flip, CPU)
+    index = program._train_index[drawn.order]
+    slices = [slice(i, i + recipe.batch_size) for i in range(0, len(index), recipe.batch_size)]
+    return [
+        (program._augment(index[s], drawn.top[s], drawn.left[s], drawn.flip[s]), program._train_labels[index[s]])
+        for s in slices
+    ]
+
+
+def test_an_epoch_is_its_steps(make_trial: Make, digits: Dataset) -> None:
+    """Loss and accuracy of an epoch are means over its images, partial batch included."""
+    trial = make_trial(epochs=1)
+    (epoch,) = run(trial, digits)
+    program = Program(trial, digits, CPU)
+    program.network.train()
+    sums = [(program.step(images, labels), len(labels)) for images, labels in batches(program, digits, 1)]
+    assert [n for _, n in sums] == [32, 32, 16]
+    assert epoch.train_loss == pytest.approx(sum(loss.item() for (loss, _), _ in sums) / 80)
+    assert epoch.train_acc == pytest.approx(100 * sum(hits.item() for (_, hits), _ in sums) / 80)
+
+
+def test_evaluation_is_that_of_the_network(make_trial: Make, digits: Dataset) -> None:
+    trial = make_trial("gem", epochs=2, test_samples=None)
+    program = Program(trial, digits, CPU)
+    history = list(train(program, say=lambda _: None))
+    program.network.eval()
+    images = program._normalise(torch.from_numpy(digits.test_images))
+    with torch.no_grad():
+        logits = program.network(images)
+    labels = torch.from_numpy(digits.test_labels)
+    assert history[-1].test_acc == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+    assert history[-1].test_loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_it_learns(make_trial: Make, digits: Dataset) -> None:
+    history = run(make_trial("gap", epochs=6, train_samples=512, test_samples=None), digits)
+    assert history[-1].test_acc > 60
+    assert history[-1].train_loss < history[0].train_loss / 2
+
+
+def test_two_pools_see_the_same_batches(make_trial: Make, digits: Dataset) -> None:
+    seen = []
+    for spec in ("gap", "gem"):
+        program = Program(make_trial(spec, seed=4), digits, CPU)
+        seen.append([images for images, _ in batches(program, digits, 1)])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_a_parameter_made_in_the_first_forward_learns(tmp_path: Path, make_trial: Make, digits: Dataset) -> None:
+    (tmp_path / "lazy.py").write_text(LAZY)
+    program = Program(make_trial(str(tmp_path / "lazy.py"), epochs=1), digits, CPU)
+    list(train(program, say=lambda _: None))
+    scale = program.network.pool.scale
+    assert isinstance(scale, nn.Parameter)
+    assert not torch.equal(scale.detach(), torch.ones_like(scale))
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial(make_trial: Make, digits: Dataset) -> None:
+    slot = Memory()
+    trial = make_trial(lr=1e20, epochs=5)
+    history = run(trial, digits, slot, checkpoint_every=1)
+    assert history[-1].diverged
+    assert len(history) < 5
+    assert all(not epoch.diverged for epoch in history[:-1])
+    assert len(run(trial, digits, slot)) == len(history), "resuming does not train on"
+
+
+def test_a_recipe_that_does_not_fit_the_data_is_refused(make_trial: Make, digits: Dataset) -> None:
+    with pytest.raises(RequestError, match=r"recipe\.batch_size: 33 training images"):
+        Program(make_trial(train_samples=33), digits, CPU)
+
+
+def test_log_lines_are_the_benchmarks() -> None:
+    epoch = Epoch(10, 1.23456, 45.678, 1.5, 40.0, 0.009549150281, 3.2, 1000.0)
+    shown = "TRAIN_METRICS: epoch=10 train_loss=1.2346 train_acc=45.68 test_loss=1.5000 test_acc=40.00 lr=0.009549"
+    assert log.epoch_line(epoch) == shown
+
+
+def test_the_command_prints_the_benchmarks_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    from trainer.__main__ import main
+
+    options = "--arch resnet20 --dataset digits --pool gem --seed 3"
+    options += " --set epochs=11 --set train_samples=40 --set test_samples=20"
+    assert main(options.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("TRAIN_METRICS:")] == ["epoch=10", "epoch=11"]
+    assert lines[-2].startswith("Final metrics (resnet20-digits): test_acc_resnet20-digits=")
+    assert re.fullmatch(r"images_per_s=\d+\.\d train_s=\d+\.\d", lines[-1])
+
+
+def test_the_command_refuses_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from trainer.__main__ import main
+
+    assert main("--arch resnt20 --dataset digit --pool gm --seed -1 --set epoch=2 --set lr=x".split()) == 2
+    errors = capsys.readouterr().err
+    for said in ("'resnet20'", "'digits'", "'gem'", "--seed", "'epochs'", "--set.lr"):
+        assert said in errors
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_as_the_cpu_does(make_trial: Make, digits: Dataset) -> None:
+    """Same start, same batches, so the same losses until rounding has grown."""
+    trial = make_trial("gem", lr=0.01, epochs=2)
+    cpu_history = run(trial, digits)
+    gpu_history = list(train(Program(trial, digits, torch.device("cuda")), say=lambda _: None))
+    assert gpu_history[0].train_loss == pytest.approx(cpu_history[0].train_loss, rel=1e-3)
+    assert math.isfinite(gpu_history[-1].test_loss)
