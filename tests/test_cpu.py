@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -18,10 +20,10 @@ def test_depthwise(size: int, stride: int, kernel: int) -> None:
     check_same(theirs, cpu.DepthwiseConv2d, torch.randn(4, 6, size, size))
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_pointwise(size: int) -> None:
+@pytest.mark.parametrize("shape", [(4, 6, 1, 1), (3, 6, 2, 2), (2, 6, 1, 3), (1, 6, 4, 4)], ids=str)
+def test_pointwise(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    check_same(nn.Conv2d(6, 10, 1, bias=False), cpu.PointwiseConv2d, torch.randn(4, 6, size, size))
+    check_same(nn.Conv2d(6, 10, 1, bias=False), cpu.PointwiseConv2d, torch.randn(shape))
 
 
 def check_same(theirs: nn.Conv2d, kind: type, x: torch.Tensor) -> None:
@@ -44,11 +46,31 @@ def check_same(theirs: nn.Conv2d, kind: type, x: torch.Tensor) -> None:
 
 
 def sped_up(conv: nn.Conv2d) -> nn.Module:
-    import copy
-
     holder = nn.Sequential(copy.deepcopy(conv))
     cpu.speed_up(holder)
     return holder[0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [1, 4])
+def test_batch_norm_and_relu6(size: int, training: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(5)
+    nn.init.uniform_(norm.weight, 1, 8)  # so that both ends of the clamp are reached
+    theirs = nn.Sequential(norm, nn.ReLU6())
+    ours = copy.deepcopy(theirs)
+    cpu.speed_up(ours)
+    assert [type(module) for module in ours] == [cpu.BatchNormReLU6, nn.Identity]
+    x = torch.randn(8, 5, size, size)
+    results = []
+    for module in (theirs.train(training), ours.train(training)):
+        inputs = x.clone().requires_grad_()
+        out = module(inputs)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        gradients = [parameter.grad for parameter in module.parameters()]
+        results.append([out, inputs.grad, *gradients, *module.state_dict().values()])
+    for mine, reference in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ["mobilenetv2", "vgg16bn", "resnet20"])
@@ -66,6 +88,7 @@ def test_it_does_change_mobilenetv2() -> None:
     kinds = [type(module) for module in fast.modules()]
     assert kinds.count(cpu.DepthwiseConv2d) == 17
     assert kinds.count(cpu.PointwiseConv2d) == 34
+    assert kinds.count(cpu.BatchNormReLU6) == 35
 
 
 def test_bf16_autocast_goes_through() -> None:

@@ -2,15 +2,16 @@
 
 oneDNN's convolutions are made for large maps. At 32 pixels half of MobileNetV2's layers see 2x2 and 1x1 maps, where a
 1x1 convolution spends its time on laying out weights, and the weight gradient of a depthwise one on a call for every
-image. Two layers change how they compute, not what: their outputs and gradients agree with torch's to float tolerance,
-and their parameters are the same tensors under the same names. Measured on 2 cores (Zen 5), MobileNetV2, batch 128, a
-training step: 84 ms before, 62 ms after.
+image. A few layers change how they compute, not what: outputs and gradients agree with torch's to float tolerance, and
+parameters are the same tensors under the same names. Measured on 2 cores (Zen 5), MobileNetV2, batch 128: a training
+step takes 61 ms where it took 84.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 from typing import Any
 
 import torch
@@ -23,15 +24,23 @@ SMALL_MAP = 4  # positions: 2x2
 
 def speed_up(network: nn.Module) -> None:
     """Swaps the layers of a network that is to train on the CPU, in place."""
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = False  # torch's in-place ReLU6 clamps into a new tensor and copies it back
-        if type(module) is not nn.Conv2d or module.bias is not None or module.dilation != (1, 1):
-            continue
-        if module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1):
-            module.__class__ = PointwiseConv2d
-        elif module.groups == module.in_channels == module.out_channels > 1 and isinstance(module.padding, tuple):
-            module.__class__ = DepthwiseConv2d
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d):
+            _speed_up_convolution(module)
+        elif isinstance(module, nn.Sequential):
+            for index, (first, second) in enumerate(itertools.pairwise(module)):
+                if isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU6):
+                    first.__class__ = BatchNormReLU6
+                    module[index + 1] = nn.Identity()
+
+
+def _speed_up_convolution(conv: nn.Conv2d) -> None:
+    if conv.bias is not None or conv.dilation != (1, 1) or isinstance(conv.padding, str):
+        return
+    if conv.kernel_size == (1, 1) and conv.groups == 1 and conv.stride == (1, 1):
+        conv.__class__ = PointwiseConv2d
+    elif conv.groups == conv.in_channels == conv.out_channels > 1:
+        conv.__class__ = DepthwiseConv2d
 
 
 def keep_memory() -> None:
@@ -45,6 +54,42 @@ def keep_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         mallopt(mmap_threshold, 2**30)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+class BatchNormReLU6(nn.BatchNorm2d):
+    """Batch norm and the ReLU6 after it, which clamps in place what nobody else needs: one pass over memory less.
+
+    torch's own in-place ReLU6 clamps into a new tensor and copies it back.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or torch.is_autocast_enabled(input.device.type):
+            return F.relu6(super().forward(input))
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        statistics = (self.running_mean, self.running_var)
+        return _BatchNormReLU6.apply(input, self.weight, self.bias, *statistics, self.momentum, self.eps)
+
+
+class _BatchNormReLU6(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *settings: Any) -> Tensor:
+        running_mean, running_var, momentum, eps = settings
+        out, mean, inverse_std = torch.native_batch_norm(
+            x, weight, bias, running_mean, running_var, True, momentum, eps
+        )
+        out.clamp_(0, 6)
+        ctx.save_for_backward(x, weight, running_mean, running_var, mean, inverse_std, out)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *saved, out = ctx.saved_tensors
+        inner = torch.ops.aten.hardtanh_backward(gradient, out, 0.0, 6.0)
+        gradients = torch.ops.aten.native_batch_norm_backward(inner, *saved, True, ctx.eps, (True, True, True))
+        return (*gradients, None, None, None, None)
 
 
 class PointwiseConv2d(nn.Conv2d):
