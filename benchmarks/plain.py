@@ -36,12 +36,15 @@ class PlainTrainer:
     def step(self, images: Tensor, labels: Tensor) -> float:
         """One SGD step on [B, 3, 32, 32] and [B]; the mean loss."""
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self._autocast():
             loss = F.cross_entropy(self.network(images), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.item()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def run_epoch(self, train: Iterable[tuple[Tensor, Tensor]], test: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Trains for an epoch and evaluates; the test accuracy in percent."""
@@ -53,7 +56,9 @@ class PlainTrainer:
         hits = total = 0
         with torch.no_grad():
             for images, labels in test:
-                hits += (self.network(images.to(self.device)).argmax(1).cpu() == labels).sum().item()
+                with self._autocast():
+                    logits = self.network(images.to(self.device))
+                hits += (logits.argmax(1).cpu() == labels).sum().item()
                 total += len(labels)
         return 100 * hits / total
 

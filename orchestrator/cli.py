@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from orchestrator.sweep import FILTERS, Plan, check_pools, make_plan, sweep
 from results import leaderboard, schema
 from results.store import RunFolder
 from search_spaces import space as spaces
-from trainer.problems import RequestError, did_you_mean
+from trainer.problems import RequestError, did_you_mean, gather
 from trainer.trial import slug
 
 OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("nothing was started", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        command = "python run_sweep.py " + " ".join(sys.argv[1:] if argv is None else argv)
+        command = shlex.join(["python", "run_sweep.py", *(sys.argv[1:] if argv is None else argv)])
         print(f"\ninterrupted; what has finished is kept. To go on: {command}", file=sys.stderr)
         return INTERRUPTED
 
@@ -65,11 +67,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
-    space = spaces.load(args.space, args.set)
+    space, only = gather(("", lambda: spaces.load(args.space, args.set)), ("", lambda: _only(args.only)))
     run = RunFolder(args.out or Path("runs") / slug(space.grid.name))
-    plan = make_plan(space, run, final=args.final, retry_failed=args.retry_failed, only=_only(args.only))
+    plan = make_plan(space, run, final=args.final, retry_failed=args.retry_failed, only=only)
     if args.check:
-        check_pools(plan.planned)
+        check_pools(space.grid)
         console.print(f"{args.space}: {len(plan.planned)} trials, every pool may be trained", highlight=False)
         return OK
     console.print(_summary(space.grid.name, run, plan), highlight=False, soft_wrap=True)
@@ -78,12 +80,13 @@ def _run(args: argparse.Namespace, console: Console) -> int:
             print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}")
         return OK
     if args.status:
-        return OK if not plan.todo else INCOMPLETE
+        return _exit_code(plan)
     if plan.todo:
         sweep(space, run, plan, args.data_dir, args.address, console)
     else:
+        run.write_grid(space.grid)  # roles and labels may be new
         console.print("nothing to do: every trial has ended")
-    return _show(run, make_plan(space, run, final=args.final, only=_only(args.only)))
+    return _show(run, make_plan(space, run, final=args.final, only=only))
 
 
 def _show(run: RunFolder, plan: Plan) -> int:
@@ -94,6 +97,11 @@ def _show(run: RunFolder, plan: Plan) -> int:
     if counts[schema.FAILED]:
         print(f"{counts[schema.FAILED]} failed; why stands in {run}/logs; train them again with --retry-failed")
     print(f"{run}: ask again with  python -m results leaderboard {run}")
+    return _exit_code(plan)
+
+
+def _exit_code(plan: Plan) -> int:
+    counts = plan.counts()
     return OK if counts[schema.COMPLETED] == counts.total() else INCOMPLETE
 
 
@@ -106,8 +114,8 @@ def _summary(name: str, run: RunFolder, plan: Plan) -> str:
 
 
 def _only(text: str) -> dict[str, str]:
-    """`arch=resnet56,seed=42` as a mapping."""
-    parts = [part.partition("=") for part in text.split(",") if part]
+    """`arch=resnet56,pool=gem(p=1, eps=0.1)` as a mapping; commas within brackets part nothing."""
+    parts = [part.partition("=") for part in re.split(r",(?![^(]*\))", text) if part]
     for key, equals, _ in parts:
         if not equals or key.strip() not in FILTERS:
             raise RequestError.of(f"found {text!r}, allowed is KEY=VALUE,...; {did_you_mean(key, FILTERS)}", "--only")

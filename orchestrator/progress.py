@@ -38,6 +38,7 @@ class Progress:
         self._before = done
         self._ended: Counter[str] = Counter()
         self._running: dict[str, _Running] = {}
+        self._furthest: Counter[str] = Counter()  # epoch by trial: a trial that starts again does not count twice
         self._most_at_once = 1
         self._epochs_left = Counter[_Pair]()
         for planned in todo:
@@ -82,7 +83,7 @@ class Progress:
         status, best, seconds = result["status"], result["best_test_acc"], result["train_s"]
         self._ended[status] += 1
         facts = [status]
-        if status == schema.COMPLETED:
+        if status == schema.COMPLETED and best is not None:
             facts += [f"best {best:.2f} %", _spell_seconds(seconds)]
             self._pace[_pair(planned)].append(seconds / planned.trial.recipe.epochs)
         if result["error"]:
@@ -90,8 +91,10 @@ class Progress:
         self._say(f"{self._count()} {planned.trial}: {', '.join(facts)}{self._left()}")
 
     def _advance(self, running: _Running, epoch: int) -> None:
-        self._epochs_left[_pair(running.planned)] -= max(0, epoch - running.epoch)
-        running.epoch = max(running.epoch, epoch)
+        trial_id = running.planned.trial.id
+        self._epochs_left[_pair(running.planned)] -= max(0, epoch - self._furthest[trial_id])
+        self._furthest[trial_id] = max(epoch, self._furthest[trial_id])
+        running.epoch = epoch
 
     def _say(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)

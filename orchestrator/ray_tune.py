@@ -31,6 +31,7 @@ from orchestrator.resources import Node, Share
 from orchestrator.worker import Job, run_trial
 from trainer.data import Dataset
 from trainer.grid import Grid, Planned
+from trainer.problems import RequestError
 
 CODE = Path(__file__).resolve().parents[1]
 TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
@@ -61,18 +62,25 @@ def cluster(address: str, here: Node, log: TextIO) -> Iterator[list[Node]]:
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _logging_to(log):
-        if address == "local":
-            # Workers inherit the path: no upload, and no runtime environment to be made before the first one starts.
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
-            ray.init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, **quiet)
-        else:
-            others = [path.name for path in CODE.iterdir() if path.name not in TRAVELS]
-            ray.init(address=address, runtime_env={"working_dir": str(CODE), "excludes": others}, **quiet)
+        try:
+            _connect(address, here, quiet)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise RequestError.of(f"Ray cannot be reached or started: {error}", f"--address {address}") from None
         try:
             totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             yield [Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals]
         finally:
             ray.shutdown()
+
+
+def _connect(address: str, here: Node, quiet: dict[str, Any]) -> None:
+    if address == "local":
+        # Workers inherit the path: no upload, and no runtime environment to be made before the first one starts.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+        ray.init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, **quiet)
+    else:
+        others = [path.name for path in CODE.iterdir() if path.name not in TRAVELS]
+        ray.init(address=address, runtime_env={"working_dir": str(CODE), "excludes": others}, **quiet)
 
 
 @contextlib.contextmanager
@@ -148,7 +156,11 @@ class _Relay(tune.Callback):
             self._watcher.reported(_planned(self._grid, trial.config), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.ended(_planned(self._grid, trial.config), trial.last_result)
+        planned = _planned(self._grid, trial.config)
+        if "status" in trial.last_result:
+            self._watcher.ended(planned, trial.last_result)
+        else:
+            self._watcher.lost(planned, "its worker left without a result; see ray.log")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = f"its worker failed {trial.num_failures} times, and max_failures is {trial.max_failures}; see ray.log"

@@ -50,6 +50,13 @@ def share(asked: Resources, nodes: Sequence[Node]) -> Share:
     if asked.cpus_per_trial > most_cpus:
         what = f"found {asked.cpus_per_trial}, but no node has more than {most_cpus}"
         problems.append(Problem("resources.cpus_per_trial", what))
+    if gpus > 1 and asked.trials_per_gpu > 1:
+        problems.append(
+            Problem("resources.trials_per_gpu", f"found {asked.trials_per_gpu} beside gpus_per_trial {gpus}")
+        )
+    if not problems and not any(node.gpus >= gpus and node.cpus >= asked.cpus_per_trial for node in nodes):
+        what = f"no node has {gpus} GPUs and {asked.cpus_per_trial} CPUs at once"
+        problems.append(Problem("resources", what))
     if problems:
         raise RequestError(problems)
     return Share(asked.cpus_per_trial, gpus / asked.trials_per_gpu)

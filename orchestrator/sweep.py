@@ -6,6 +6,7 @@ A rerun, a resumed run, a grid with one more seed and a job that a cluster resta
 from __future__ import annotations
 
 import functools
+import itertools
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from results import schema
 from results.store import RunFolder
 from search_spaces.space import Space
 from trainer.data import Dataset
-from trainer.grid import Planned
+from trainer.grid import Grid, Planned
 from trainer.problems import Problem, RequestError, did_you_mean, gather
 from trainer.trial import PROTOCOL
 
@@ -86,15 +87,16 @@ def make_plan(
     return Plan(planned, ended, todo, len(everything) - len(shown))
 
 
-def check_pools(planned: Sequence[Planned]) -> None:
-    """Runs the contract over every pool on every architecture that it is to be trained in, on the CPU.
+def check_pools(grid: Grid) -> None:
+    """Runs the contract over every pool on every architecture, those of hidden pairs too, on the CPU.
 
     Raises:
         RequestError: with every finding. Runs the candidates' code.
     """
     from trainer import contract
 
-    pairs = dict.fromkeys((p.trial.pool, p.trial.arch) for p in planned)
+    archs = dict.fromkeys(pair.arch for pair in grid.pairs)
+    pairs = itertools.product((entry.pool for entry in grid.entries), archs)
     problems = [finding.problem(pool) for pool, arch in pairs for finding in contract.check(pool, arch)]
     if problems:
         raise RequestError(problems)
@@ -112,7 +114,7 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
     names = sorted({planned.trial.dataset for planned in plan.todo})
     loads = [(f"dataset {name}", functools.partial(_load, name, data_dir, space, say)) for name in names]
-    checks = [("", run.create), ("", functools.partial(check_pools, plan.todo))]
+    checks = [("", run.create), ("", functools.partial(check_pools, space.grid))]
     checks += [("", functools.partial(share, space.resources, [here]))] if local else []
     found = gather(*checks, *loads)
     data: dict[str, Dataset] = dict(zip(names, found[len(checks) :], strict=True))

@@ -64,6 +64,10 @@ def run_trial(planned: Planned, data: Dataset, job: Job, report: Report) -> None
     device = torch.device("cuda" if job.gpu else "cpu")
     run = RunFolder(job.run)
     trial = planned.trial
+    if (ended := run.status(trial.id)) in (schema.COMPLETED, schema.DIVERGED):
+        # A worker that dies between its row and its last report is started again: nothing is trained twice.
+        report({"status": ended, "best_test_acc": None, "train_s": None, "error": None})
+        return
     history: list[Epoch] = []
     error = program = None
     with run.log(trial.id) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -76,7 +80,7 @@ def run_trial(planned: Planned, data: Dataset, job: Job, report: Report) -> None
             _train(program, run, job.checkpoint_every, history, report)
             status = schema.DIVERGED if history[-1].diverged else schema.COMPLETED
             print(*log.final_lines(trial, history), sep="\n")
-        except Exception as caught:
+        except (Exception, SystemExit) as caught:
             status = schema.FAILED
             error = "".join(traceback.format_exception_only(caught)).strip()
             traceback.print_exc()
@@ -96,7 +100,8 @@ def run_trial(planned: Planned, data: Dataset, job: Job, report: Report) -> None
             "finished_at": datetime.now(UTC),
         }
     )
-    run.checkpoint(trial.id).remove()
+    if status != schema.FAILED:  # a failed trial that is tried again goes on from there
+        run.checkpoint(trial.id).remove()
     best = max((epoch.test_acc for epoch in history), default=None)
     train_s = sum(epoch.epoch_s for epoch in history)
     report({"status": status, "best_test_acc": best, "train_s": train_s, "error": error})
@@ -105,6 +110,8 @@ def run_trial(planned: Planned, data: Dataset, job: Job, report: Report) -> None
 def give_up(planned: Planned, error: str, job: Job) -> None:
     """Marks a trial as failed whose worker died too often to say so itself. Its epochs stay on record."""
     run = RunFolder(job.run)
+    if run.status(planned.trial.id) in (schema.COMPLETED, schema.DIVERGED):
+        return
     attempts = {"attempt": _attempts(run.log_path(planned.trial.id)), "finished_at": datetime.now(UTC)}
     run.write_trial({**_row(planned, schema.FAILED, (), error), "epochs": None, **attempts})
 

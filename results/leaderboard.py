@@ -19,7 +19,9 @@ from rich.text import Text
 
 from results import schema, stats
 from trainer.grid import BASELINE, Grid
+from trainer.pool import Pool
 from trainer.problems import RequestError, unknown
+from trainer.trial import PROTOCOL, slug
 
 METRICS = ("best_test_acc", "final_test_acc")
 CELL = ["pool", "revision", "role", "arch", "dataset", "hidden"]
@@ -45,7 +47,7 @@ def cells(
         grid: what was asked; its labels and roles win over those on record, and what it asks for and is not on
             record is counted as missing.
         metric: `best_test_acc`, the benchmark's, or `final_test_acc`; percent.
-        allow_mixed: let trials of different recipes or protocols stand in one table.
+        allow_mixed: let trials of different recipes or protocols stand in one table, each in rows of its own.
 
     Returns:
         The columns of `COLUMNS`. `revision` is the short hash of a candidate's file, null for the shelf. `n`, `mean`,
@@ -60,11 +62,12 @@ def cells(
         raise RequestError.of(unknown("metric", metric, METRICS))
     if not allow_mixed:
         _refuse_mixed(trials)
-    everything = _with_planned(trials, grid)
     summaries, values = [], {}
-    for key, group in _groups(everything, CELL):
-        completed = group[group["status"] == schema.COMPLETED].set_index("seed")[metric].dropna()
+    for key, group in _groups(_with_planned(trials, grid), [*CELL, *_IDENTITY]):
         cell = _Cell(*key)
+        if group["seed"].duplicated().any():
+            raise AssertionError(f"two trials of one seed in {cell}")
+        completed = group[group["status"] == schema.COMPLETED].set_index("seed")[metric].dropna()
         values[cell] = completed
         counts = group["status"].value_counts()
         summaries.append((cell, stats.summary(completed.to_numpy(np.float64)), counts))
@@ -76,7 +79,7 @@ def cells(
             **{name: getattr(summary, name) for name in ("n", "mean", "std", "min", "max")},
             **{status: int(counts.get(status, 0)) for status in ("completed", "diverged", "failed", "missing")},
         }
-        others = [c for c in values if c.role == BASELINE and c.pair == cell.pair and c != cell]
+        others = [c for c in values if c.role == BASELINE and c.column == cell.column and c != cell]
         for baseline in others or [None]:
             difference = _difference(values[cell], values[baseline]) if baseline else _NO_DIFFERENCE
             rows.append(
@@ -137,6 +140,10 @@ def to_csv(frame: pd.DataFrame) -> str:
     return sink.getvalue()
 
 
+# What makes a pool that pool, and a trial comparable to another, whatever it is called.
+_IDENTITY = ["pool_name", "pool_params", "recipe", "protocol"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Cell:
     pool: str
@@ -145,10 +152,15 @@ class _Cell:
     arch: str
     dataset: str
     hidden: bool
+    pool_name: str
+    pool_params: str
+    recipe: str
+    protocol: int
 
     @property
-    def pair(self) -> tuple[str, str]:
-        return self.arch, self.dataset
+    def column(self) -> tuple[str, str, str, int]:
+        """What two cells must share to be compared."""
+        return self.arch, self.dataset, self.recipe, self.protocol
 
 
 _NO_DIFFERENCE = stats.Difference(0, math.nan, math.nan, math.nan, math.nan)
@@ -167,47 +179,79 @@ def _difference(ours: pd.Series, theirs: pd.Series) -> stats.Difference:
 
 
 def _with_planned(trials: pd.DataFrame, grid: Grid | None) -> pd.DataFrame:
-    """Every trial on record or asked for: CELL, seed, status (`missing` where it has not ended) and the metrics."""
-    recorded = trials[["trial_id", *CELL[:1], *CELL[2:], "seed", "status", *METRICS]].copy()
-    recorded["revision"] = trials["pool_source_sha"].str[:8]
-    if grid is None:
-        return recorded
-    planned = pd.DataFrame(_planned_rows(grid), columns=["trial_id", *CELL, "seed"])
-    measured = recorded[["trial_id", "status", *METRICS]]
-    asked = planned.merge(measured, on="trial_id", how="left").fillna({"status": "missing"})
-    beyond = recorded[~recorded["trial_id"].isin(planned["trial_id"])]
-    return pd.concat([asked, beyond], ignore_index=True) if len(beyond) else asked
+    """Every trial on record or asked for: CELL, _IDENTITY, seed, status (`missing` if it has not ended), metrics.
+
+    What the newest grid calls a pool, and the part it gives it, hold for all its trials, whenever they ran.
+    """
+    recorded = trials[["trial_id", *CELL[:1], *CELL[2:], "seed", "status", *METRICS, *_IDENTITY[1:]]].assign(
+        revision=trials["pool_source_sha"].str[:8], pool_name=trials["trial_id"].str.split("-").str[0]
+    )
+    if grid is not None:
+        planned = pd.DataFrame(_planned_rows(grid), columns=["trial_id", *CELL, "seed", *_IDENTITY])
+        measured = recorded[["trial_id", "status", *METRICS]]
+        asked = planned.merge(measured, on="trial_id", how="left").fillna({"status": "missing"})
+        beyond = recorded[~recorded["trial_id"].isin(planned["trial_id"])]
+        recorded = pd.concat([asked, _renamed(beyond, grid)], ignore_index=True) if len(beyond) else asked
+    return _tell_apart(recorded)
+
+
+def _renamed(recorded: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """Trials that the grid no longer asks for, under the labels and parts that it gives their pools and pairs."""
+    entries = {_pool_key(entry.pool): (entry.pool.label, entry.role) for entry in grid.entries}
+    pairs = {(pair.arch, pair.dataset): pair.hidden for pair in grid.pairs}
+    rows = []
+    for row in recorded.to_dict("records"):
+        key = (row["pool_name"], row["pool_params"], "" if pd.isna(row["revision"]) else row["revision"])
+        label, role = entries.get(key, (row["pool"], row["role"]))
+        hidden = pairs.get((row["arch"], row["dataset"]), row["hidden"])
+        rows.append({**row, "pool": label, "role": role, "hidden": hidden})
+    return pd.DataFrame(rows, columns=recorded.columns)
+
+
+def _tell_apart(everything: pd.DataFrame) -> pd.DataFrame:
+    """Adds to a label what parts two pools, or two recipes, that it stands for."""
+    label = everything["pool"].astype(object)
+    groups = everything.groupby("pool")
+    several = groups["pool_params"].nunique().gt(1) | groups["pool_name"].nunique().gt(1)
+    crowded = everything["pool"].map(several).astype(bool)
+    label = label.where(~crowded, label + " = " + everything["pool_name"] + " " + everything["pool_params"])
+    recipes = everything[["recipe", "protocol"]].drop_duplicates()
+    if len(recipes) > 1:
+        spelled = dict(zip(recipes.itertuples(index=False, name=None), _spell_recipes(recipes), strict=True))
+        kinds = zip(everything["recipe"], everything["protocol"], strict=True)
+        label = label + pd.Series([f" [{spelled[kind]}]" for kind in kinds], index=everything.index)
+    return everything.assign(pool=label)
+
+
+def _pool_key(pool: Pool) -> tuple[str, str, str]:
+    return slug(pool.name), pool.params_json, pool.source.sha[:8] if pool.source else ""
 
 
 def _planned_rows(grid: Grid) -> Iterator[tuple[Any, ...]]:
+    recipe = grid.recipe.to_json()
     for planned in grid:
         trial = planned.trial
-        source = trial.pool.source
-        revision = source.sha[:8] if source else None
-        yield (
-            trial.id,
-            trial.pool.label,
-            revision,
-            planned.role,
-            trial.arch,
-            trial.dataset,
-            planned.hidden,
-            trial.seed,
-        )
+        name, params, revision = _pool_key(trial.pool)
+        cell = (trial.pool.label, revision or None, planned.role, trial.arch, trial.dataset, planned.hidden)
+        yield (trial.id, *cell, trial.seed, name, params, recipe, PROTOCOL)
+
+
+def _spell_recipes(kinds: pd.DataFrame) -> list[str]:
+    """Each (recipe, protocol) by the fields in which they differ."""
+    recipes = [json.loads(recipe) | {"protocol": protocol} for recipe, protocol in kinds.itertuples(index=False)]
+    differing = sorted(key for key in recipes[0] if len({str(recipe.get(key)) for recipe in recipes}) > 1)
+    return [", ".join(f"{key}={recipe.get(key)}" for key in differing) for recipe in recipes]
 
 
 def _refuse_mixed(trials: pd.DataFrame) -> None:
     """One table, one recipe: accuracies of different recipes cannot be compared."""
     kinds = trials[["recipe", "protocol"]].drop_duplicates()
-    if len(kinds) < 2:
-        return
-    recipes = [json.loads(recipe) | {"protocol": protocol} for recipe, protocol in kinds.itertuples(index=False)]
-    differing = sorted(key for key in recipes[0] if len({str(recipe.get(key)) for recipe in recipes}) > 1)
-    found = "; ".join(", ".join(f"{key}={recipe.get(key)}" for key in differing) for recipe in recipes)
-    raise RequestError.of(
-        f"the run folder holds trials of {len(kinds)} recipes ({found}), which one table must not mix; "
-        f"keep each recipe in a run folder of its own, or pass --allow-mixed"
-    )
+    if len(kinds) > 1:
+        found = "; ".join(_spell_recipes(kinds))
+        raise RequestError.of(
+            f"the run folder holds trials of {len(kinds)} recipes ({found}), which one table must not mix; "
+            f"keep each recipe in a run folder of its own, or pass --allow-mixed to see them side by side"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +273,9 @@ class _Wide:
         for (pool, revision, role), mine in _groups(frame, ["pool", "revision", "role"]):
             shown = [_cell_lines(mine, pair, best.get(pair)) for pair in self.pairs]
             means = mine.drop_duplicates(["arch", "dataset"]).set_index(["arch", "dataset"])["mean"]
-            rank = means.mean()
+            rank = means.sum()  # over the pairs that it has finished: a pool with the easy half only is not ahead
             name = f"{pool} @{revision}" if pool in crowded and revision else pool
-            order = (role != BASELINE, math.inf if math.isnan(rank) else -rank)
+            order = (role != BASELINE, -rank)
             rows.append((order, _Row(name, role, tuple(shown))))
         self.rows: Sequence[_Row] = [row for _, row in sorted(rows, key=lambda item: item[0])]
 
@@ -250,12 +294,17 @@ def _cell_lines(mine: pd.DataFrame, pair: tuple[str, str], best: str | None) -> 
             lines.append("best baseline")
         elif (against := here[here["baseline"] == best]).size and against.iloc[0]["n_pairs"]:
             lines.append(_spell_difference(against.iloc[0]))
-    if row.hidden and row.missing and not row.n:
+    if _is_withheld(row):
         lines.append("withheld")
     else:
         gaps = [f"{row[status]} {status}" for status in ("diverged", "failed", "missing") if row[status]]
         lines += [", ".join(gaps)] if gaps else []
     return tuple(lines)
+
+
+def _is_withheld(row: Any) -> bool:
+    """Whether a hidden cell has not been started: nothing in it has ended."""
+    return bool(row.hidden and row.missing and not (row.completed or row.diverged or row.failed))
 
 
 def _spell_difference(row: Any) -> str:
@@ -277,12 +326,11 @@ def _footer(frame: pd.DataFrame, metric: str) -> str:
         named = [
             f"{row.pool} on {row.arch}-{row.dataset} ({getattr(row, status)})"
             for row in one.itertuples()
-            if getattr(row, status) and not (status == "missing" and row.hidden)
+            if getattr(row, status) and not _is_withheld(row)
         ]
         if named:
             lines.append(f"{status.capitalize()}, not in any mean: {'; '.join(named)}.")
-    withheld = one[one["hidden"] & (one["missing"] > 0)][["arch", "dataset"]].drop_duplicates()
-    if len(withheld):
-        named = ", ".join(map("-".join, withheld.itertuples(index=False, name=None)))
-        lines.append(f"Withheld until the final run (--final): {named}.")
+    withheld = dict.fromkeys(f"{row.arch}-{row.dataset}" for row in one.itertuples() if _is_withheld(row))
+    if withheld:
+        lines.append(f"Withheld until the final run (--final): {', '.join(withheld)}.")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
     RUN/space.yaml                what was asked, resolved
     RUN/trials/<trial id>.parquet one row, written last: it marks the trial as ended
     RUN/epochs/<trial id>.parquet one row an epoch, rewritten as the trial goes
-    RUN/checkpoints/<trial id>.pt for resuming; gone when the trial has ended
+    RUN/checkpoints/<trial id>.pt for resuming; gone when the trial has completed or diverged
     RUN/logs/<trial id>.log       what the trial printed; the traceback of a failure
     RUN/ray.log                   what Ray had to say
 
@@ -91,6 +91,11 @@ class RunFolder:
         table = self.read_trials(columns=["trial_id", "status"])
         return dict(zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True))
 
+    def status(self, trial_id: str) -> str | None:
+        """Of one trial; None if it has not ended."""
+        path = self.path / "trials" / f"{trial_id}.parquet"
+        return pq.read_table(path, columns=["status"])["status"][0].as_py() if path.exists() else None
+
     def read_trials(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Every trial that has ended, as `schema.TRIALS`."""
         return self._read("trials", schema.TRIALS, columns)
@@ -125,8 +130,11 @@ class RunFolder:
 
     def _read(self, name: str, wanted: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
         folder = self.path / name
-        files = sorted(folder.glob("[!.]*.parquet")) if folder.is_dir() else []
-        return ds.dataset(files, schema=wanted, format="parquet").to_table(columns=columns and list(columns))
+        try:
+            files = sorted(folder.glob("[!.]*.parquet")) if folder.is_dir() else []
+            return ds.dataset(files, schema=wanted, format="parquet").to_table(columns=columns and list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise RequestError.of(f"{folder} cannot be read: {error}; move what is no file of this run away") from None
 
     def _write(self, name: str, trial_id: str, rows: Sequence[Mapping[str, Any]], wanted: pa.Schema) -> None:
         unknown = {key for row in rows for key in row} - set(wanted.names)

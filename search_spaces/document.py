@@ -59,7 +59,7 @@ class Document:
             raise RequestError.of(f"found {override!r}, allowed is KEY=VALUE", "--set")
         try:
             value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise RequestError.of(f"{text!r} is not a YAML value: {error}", f"--set {key}") from None
         at: Any = self.data
         *parents, last = key.split(".")

@@ -28,7 +28,8 @@ def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     """Runs the command, which must refuse without Ray having been as much as imported; what it said."""
 
     def run(*arguments: str, space: str = SPACE) -> str:
-        monkeypatch.setitem(sys.modules, "orchestrator.ray_tune", None)  # an import of it raises
+        monkeypatch.setitem(sys.modules, "orchestrator.ray_tune", None)  # an import of it raises,
+        monkeypatch.delattr("orchestrator.ray_tune", raising=False)  # whoever has imported it before
         path = tmp_path / "space.yaml"
         path.write_text(space)
         assert cli.main(["--space", str(path), "--out", str(tmp_path / "run"), *arguments]) == cli.REFUSED
@@ -180,9 +181,47 @@ def test_what_a_trial_gets(asked: dict[str, int], nodes: list[Node], gets: Share
     assert share(Resources(**asked), nodes) == gets
 
 
-def test_what_no_single_node_has_is_refused() -> None:
-    with pytest.raises(RequestError, match="no node has more than 4"):
-        share(Resources(cpus_per_trial=6), [Node(4, 0), Node(4, 0)])
+@pytest.mark.parametrize(
+    ("asked", "nodes", "says"),
+    [
+        ({"cpus_per_trial": 6}, [Node(4, 0), Node(4, 0)], "no node has more than 4"),
+        ({"cpus_per_trial": 16}, [Node(64, 0), Node(4, 8)], "no node has 1 GPUs and 16 CPUs at once"),
+        ({"gpus_per_trial": 3, "trials_per_gpu": 2}, [Node(8, 8)], "beside gpus_per_trial 3"),
+    ],
+)
+def test_what_no_single_node_has_is_refused(asked: dict[str, int], nodes: list[Node], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        share(Resources(**asked), nodes)
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    arguments = ["--space", str(tmp_path / "space.yaml"), "--out", str(tmp_path / "run"), "--address", "nowhere"]
+    assert cli.main(arguments) == cli.REFUSED
+    assert "--address nowhere: Ray cannot be reached" in capsys.readouterr().err
+
+
+def test_a_rerun_with_nothing_to_train_takes_new_roles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from orchestrator.worker import _row
+    from results.store import RunFolder
+    from search_spaces import space as spaces
+
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    for planned in spaces.load(path).grid:
+        if not planned.hidden:
+            run.write_trial(_row(planned, "completed", (), None) | {"best_test_acc": 50.0, "final_test_acc": 50.0})
+    path.write_text(SPACE.replace("gem]", "{name: gem, label: ours, role: baseline}]"))
+    assert cli.main(["--space", str(path), "--out", str(run.path)]) == cli.OK
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "ours" in said
+
+
+def test_the_filter_takes_a_pool_with_commas() -> None:
+    assert cli._only("arch=a,pool=gem(p=1, eps=0.1)") == {"arch": "a", "pool": "gem(p=1, eps=0.1)"}
 
 
 def test_every_option_and_command_is_in_the_readme() -> None:

@@ -106,6 +106,32 @@ def test_parquet_of_another_form_is_named(tmp_path: Path) -> None:
         data.load("cifar10", tmp_path)
 
 
+def test_a_shard_that_is_missing_is_not_trained_without(tmp_path: Path) -> None:
+    images = np.zeros((9, 32, 32, 3), np.uint8)
+    write_parquet(tmp_path / "cifar10", "train", images, [0] * 9, shards=3)
+    write_parquet(tmp_path / "cifar10", "test", images, [0] * 9, shards=1)
+    (tmp_path / "cifar10" / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(RequestError, match="found 2 of 3 files train"):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(("size", "label"), [(32, 10), (32, -1), (40, 0)])
+def test_images_and_labels_out_of_range_are_named(tmp_path: Path, size: int, label: int) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "cifar10", split, np.zeros((2, size, size, 3), np.uint8), [0, label], shards=1)
+    with pytest.raises(RequestError, match="cifar10: found 2 images"):
+        data.load("cifar10", tmp_path)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    table = pa.table({"img": [{"bytes": b"no image", "path": None}], "label": [1]})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / "cifar10" / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(RequestError, match="cannot read"):
+        data.load("cifar10", tmp_path)
+
+
 def test_torchvisions_own_files_are_read(tmp_path: Path) -> None:
     """Fashion-MNIST as torchvision leaves it behind: idx files under FashionMNIST/raw."""
     raw = tmp_path / "FashionMNIST" / "raw"

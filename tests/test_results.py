@@ -178,6 +178,38 @@ def test_trials_beyond_the_newest_space_stay_in_the_table(fill: Fill) -> None:
     assert "gem" in set(results.load(run.path).leaderboard()["pool"])
 
 
+def test_a_label_that_has_meant_two_pools_is_two_rows(fill: Fill) -> None:
+    run = fill()
+    for p in (1, 5):
+        ours = Entry(pool.expand("gem", {"p": p}, label="ours")[0])
+        grid = Grid("g", (*ENTRIES[:2], ours), PAIRS[:1], (1, 2, 3), GRID.recipe)
+        run.write_grid(grid)
+        for planned in grid:
+            if planned.trial.pool.label == "ours":
+                run.write_trial(_row(planned, schema.COMPLETED, (), None) | {"best_test_acc": 50.0 + p})
+    frame = results.load(run.path).leaderboard()
+    means = frame[frame["pool"].str.startswith("ours")].drop_duplicates("pool").set_index("pool")["mean"]
+    assert sorted(means) == [51.0, 55.0]
+    assert all('"p": ' in label for label in means.index)
+
+
+def test_a_pool_has_one_role_however_old_its_trials(fill: Fill) -> None:
+    run = fill()
+    as_baseline = Entry(pool.expand("gem", label="ours")[0], "baseline")
+    run.write_grid(Grid("g", (*ENTRIES[:2], as_baseline), PAIRS[:1], (1, 2), GRID.recipe))
+    frame = results.load(run.path).leaderboard()
+    assert "gem" not in set(frame["pool"])
+    assert set(frame[frame["pool"] == "ours"]["n"]) == {3}
+    assert (frame["pool"] != frame["baseline"]).all()
+
+
+def test_a_file_that_is_no_parquet_is_named(fill: Fill) -> None:
+    run = fill()
+    (run.path / "trials" / "junk.parquet").write_bytes(b"junk")
+    with pytest.raises(RequestError, match=r"junk\.parquet"):
+        results.load(run.path).trials()
+
+
 def test_revisions_of_a_file_are_rows_of_their_own(fill: Fill, tmp_path: Path) -> None:
     run = fill()
     path = tmp_path / "mine.py"
@@ -198,10 +230,14 @@ def test_revisions_of_a_file_are_rows_of_their_own(fill: Fill, tmp_path: Path) -
 def test_recipes_are_not_mixed(fill: Fill) -> None:
     run = fill()
     other = Grid("g", ENTRIES, PAIRS, (1,), Recipe(epochs=3))
-    run.write_trial(_row(next(iter(other)), schema.COMPLETED, (), None))
+    run.write_trial(_row(next(iter(other)), schema.COMPLETED, (), None) | {"best_test_acc": 10.0})
     with pytest.raises(RequestError, match=r"2 recipes \(epochs=2; epochs=3\)|2 recipes \(epochs=3; epochs=2\)"):
         results.load(run.path).leaderboard()
-    assert len(results.load(run.path).leaderboard(allow_mixed=True))
+    frame = results.load(run.path).leaderboard(allow_mixed=True)
+    means = frame[frame["arch"] == "resnet20"].drop_duplicates("pool").set_index("pool")["mean"]
+    assert means["gap [epochs=3]"] == 10, "side by side, never in one mean"
+    assert means["gap [epochs=2]"] == pytest.approx(71.17, abs=0.01)
+    assert frame[frame["pool"] == "gap [epochs=3]"]["baseline"].isna().all(), "nor compared"
 
 
 def test_views(fill: Fill, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,18 +114,24 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
 ) -> None:
     # In the contract's check the batch has 4 maps; in training 32.
     head = "import os\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
-    for name, fault in (("raises", "raise ValueError('thirty-two')"), ("dies", "os._exit(7)")):
+    for name, fault in (
+        ("raises", "raise ValueError('thirty-two')"),
+        ("dies", "os._exit(7)"),
+        ("leaves", "raise SystemExit(0)"),
+    ):
         body = f"        if len(x) == 32: {fault}\n        print('hello')\n        return x.mean((2, 3))\n"
         (tmp_path / f"{name}.py").write_text(head + body)
-    text = SPACE.replace("  - gem", "  - {file: raises.py}\n  - {file: dies.py}").replace("[1, 2]", "[1]")
+    text = SPACE.replace("  - gem", "  - {file: raises.py}\n  - {file: dies.py}\n  - {file: leaves.py}").replace(
+        "[1, 2]", "[1]"
+    )
     space_file.write_text(text.replace("  - {arch: mobilenetv2, dataset: digits}\n", ""))
     assert sweep() == cli.INCOMPLETE
     said = capfd.readouterr().out
-    assert "2 failed; why stands in" in said
+    assert "3 failed; why stands in" in said
     assert "Failed, not in any mean" in said
     run = tmp_path / "run"
     trials = pd.read_parquet(run / "trials").set_index("pool")
-    assert trials["status"].to_dict() == {"gap": "completed", "raises": "failed", "dies": "failed"}
+    assert trials["status"].to_dict() == {"gap": "completed", "raises": "failed", "dies": "failed", "leaves": "failed"}
     assert trials.loc["raises", "error"] == "ValueError: thirty-two"
     assert trials.loc["raises", "attempt"] == 1, "a candidate's own exception is not tried again"
     assert trials.loc["dies", "attempt"] == 2

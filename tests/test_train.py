@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.plain import PlainTrainer
-from trainer import log, network
+from trainer import checkpoint, log, network
 from trainer.augment import EpochDraws
 from trainer.data import Dataset
 from trainer.problems import RequestError
@@ -51,13 +51,16 @@ def numbers(history: list[Epoch]) -> list[dict[str, float]]:
 
 
 NOISY = """
+import random
+import numpy as np
 from torch import nn
 class CustomPool(nn.Module):
     def __init__(self):
         super().__init__()
         self.dropout = nn.Dropout(0.5)
     def forward(self, x):
-        return self.dropout(x.mean((2, 3)))
+        noise = 1 + 0.1 * np.random.rand() + 0.1 * random.random()
+        return nn.functional.dropout(self.dropout(x.mean((2, 3))), 0.1) * noise  # in eval too
 """
 LAZY = """
 from torch import nn
@@ -127,8 +130,8 @@ def test_a_killed_trial_goes_on_from_its_newest_checkpoint(make_trial: Make, dig
 )
 def test_a_spoilt_checkpoint_is_passed_over(make_trial: Make, digits: Dataset, spoil: Callable[[bytes], bytes]) -> None:
     trial = make_trial(epochs=2)
-    slot = Memory()
-    undisturbed = run(trial, digits, slot)
+    undisturbed = run(trial, digits)
+    slot = stopped_after_one_epoch(trial, digits)
     assert slot.data is not None
     said: list[str] = []
     again = list(train(Program(trial, digits, CPU), slot=Memory(spoil(slot.data)), say=said.append))
@@ -136,9 +139,27 @@ def test_a_spoilt_checkpoint_is_passed_over(make_trial: Make, digits: Dataset, s
     assert numbers(again) == numbers(undisturbed)
 
 
-def test_another_trials_checkpoint_is_passed_over(make_trial: Make, digits: Dataset) -> None:
+def stopped_after_one_epoch(trial: Trial, data: Dataset) -> Memory:
     slot = Memory()
-    run(make_trial(epochs=2, seed=1), digits, slot)
+    epochs = train(Program(trial, data, CPU), slot=slot, say=lambda _: None)
+    next(epochs)
+    epochs.close()  # type: ignore[attr-defined]
+    return slot
+
+
+def test_a_checkpoint_with_other_tensors_is_passed_over(make_trial: Make, digits: Dataset) -> None:
+    """As after a change of a layer that nobody gave a new protocol."""
+    trial = make_trial(epochs=2)
+    undisturbed = run(trial, digits)
+    slot = stopped_after_one_epoch(trial, digits)
+    assert slot.data is not None
+    state = checkpoint.decode(trial.id, slot.data)
+    del state["network"]["head.bias"]
+    assert numbers(run(trial, digits, Memory(checkpoint.encode(trial.id, state)))) == numbers(undisturbed)
+
+
+def test_another_trials_checkpoint_is_passed_over(make_trial: Make, digits: Dataset) -> None:
+    slot = stopped_after_one_epoch(make_trial(epochs=2, seed=1), digits)
     mine = make_trial(epochs=2, seed=2)
     assert numbers(run(mine, digits, slot)) == numbers(run(mine, digits))
 
@@ -251,6 +272,18 @@ def test_a_loss_that_is_not_finite_ends_the_trial(make_trial: Make, digits: Data
     assert len(history) < 5
     assert all(not epoch.diverged for epoch in history[:-1])
     assert len(run(trial, digits, slot)) == len(history), "resuming does not train on"
+
+
+def test_a_test_loss_that_is_not_finite_ends_it_too(tmp_path: Path, make_trial: Make, digits: Dataset) -> None:
+    """Its accuracy would be chance level, and count as a result."""
+    body = "        return x.mean((2, 3)) if self.training else x.mean((2, 3)) / 0 * 0\n"
+    (tmp_path / "own.py").write_text(
+        f"from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n{body}"
+    )
+    history = run(make_trial(str(tmp_path / "own.py")), digits)
+    assert len(history) == 1
+    assert history[0].diverged
+    assert math.isfinite(history[0].train_loss)
 
 
 def test_a_recipe_that_does_not_fit_the_data_is_refused(make_trial: Make, digits: Dataset) -> None:

@@ -39,7 +39,7 @@ def check(pool: Pool, arch: str) -> list[Finding]:
     shape = archs.get(arch).feature_map
     where = f"{arch}'s feature map {_spell((BATCH, *shape))}"
     maps = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0)).relu_()
-    with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng():
+    with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
         try:
             module = pools.build(pool, shape[0])
         except (Exception, SystemExit) as error:
@@ -63,16 +63,15 @@ def _check_shape(module: nn.Module, maps: Tensor, where: str) -> list[Finding]:
         return [Finding("shape", where, what, "Reduce both spatial dimensions and keep the channels: .flatten(1).")]
     if out.dtype != maps.dtype:
         return [Finding("dtype", where, f"float32 comes back as {out.dtype}", "End with .to(x.dtype).")]
-    return []
+    return _check_finite_output(out, f"{where} in eval mode")
 
 
 def _check_finite(module: nn.Module, maps: Tensor, where: str) -> list[Finding]:
     module.train()
     inputs = maps.clone().requires_grad_()
     out = module(inputs * 1)  # a leaf cannot be changed in place, and a pool's input in the network is none
-    if not out.isfinite().all():
-        mend = "Over one position std(unbiased) is NaN: use correction=0; under roots and logarithms, add an epsilon."
-        return [Finding("finite-output", where, "its output is not finite", mend)]
+    if findings := _check_finite_output(out, where):
+        return findings
     out.sum().backward()
     named: list[tuple[str, Tensor | None]] = [("input", inputs.grad)]
     named += [(f"parameter {name}", parameter.grad) for name, parameter in module.named_parameters()]
@@ -81,6 +80,13 @@ def _check_finite(module: nn.Module, maps: Tensor, where: str) -> list[Finding]:
         mend = "A root has no gradient at zero and x/|x| none at the origin: add an epsilon inside."
         return [Finding("finite-gradient", where, f"the gradient of {', '.join(broken)} is not finite", mend)]
     return []
+
+
+def _check_finite_output(out: Tensor, where: str) -> list[Finding]:
+    if out.isfinite().all():
+        return []
+    mend = "Over one position std(unbiased) is NaN: use correction=0; under roots and logarithms, add an epsilon."
+    return [Finding("finite-output", where, "its output is not finite", mend)]
 
 
 def _spell(shape: tuple[int, ...] | torch.Size) -> str:

@@ -35,9 +35,14 @@ def speed_up(network: nn.Module) -> None:
 
 
 def _speed_up_convolution(conv: nn.Conv2d) -> None:
-    if conv.bias is not None or conv.dilation != (1, 1) or isinstance(conv.padding, str):
+    if (
+        conv.bias is not None
+        or conv.dilation != (1, 1)
+        or isinstance(conv.padding, str)
+        or conv.padding_mode != "zeros"
+    ):
         return
-    if conv.kernel_size == (1, 1) and conv.groups == 1 and conv.stride == (1, 1):
+    if conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1:
         conv.__class__ = PointwiseConv2d
     elif conv.groups == conv.in_channels == conv.out_channels > 1:
         conv.__class__ = DepthwiseConv2d

@@ -8,7 +8,7 @@ from torch import nn
 from trainer import arch as archs
 from trainer import pool as pools
 from trainer.pool import Pool
-from trainer.randomness import Purpose, torch_seed
+from trainer.randomness import Purpose, seeded
 
 
 class Network(nn.Module):
@@ -32,9 +32,9 @@ def build(pool: Pool, arch: str, classes: int, seed: int) -> Network:
     optimizer made before that pass would never train them.
     """
     spec = archs.get(arch)
-    with torch_seed(seed, Purpose.BACKBONE):
+    with seeded(seed, Purpose.BACKBONE):
         features, head = spec.features(), spec.head(classes)
-    with torch_seed(seed, Purpose.POOL):
+    with seeded(seed, Purpose.POOL):
         module = materialise(pools.build(pool, spec.channels), spec.feature_map)
     return Network(features, module, head)
 

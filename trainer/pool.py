@@ -160,20 +160,15 @@ def load_class(pool: Pool) -> type[nn.Module]:
     if pool.source is None:
         module = importlib.import_module(f"trainer.pools.{pool.name}")
         return getattr(module, _shelf_source(pool.name).class_name)
-    # A name of its own keeps two revisions apart in one process, and lets a module pickle by reference.
-    module_name = f"candidate_{pool.source.sha[:16]}"
-    if module_name not in sys.modules:
-        module = types.ModuleType(module_name)
-        module.__file__ = pool.source.path
-        lines = pool.source.text.splitlines(keepends=True)
-        linecache.cache[pool.source.path] = (len(pool.source.text), None, lines, pool.source.path)
-        sys.modules[module_name] = module
-        try:
-            exec(compile(pool.source.text, pool.source.path, "exec"), module.__dict__)
-        except BaseException:
-            del sys.modules[module_name]
-            raise
-    return getattr(sys.modules[module_name], pool.source.class_name)
+    # A name of its own keeps two revisions apart in one process; run anew for every trial, so that nothing that one
+    # left in the module's globals reaches the next.
+    module = types.ModuleType(f"candidate_{pool.source.sha[:16]}")
+    module.__file__ = pool.source.path
+    lines = pool.source.text.splitlines(keepends=True)
+    linecache.cache[pool.source.path] = (len(pool.source.text), None, lines, pool.source.path)
+    sys.modules[module.__name__] = module
+    exec(compile(pool.source.text, pool.source.path, "exec"), module.__dict__)
+    return getattr(module, pool.source.class_name)
 
 
 def build(pool: Pool, channels: int) -> nn.Module:
@@ -225,8 +220,10 @@ def _signature(source: Source) -> _Signature:
     arguments = [a.arg for a in (*positional, *init.args.kwonlyargs)]
     defaults = {}
     for key, node in with_default.items():
-        with contextlib.suppress(ValueError):  # not a literal: the hash of the source stands for it
-            defaults[key] = ast.literal_eval(node)
+        with contextlib.suppress(ValueError, TypeError):  # no plain literal: the hash of the source stands for it
+            value = ast.literal_eval(node)
+            if _is_plain(value):
+                defaults[key] = value
     defaults.pop("channels", None)
     own = tuple(a for a in arguments if a != "channels")
     return _Signature(
@@ -246,7 +243,8 @@ def _find_init(classes: Mapping[str, ast.ClassDef], name: str) -> ast.FunctionDe
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return item
-    inherited = (_find_init(classes, base.id) for base in node.bases if isinstance(base, ast.Name))
+    others = {key: value for key, value in classes.items() if key != name}  # a class may be named as its base is
+    inherited = (_find_init(others, base.id) for base in node.bases if isinstance(base, ast.Name))
     return next(filter(None, inherited), None)
 
 

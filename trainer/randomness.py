@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,8 +31,19 @@ def generator(seed: int, purpose: Purpose, epoch: int = 0) -> np.random.Generato
 
 
 @contextlib.contextmanager
-def torch_seed(seed: int, purpose: Purpose, epoch: int = 0) -> Iterator[None]:
-    """Torch's own generators, seeded for this purpose within the block and put back as they were after it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(generator(seed, purpose, epoch).integers(2**63)))
-        yield
+def seeded(seed: int, purpose: Purpose, epoch: int = 0, device: torch.device | None = None) -> Iterator[None]:
+    """Every global generator that a pool may draw from, torch's, numpy's and Python's, seeded within the block.
+
+    They are put back as they were after it. `device` is where torch draws, beside the CPU.
+    """
+    key = int(generator(seed, purpose, epoch).integers(2**63))
+    python, legacy_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device and device.type == "cuda" else []):
+        torch.manual_seed(key)
+        random.seed(key)
+        np.random.seed(key % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy_numpy)

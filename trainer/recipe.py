@@ -48,16 +48,16 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("lr", "momentum", "weight_decay"):
             value = getattr(self, name)
-            if type(value) is int:  # `lr: 1` and `lr: 1.0` are one recipe, so one id
+            if type(value) is int and abs(value) < 2**53:  # `lr: 1` and `lr: 1.0` are one recipe, so one id
                 object.__setattr__(self, name, float(value))
         problems = [
-            *_number(self, "epochs", int, at_least=1),
-            *_number(self, "batch_size", int, at_least=2),
+            *_number(self, "epochs", int, at_least=1, below=10**6),
+            *_number(self, "batch_size", int, at_least=2, below=10**6),
             *_number(self, "lr", float, above=0.0),
             *_number(self, "momentum", float, at_least=0.0, below=1.0),
             *_number(self, "weight_decay", float, at_least=0.0),
-            *_number(self, "train_samples", int, at_least=2, optional=True),
-            *_number(self, "test_samples", int, at_least=1, optional=True),
+            *_number(self, "train_samples", int, at_least=2, below=2**53, optional=True),
+            *_number(self, "test_samples", int, at_least=1, below=2**53, optional=True),
         ]
         if self.precision not in PRECISIONS:
             problems.append(
@@ -118,13 +118,13 @@ def _number(
     *,
     at_least: float = -math.inf,
     above: float = -math.inf,
-    below: float = math.inf,
+    below: float = math.inf,  # NaN and infinity are in no range
     optional: bool = False,
 ) -> list[Problem]:
     value = getattr(recipe, name)
     if optional and value is None:
         return []
-    if type(value) is kind and math.isfinite(value) and value >= at_least and above < value < below:
+    if type(value) is kind and value >= at_least and above < value < below:
         return []
     bounds = [
         f">= {at_least:g}" if at_least > -math.inf else "",

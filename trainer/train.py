@@ -19,7 +19,7 @@ from trainer.augment import Augment, EpochDraws, Normalise
 from trainer.checkpoint import Slot
 from trainer.data import Dataset, subset
 from trainer.problems import RequestError
-from trainer.randomness import Purpose, torch_seed
+from trainer.randomness import Purpose, seeded
 from trainer.trial import Trial
 
 # Images evaluated at once. On a CPU, ResNet-56 evaluates 20 % slower at 500, out of cache; on a GPU fewer launches win.
@@ -48,7 +48,7 @@ class Epoch:
 
     @property
     def diverged(self) -> bool:
-        return not math.isfinite(self.train_loss)
+        return not (math.isfinite(self.train_loss) and math.isfinite(self.test_loss))
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
             if history and history[-1].diverged:
                 return
             history.append(program.run_epoch(epoch))
-            if slot and (epoch % checkpoint_every == 0 or epoch == epochs):
+            if slot and epoch % checkpoint_every == 0 and epoch < epochs:
                 _save(program, slot, history)
             yield history[-1]
     except GeneratorExit:  # stopped between two epochs, where the state is whole
@@ -132,9 +132,9 @@ class Program:
         recipe = self.trial.recipe
         start = time.perf_counter()
         self.optimizer.param_groups[0]["lr"].fill_(recipe.lr_after(epoch - 1))
-        with torch_seed(self.trial.seed, Purpose.NOISE, epoch):
+        with seeded(self.trial.seed, Purpose.NOISE, epoch, self.device):
             train_loss, train_acc, images_per_s = self._train(epoch)
-        test_loss, test_acc = self._evaluate()
+            test_loss, test_acc = self._evaluate()
         return Epoch(
             epoch,
             train_loss,
@@ -159,6 +159,15 @@ class Program:
         return {"network": self.network.state_dict(), "momentum": self.optimizer.state_dict()["state"]}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Goes where `state` was taken.
+
+        Raises:
+            CheckpointError: it is of a network with other tensors; nothing has been changed.
+        """
+        mine, theirs = ({k: v.shape for k, v in s.items()} for s in (self.network.state_dict(), state["network"]))
+        if mine != theirs:
+            odd = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+            raise checkpoint.CheckpointError(f"it has other tensors than the network ({', '.join(odd)})")
         self.network.load_state_dict(state["network"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["momentum"], "param_groups": groups})
@@ -218,11 +227,11 @@ def _restore(program: Program, slot: Slot, say: Callable[[str], None]) -> list[E
         return []
     try:
         state = checkpoint.decode(program.trial.id, data)
-    except checkpoint.CheckpointError as error:
+        history = [Epoch(**epoch) for epoch in state.pop("history")]
+        program.load_state(state)
+    except (checkpoint.CheckpointError, KeyError, TypeError) as error:
         say(f"checkpoint passed over, the trial starts from its first epoch: {error}")
         return []
-    program.load_state(state)
-    history = [Epoch(**epoch) for epoch in state["history"]]
     say(f"resumed after epoch {len(history)}")
     return history
 
