@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,14 +86,18 @@ def _connect(address: str, here: Node, quiet: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _logging_to(log: TextIO) -> Iterator[None]:
-    """Ray's loggers, which took hold of stderr on import, write there instead."""
-    handlers = [h for h in logging.getLogger("ray").handlers if isinstance(h, logging.StreamHandler)]
-    before = [handler.setStream(log) for handler in handlers]
+    """Ray's own log handlers, which took hold of stderr when Ray was imported, write there instead.
+
+    Not by setStream, which flushes the stream before: that one may be closed by now.
+    """
+    handlers = [h for h in logging.getLogger("ray").handlers if type(h).__module__.startswith("ray.")]
+    for handler in handlers:
+        handler.stream = log  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        for handler, stream in zip(handlers, before, strict=True):
-            handler.setStream(stream)
+        for handler in handlers:
+            handler.stream = sys.__stderr__  # type: ignore[attr-defined]
 
 
 def run(

@@ -231,3 +231,12 @@ def test_every_option_and_command_is_in_the_readme() -> None:
     }
     missing = {option for option in options - {"--help"} if not re.search(rf"{option}\b", readme)}
     assert not missing
+
+
+def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
+    fenced = r"```(?:yaml|python)\n# (mine\.yaml|my_pool\.py)\n(.*?)```"
+    blocks = re.findall(fenced, (ROOT / "README.md").read_text(), re.DOTALL)
+    assert [name for name, _ in blocks] == ["mine.yaml", "my_pool.py"]
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+    assert cli.main(["--space", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run"), "--check"]) == cli.OK
