@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self, TextIO
 
 os.environ |= {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -114,7 +117,8 @@ def run(
     The data go through the object store: one copy a node, which its workers read in place.
     """
     trainable = tune.with_parameters(_train_one, grid=grid, data=data, job=job)
-    with tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True) as scratch:
+    scratch_folder = tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
+    with scratch_folder as scratch, _Interrupt() as interrupt:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
             # Places in the grid, not trials: a dataclass in grid_search breaks Tune's names, and these are small.
@@ -125,10 +129,11 @@ def run(
                 storage_path=scratch,
                 name="trials",
                 verbose=0,
-                callbacks=[_Relay(grid, watcher)],
+                callbacks=[_Relay(grid, watcher, interrupt)],
                 failure_config=tune.FailureConfig(max_failures=max_failures),
             ),
         ).fit()
+        interrupt.raise_if_pending()
 
 
 def _train_one(config: dict[str, Any], grid: Grid, data: Mapping[str, Dataset], job: Job) -> None:
@@ -141,15 +146,50 @@ def _planned(grid: Grid, config: Mapping[str, Any]) -> Planned:
     return grid.at((entry, pair, seed))
 
 
+class _Interrupt:
+    """Ctrl-C, remembered for the length of the block.
+
+    A KeyboardInterrupt that happens to be raised inside a destructor or a callback from C is printed and forgotten by
+    Python, and the sweep would go on: so it is raised again at Tune's next step.
+    """
+
+    def __init__(self) -> None:
+        self._pending = False
+
+    def __enter__(self) -> Self:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self._before = signal.getsignal(signal.SIGINT)
+        self._handles = in_main_thread and self._before is signal.default_int_handler  # nohup's ignoring is kept
+        if self._handles:
+            signal.signal(signal.SIGINT, self._remember)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._handles:
+            signal.signal(signal.SIGINT, self._before)
+
+    def raise_if_pending(self) -> None:
+        if self._pending:
+            raise KeyboardInterrupt
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._pending = True
+        signal.default_int_handler(number, frame)
+
+
 class _Relay(tune.Callback):
     """Tune's callbacks, as a Watcher's."""
 
-    def __init__(self, grid: Grid, watcher: Watcher):
+    def __init__(self, grid: Grid, watcher: Watcher, interrupt: _Interrupt):
         self._grid = grid
         self._watcher = watcher
+        self._interrupt = interrupt
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return tune.Callback, ()  # Tune pickles callbacks into its scratch state; a terminal cannot be pickled
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._interrupt.raise_if_pending()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._watcher.started(_planned(self._grid, trial.config))
