@@ -25,9 +25,11 @@ from rich.table import Table
 
 from benchmarks import plain, record
 from trainer import network, pool
+from trainer.augment import Images
 from trainer.data import PAD, SIZE, Dataset
+from trainer.pack import take_turns
+from trainer.program import Program, default_device
 from trainer.recipe import PRECISIONS, Recipe
-from trainer.train import Program, default_device
 from trainer.trial import Trial
 
 
@@ -98,9 +100,10 @@ def _serve(pipe: Connection, prepare: Callable[..., Callable[[], object]], arch:
 
 
 def _ours(arch: str, args: argparse.Namespace) -> Callable[[], object]:
-    program = Program(_trial(arch, args), random_images(args.images, args.images // 5), default_device())
+    images = Images(random_images(args.images, args.images // 5), default_device())
+    program = Program(_trial(arch, args), images)
     epochs = iter(range(1, args.rounds + 2))
-    return lambda: program.run_epoch(next(epochs))
+    return lambda: take_turns([program], next(epochs))
 
 
 def _plain(arch: str, args: argparse.Namespace) -> Callable[[], object]:

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TextIO
@@ -31,8 +31,9 @@ os.environ |= {
 import ray
 from ray import tune
 
+from orchestrator.packs import Pack
 from orchestrator.resources import Node, Share
-from orchestrator.worker import Job, run_trial
+from orchestrator.worker import DeviceLostError, Job, run_pack
 from trainer.data import Dataset
 from trainer.grid import Grid, Planned
 from trainer.problems import RequestError
@@ -41,17 +42,20 @@ CODE = Path(__file__).resolve().parents[1]
 TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
 
 
+Work = Callable[[Pack, Dataset, Job, Callable[[Planned, Mapping[str, Any]], None]], None]
+
+
 class Watcher(Protocol):
     """Who is told how the trials go, on the driver."""
 
-    def started(self, planned: Planned) -> None: ...
+    def started(self, pack: Pack) -> None: ...
 
     def reported(self, planned: Planned, result: Mapping[str, Any]) -> None: ...
 
     def ended(self, planned: Planned, result: Mapping[str, Any]) -> None: ...
 
-    def lost(self, planned: Planned, error: str) -> None:
-        """The trial's worker died, more often than it may."""
+    def left(self, pack: Pack, error: str) -> None:
+        """The pack's worker will not come back: it is done, or died more often than it may. Then, why."""
         ...
 
 
@@ -105,29 +109,30 @@ def _logging_to(log: TextIO) -> Iterator[None]:
 
 def run(
     grid: Grid,
-    todo: Sequence[Planned],
+    packs: Sequence[Pack],
     data: Mapping[str, Dataset],
     job: Job,
     share: Share,
     max_failures: int,
     watcher: Watcher,
+    work: Work = run_pack,
 ) -> None:
-    """Runs trials until each has ended or its worker died more than `max_failures` times.
+    """Runs packs until each has ended or its worker died more than `max_failures` times.
 
     The data go through the object store: one copy a node, which its workers read in place.
     """
-    trainable = tune.with_parameters(_train_one, grid=grid, data=data, job=job)
+    trainable = tune.with_parameters(_train, grid=grid, data=data, job=job, work=work)
     scratch_folder = tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
     with scratch_folder as scratch, _Interrupt() as interrupt:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
             # Places in the grid, not trials: a dataclass in grid_search breaks Tune's names, and these are small.
-            param_space={"place": tune.grid_search([list(planned.place) for planned in todo])},
+            param_space={"places": tune.grid_search([[list(planned.place) for planned in pack] for pack in packs])},
             # A fresh actor that imports torch costs 12 s a trial on 2 cores, a reused one 0.02 s.
             tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
             run_config=tune.RunConfig(
                 storage_path=scratch,
-                name="trials",
+                name="packs",
                 verbose=0,
                 callbacks=[_Relay(grid, watcher, interrupt)],
                 failure_config=tune.FailureConfig(max_failures=max_failures),
@@ -136,13 +141,29 @@ def run(
         interrupt.raise_if_pending()
 
 
-def _train_one(config: dict[str, Any], grid: Grid, data: Mapping[str, Dataset], job: Job) -> None:
-    planned = _planned(grid, config)
-    run_trial(planned, data[planned.trial.dataset], job, lambda result: tune.report(dict(result)))
+def on_worker(function: Callable[..., Any], share: Share, *arguments: Any) -> Any:
+    """Calls a function on a worker with a trial's share of a machine; what it returns or raises."""
+    return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(function).remote(*arguments))
 
 
-def _planned(grid: Grid, config: Mapping[str, Any]) -> Planned:
-    entry, pair, seed = config["place"]
+def _train(config: dict[str, Any], grid: Grid, data: Mapping[str, Dataset], job: Job, work: Work) -> None:
+    pack = _pack(grid, config)
+
+    def report(planned: Planned, result: Mapping[str, Any]) -> None:
+        tune.report({"place": list(planned.place), **result})
+
+    try:
+        work(pack, data[pack[0].trial.dataset], job, report)
+    except DeviceLostError:
+        os._exit(1)  # whoever comes next must not be given this process
+
+
+def _pack(grid: Grid, config: Mapping[str, Any]) -> Pack:
+    return [_planned(grid, place) for place in config["places"]]
+
+
+def _planned(grid: Grid, place: Sequence[int]) -> Planned:
+    entry, pair, seed = place
     return grid.at((entry, pair, seed))
 
 
@@ -192,21 +213,22 @@ class _Relay(tune.Callback):
         self._interrupt.raise_if_pending()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.started(_planned(self._grid, trial.config))
+        self._watcher.started(_pack(self._grid, trial.config))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "epoch" in result:
-            self._watcher.reported(_planned(self._grid, trial.config), result)
+        if "place" not in result:
+            return
+        planned = _planned(self._grid, result["place"])
+        if "status" in result:
+            self._watcher.ended(planned, result)
+        else:
+            self._watcher.reported(planned, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        planned = _planned(self._grid, trial.config)
-        if "status" in trial.last_result:
-            self._watcher.ended(planned, trial.last_result)
-        else:
-            self._watcher.lost(planned, "its worker left without a result; see ray.log")
+        self._watcher.left(_pack(self._grid, trial.config), "its worker left without a result; see ray.log")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = f"its worker failed {trial.num_failures} times, and max_failures is {trial.max_failures}; see ray.log"
-        self._watcher.lost(_planned(self._grid, trial.config), reason)
+        self._watcher.left(_pack(self._grid, trial.config), reason)

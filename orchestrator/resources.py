@@ -20,10 +20,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What Ray reserves for one trial; a part of a GPU where several trials share one."""
+    """What Ray reserves for a process: a trial, or a pack of them."""
 
     cpus: int
-    gpus: float
+    gpus: int
 
 
 def this_machine() -> Node:
@@ -50,7 +50,7 @@ def share(asked: Resources, nodes: Sequence[Node]) -> Share:
     if asked.cpus_per_trial > most_cpus:
         what = f"found {asked.cpus_per_trial}, but no node has more than {most_cpus}"
         problems.append(Problem("resources.cpus_per_trial", what))
-    if gpus > 1 and asked.trials_per_gpu > 1:
+    if gpus > 1 and asked.trials_per_gpu != 1:
         problems.append(
             Problem("resources.trials_per_gpu", f"found {asked.trials_per_gpu} beside gpus_per_trial {gpus}")
         )
@@ -59,4 +59,4 @@ def share(asked: Resources, nodes: Sequence[Node]) -> Share:
         problems.append(Problem("resources", what))
     if problems:
         raise RequestError(problems)
-    return Share(asked.cpus_per_trial, gpus / asked.trials_per_gpu)
+    return Share(asked.cpus_per_trial, gpus)

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
-from orchestrator.resources import share, this_machine
+from orchestrator.resources import Node, Share, share, this_machine
 from results import schema
 from results.store import RunFolder
 from search_spaces.space import Space
@@ -25,6 +26,9 @@ from trainer.data import Dataset
 from trainer.grid import Grid, Planned
 from trainer.problems import Problem, RequestError, did_you_mean, gather
 from trainer.trial import PROTOCOL
+
+if TYPE_CHECKING:
+    from orchestrator.worker import Job
 
 FILTERS: Mapping[str, Callable[[Planned], str]] = {
     "pool": lambda planned: planned.trial.pool.label,
@@ -129,34 +133,79 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
         if not each.gpus and space.resources.gpus_per_trial:
             say(f"no GPU here: trials run on the CPU, {each.cpus} thread{'s' * (each.cpus > 1)} each")
         run.write_grid(space.grid)
-        job = Job(run.path, bool(each.gpus), each.cpus, space.checkpoint_every, _git_commit())
+        job = Job(run.path, bool(each.gpus), each.cpus, space.checkpoint_every, space.compiled, _git_commit())
+        packs = _packs(space, run, plan.todo, data, job, each, nodes, say)
         with Progress(plan.todo, len(plan.ended), console) as progress:
             watcher = _Watcher(progress, job)
-            ray_tune.run(space.grid, plan.todo, data, job, each, space.max_failures, watcher)
+            start = functools.partial(ray_tune.run, space.grid, data=data, job=job, share=each, watcher=watcher)
+            # Packs of several first. One that died twice is split: nobody knows whose fault it was.
+            if several := [pack for pack in packs if len(pack) > 1]:
+                start(several, max_failures=1)
+            if single := [pack for pack in packs if len(pack) == 1] + watcher.split:
+                start(single, max_failures=space.max_failures)
+
+
+def _packs(
+    space: Space,
+    run: RunFolder,
+    todo: Sequence[Planned],
+    data: Mapping[str, Dataset],
+    job: Job,
+    each: Share,
+    nodes: Sequence[Node],
+    say: Callable[[str], None],
+) -> list[list[Planned]]:
+    """The trials that are to run, by the process that they run in. On the CPU each has its own."""
+    from orchestrator import ray_tune, worker
+
+    asked = space.resources.trials_per_gpu
+    if not each.gpus:
+        return group(todo, lambda _: 1)
+    gpus = sum(node.gpus // each.gpus for node in nodes)
+    if asked != "auto":
+        return group(todo, lambda _: asked, gpus)
+
+    def measure(pack: Pack) -> list[dict[str, Any]]:
+        return ray_tune.on_worker(worker.measure, each, pack, data[pack[0].trial.dataset], job)
+
+    sizes = measured_sizes(todo, run, ray_tune.on_worker(worker.device_name, each, job), measure, say)
+    return group(todo, sizes.__getitem__, gpus)
 
 
 class _Watcher:
-    """Shows how trials go, and gives up those whose workers died."""
+    """Shows how trials go, and decides what becomes of those whose workers died.
 
-    def __init__(self, progress: Progress, job: Any):
+    Attributes:
+        split: packs of one, of the trials that a pack of several left behind.
+    """
+
+    def __init__(self, progress: Progress, job: Job):
         self._progress = progress
         self._job = job
+        self._ended: set[str] = set()
+        self.split: list[Pack] = []
 
-    def started(self, planned: Planned) -> None:
-        self._progress.started(planned)
+    def started(self, pack: Pack) -> None:
+        for planned in pack:
+            self._progress.started(planned)
 
     def reported(self, planned: Planned, result: Mapping[str, Any]) -> None:
         self._progress.reported(planned, result)
 
     def ended(self, planned: Planned, result: Mapping[str, Any]) -> None:
+        self._ended.add(planned.trial.id)
         self._progress.ended(planned, result)
 
-    def lost(self, planned: Planned, error: str) -> None:
+    def left(self, pack: Pack, error: str) -> None:
         from orchestrator.worker import give_up
 
-        give_up(planned, error, self._job)
-        lost = {"status": schema.FAILED, "best_test_acc": None, "train_s": None, "error": error}
-        self._progress.ended(planned, lost)
+        behind = [planned for planned in pack if planned.trial.id not in self._ended]
+        if len(pack) > 1:
+            self.split += [[planned] for planned in behind]
+            return
+        for planned in behind:
+            give_up(planned, error, self._job)
+            self.ended(planned, {"status": schema.FAILED, "best_test_acc": None, "train_s": None, "error": error})
 
 
 def _load(name: str, data_dir: Path, space: Space, say: Callable[[str], None]) -> Dataset:

@@ -1,11 +1,12 @@
-"""One trial on a worker: trains it, and writes its log, its epochs and its row into the run folder.
+"""A pack on a worker: trains its trials side by side, and writes their logs, epochs and rows into the run folder.
 
-Knows nothing of Ray: `report` is wherever progress goes.
+Knows nothing of Ray: `report` is wherever progress goes. A trial alone is a pack of one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -13,7 +14,8 @@ import platform
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,20 +23,28 @@ from typing import Any
 
 import torch
 
+from orchestrator.packs import MOST
 from results import schema
 from results.store import RunFolder
 from trainer import log
+from trainer.augment import Images
 from trainer.data import Dataset
 from trainer.grid import Planned
 from trainer.network import count_parameters
-from trainer.train import Epoch, Program, train
+from trainer.pack import probe
+from trainer.program import Epoch, Program
+from trainer.train import turns
 from trainer.trial import PROTOCOL, Trial
 
 # Rewriting a trial's epochs costs some 2 ms, a report to the driver as much: neither may be paid by an epoch of 10 ms.
 WRITE_EVERY_S = 5.0
 REPORT_EVERY_S = 0.5
 
-Report = Callable[[Mapping[str, Any]], None]
+Report = Callable[[Planned, Mapping[str, Any]], None]
+
+
+class DeviceLostError(Exception):
+    """The GPU's context is broken for this whole process: nothing more can be trained in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,7 @@ class Job:
         run: the run folder.
         gpu: whether trials compute on CUDA.
         threads: that a trial computes with on the CPU.
+        compiled: whether torch.compile makes the kernels.
         git_commit: of this project, for the record.
     """
 
@@ -52,59 +63,162 @@ class Job:
     gpu: bool
     threads: int
     checkpoint_every: int
+    compiled: bool
     git_commit: str | None
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", torch.cuda.current_device()) if self.gpu else torch.device("cpu")
 
-def run_trial(planned: Planned, data: Dataset, job: Job, report: Report) -> None:
-    """Trains a trial to its end. A pool that raises ends it as failed, with the traceback in its log.
 
-    The last report has its `status`, `best_test_acc`, `train_s` and `error`, and comes when its row is on record.
+def run_pack(
+    pack: Sequence[Planned], data: Dataset, job: Job, report: Report, make_program: Callable[..., Program] = Program
+) -> None:
+    """Trains trials of one architecture and dataset, taking turns, each to its own end.
+
+    A pool that raises ends its own trial as failed, with the traceback in its log. A trial for which there is no memory
+    beside the others waits for them to end, and goes on from its checkpoint; the batch is never made smaller. The last
+    report on a trial has its `status`, `best_test_acc`, `train_s` and `error`, and comes when its row is on record.
+
+    Raises:
+        DeviceLostError: with it, all trials of the pack are lost as far as they had come.
     """
     torch.set_num_threads(job.threads)
-    device = torch.device("cuda" if job.gpu else "cpu")
     run = RunFolder(job.run)
-    trial = planned.trial
-    if (ended := run.status(trial.id)) in (schema.COMPLETED, schema.DIVERGED):
-        # A worker that dies between its row and its last report is started again: nothing is trained twice.
-        report({"status": ended, "best_test_acc": None, "train_s": None, "error": None})
-        return
-    history: list[Epoch] = []
-    error = program = None
-    with run.log(trial.id) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        started = datetime.now(UTC)
-        attempt = 1 + _attempts(run.log_path(trial.id))
-        print(f"{_ATTEMPT}{attempt}: {trial.id} on {_device_name(device)}, {started.isoformat(timespec='seconds')}")
+    waiting = deque[Planned]()
+    for planned in pack:
+        if (ended := run.status(planned.trial.id)) in (schema.COMPLETED, schema.DIVERGED):
+            # A worker that dies between a row and its report is started again: nothing is trained twice.
+            report(planned, {"status": ended, "best_test_acc": None, "train_s": None, "error": None})
+        else:
+            waiting.append(planned)
+    images = Images(data, job.device) if waiting else None
+    room, live = len(waiting), list[_Attempt]()
+    while waiting or live:
+        while waiting and len(live) < room:
+            live.append(_Attempt(waiting.popleft(), images, job, report, make_program))
+        for attempt in list(live):
+            try:
+                goes_on = attempt.turn(alone=len(live) == 1)
+            except torch.OutOfMemoryError:
+                goes_on = False
+                room = len(live) - 1
+                waiting.append(attempt.planned)
+            if not goes_on:
+                live.remove(attempt)
+                attempt.close()
+                del attempt  # and with it the memory of its program
+
+
+class _Attempt:
+    """One attempt at a trial: its program, its history so far, its log."""
+
+    def __init__(self, planned: Planned, images: Any, job: Job, report: Report, make_program: Callable[..., Program]):
+        self.planned = planned
+        self._job = job
+        self._run = RunFolder(job.run)
+        self._report = functools.partial(report, planned)
+        self._started = datetime.now(UTC)
+        self._number = 1 + _attempts(self._run.log_path(planned.trial.id))
+        self._log = self._run.open_log(planned.trial.id)
+        self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled, say=print)
+        self._program: Program | None = None
+        self._history: list[Epoch] = []
+        self._turns = self._train()
+
+    def turn(self, alone: bool) -> bool:
+        """Goes on for a bit; False once the trial has ended.
+
+        Raises:
+            torch.OutOfMemoryError: unless it is alone: then it fails.
+            DeviceLostError: the GPU is broken.
+        """
+        with _output_to(self._log):
+            try:
+                next(self._turns)
+                return True
+            except StopIteration:
+                status = schema.DIVERGED if self._history[-1].diverged else schema.COMPLETED
+                error = None
+                print(*log.final_lines(self.planned.trial, self._history), sep="\n")
+            except (Exception, SystemExit) as caught:
+                traceback.print_exc()
+                _raise_if_lost(self._job.device)
+                if isinstance(caught, torch.OutOfMemoryError) and not alone:
+                    print("out of memory beside others; waits for them to end")
+                    raise
+                status = schema.FAILED
+                error = "".join(traceback.format_exception_only(caught)).strip()
+        self._end(status, error)
+        return False
+
+    def close(self) -> None:
+        self._turns.close()
+        self._log.close()
+
+    def _train(self) -> Generator[None, None, None]:
+        """Fills the history, writing it down and reporting it now and then."""
+        trial = self.planned.trial
+        device = self._job.device
+        print(f"{_ATTEMPT}{self._number}: {trial.id} on {device_name(self._job)}, {self._started:%Y-%m-%dT%H:%M:%S%z}")
         _reset_peak_memory(device)
-        try:
-            program = Program(trial, data, device)
-            _train(program, run, job.checkpoint_every, history, report)
-            status = schema.DIVERGED if history[-1].diverged else schema.COMPLETED
-            print(*log.final_lines(trial, history), sep="\n")
-        except (Exception, SystemExit) as caught:
-            status = schema.FAILED
-            error = "".join(traceback.format_exception_only(caught)).strip()
-            traceback.print_exc()
-    run.write_epochs(trial.id, _epoch_rows(trial, history))
-    run.write_trial(
-        {
-            **_row(planned, status, history, error),
-            "params": program and count_parameters(program.network),
-            "pool_params_count": program and count_parameters(program.network.pool),
-            "peak_memory_mb": _peak_memory_mb(device),
-            "device": _device_name(device),
-            "attempt": attempt,
-            "host": socket.gethostname(),
-            "git_commit": job.git_commit,
-            "versions": _versions(),
-            "started_at": started,
-            "finished_at": datetime.now(UTC),
-        }
-    )
-    if status != schema.FAILED:  # a failed trial that is tried again goes on from there
-        run.checkpoint(trial.id).remove()
-    best = max((epoch.test_acc for epoch in history), default=None)
-    train_s = sum(epoch.epoch_s for epoch in history)
-    report({"status": status, "best_test_acc": best, "train_s": train_s, "error": error})
+        self._program = self._make_program()
+        yield
+        slot = self._run.checkpoint(trial.id)
+        written = reported = time.monotonic()
+        for epoch in turns(self._program, slot=slot, checkpoint_every=self._job.checkpoint_every):
+            if epoch is None:
+                yield
+                continue
+            self._history.append(epoch)
+            if log.is_logged(epoch, trial.recipe.epochs):
+                print(log.epoch_line(epoch))
+            now = time.monotonic()
+            if now - written >= WRITE_EVERY_S:
+                self._run.write_epochs(trial.id, _epoch_rows(trial, self._history))
+                written = now
+            if now - reported >= REPORT_EVERY_S:
+                self._report({name: getattr(epoch, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")})
+                reported = now
+
+    def _end(self, status: str, error: str | None) -> None:
+        """Writes everything down, the row last: it is what says that the trial has ended."""
+        trial, program, device = self.planned.trial, self._program, self._job.device
+        self._run.write_epochs(trial.id, _epoch_rows(trial, self._history))
+        self._run.write_trial(
+            {
+                **_row(self.planned, status, self._history, error),
+                "params": program and count_parameters(program.network),
+                "pool_params_count": program and count_parameters(program.network.pool),
+                "peak_memory_mb": _peak_memory_mb(device),
+                "device": device_name(self._job),
+                "compiled": self._job.compiled,
+                "attempt": self._number,
+                "host": socket.gethostname(),
+                "git_commit": self._job.git_commit,
+                "versions": _versions(),
+                "started_at": self._started,
+                "finished_at": datetime.now(UTC),
+            }
+        )
+        if status != schema.FAILED:  # a failed trial that is tried again goes on from there
+            self._run.checkpoint(trial.id).remove()
+        best = max((epoch.test_acc for epoch in self._history), default=None)
+        train_s = sum(epoch.epoch_s for epoch in self._history)
+        self._report({"status": status, "best_test_acc": best, "train_s": train_s, "error": error})
+
+
+def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> list[dict[str, Any]]:
+    """How fast packs of such trials are, by size, as plain data."""
+    found = probe([planned.trial for planned in pack], data, job.device, MOST)
+    return [dataclasses.asdict(measurement) for measurement in found]
+
+
+def device_name(job: Job) -> str:
+    """What trials compute on."""
+    if job.gpu:
+        return torch.cuda.get_device_name(job.device)
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def give_up(planned: Planned, error: str, job: Job) -> None:
@@ -165,21 +279,19 @@ def _epoch_rows(trial: Trial, history: Sequence[Epoch]) -> list[dict[str, Any]]:
 _EPOCH_COLUMNS = [name for name in schema.EPOCHS.names if name in Epoch.__dataclass_fields__]
 
 
-def _train(program: Program, run: RunFolder, checkpoint_every: int, history: list[Epoch], report: Report) -> None:
-    """Fills `history`, writing it down and reporting it now and then."""
-    trial = program.trial
-    written = reported = time.monotonic()
-    for epoch in train(program, slot=run.checkpoint(trial.id), checkpoint_every=checkpoint_every):
-        history.append(epoch)
-        if log.is_logged(epoch, trial.recipe.epochs):
-            print(log.epoch_line(epoch))
-        now = time.monotonic()
-        if now - written >= WRITE_EVERY_S:
-            run.write_epochs(trial.id, _epoch_rows(trial, history))
-            written = now
-        if now - reported >= REPORT_EVERY_S:
-            report({name: getattr(epoch, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")})
-            reported = now
+@contextlib.contextmanager
+def _output_to(file: Any) -> Iterator[None]:
+    with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+
+
+def _raise_if_lost(device: torch.device) -> None:
+    """Whether the GPU answers no more: after an illegal access or a failed assertion no call of this process does."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            raise DeviceLostError(str(error)) from error
 
 
 _ATTEMPT = "attempt "
@@ -201,12 +313,6 @@ def _versions() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return json.dumps(found)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def _reset_peak_memory(device: torch.device) -> None:

@@ -42,8 +42,9 @@ TRIALS = pa.schema(
         ("pool_params_count", pa.int64()),
         ("train_s", pa.float64()),  # all epochs, evaluation included
         ("images_per_s", pa.float64()),  # median over epochs, of training alone
-        ("peak_memory_mb", pa.float64()),
+        ("peak_memory_mb", pa.float64()),  # of the process: all trials of a pack together
         ("device", pa.string()),
+        ("compiled", pa.bool_()),  # by torch.compile
         ("recipe", pa.string()),  # JSON
         ("protocol", pa.int64()),
         ("attempt", pa.int64()),  # from 1

@@ -6,6 +6,7 @@
     RUN/checkpoints/<trial id>.pt for resuming; gone when the trial has completed or diverged
     RUN/logs/<trial id>.log       what the trial printed; the traceback of a failure
     RUN/ray.log                   what Ray had to say
+    RUN/packs.json                how many trials to train side by side, as measured
 
 Every file is written beside its place and renamed into it, so a reader never sees half of one.
 """
@@ -13,9 +14,10 @@ Every file is written beside its place and renamed into it, so a reader never se
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -79,6 +81,14 @@ class RunFolder:
         text = yaml.safe_dump(grid.to_dict(), sort_keys=False, allow_unicode=True)
         _replace(self.path / "space.yaml", text.encode())
 
+    def pack_sizes(self) -> dict[str, Any]:
+        """What was measured about how many trials to train side by side: {what and where: measurements}."""
+        path = self.path / "packs.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def write_pack_sizes(self, sizes: Mapping[str, Any]) -> None:
+        _replace(self.path / "packs.json", json.dumps(sizes, indent=1).encode())
+
     # What was measured
 
     def recipes(self) -> set[tuple[str, int]]:
@@ -118,11 +128,9 @@ class RunFolder:
     def log_path(self, trial_id: str) -> Path:
         return self.path / "logs" / f"{trial_id}.log"
 
-    @contextlib.contextmanager
-    def log(self, trial_id: str) -> Iterator[TextIO]:
+    def open_log(self, trial_id: str) -> TextIO:
         """The trial's log, open for appending: a second attempt adds to what the first one left."""
-        with self.log_path(trial_id).open("a", encoding="utf-8", buffering=1) as file:
-            yield file
+        return self.log_path(trial_id).open("a", encoding="utf-8", buffering=1)
 
     def ray_log(self) -> TextIO:
         """What Ray itself had to say, over all sweeps on this folder; open for appending."""

@@ -38,13 +38,15 @@ class Resources(_Part):
     Attributes:
         gpus_per_trial: 1, the default, is one GPU each, and CPU trials on a cluster that has no GPU at all; 0 is CPU
             trials always. A trial never computes on more than one.
-        cpus_per_trial: CPU cores to reserve, and the threads that a CPU trial computes with.
-        trials_per_gpu: how many trials share a GPU.
+        cpus_per_trial: CPU cores to reserve, and the threads that a CPU trial computes with. One, because two trials
+            with a thread each are faster than one after another with two: measured, see benchmarks/NOTES.md.
+        trials_per_gpu: how many trials of one architecture and dataset train side by side on a GPU; `auto` measures
+            it. Trials on the CPU have a process each.
     """
 
     gpus_per_trial: Annotated[int, Field(ge=0)] = 1
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
-    trials_per_gpu: Annotated[int, Field(ge=1)] = 1
+    trials_per_gpu: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,14 @@ class Space:
     Attributes:
         checkpoint_every: epochs between two checkpoints of a trial.
         max_failures: how often a trial is started again after its worker died.
+        compiled: whether torch.compile makes the kernels: the same function, to rounding.
     """
 
     grid: Grid
     resources: Resources
     checkpoint_every: int
     max_failures: int
+    compiled: bool
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
@@ -150,6 +154,7 @@ class _File(_Part):
     resources: Resources = Resources()
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     max_failures: Annotated[int, Field(ge=0)] = 2
+    compiled: Annotated[bool, Field(alias="compile")] = False  # `on` and `off` are YAML 1.1's true and false
 
     @field_validator("recipe")
     @classmethod
@@ -175,7 +180,7 @@ def _space(form: _File, root: Path) -> Space:
         pairs = tuple(itertools.starmap(Pair, itertools.product(form.architectures or (), form.datasets or ())))
     entries = tuple(Entry(pool, part.role) for part in form.pools for pool in part.expand(root))
     grid = Grid(form.name, entries, pairs, tuple(form.seeds), Recipe.of(form.recipe))
-    return Space(grid, form.resources, form.checkpoint_every, form.max_failures)
+    return Space(grid, form.resources, form.checkpoint_every, form.max_failures, form.compiled)
 
 
 # What can be wrong

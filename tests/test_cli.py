@@ -174,7 +174,7 @@ def test_a_check_runs_the_pools_and_nothing_else(tmp_path: Path, capsys: pytest.
         ({}, [Node(4, 0)], Share(1, 0)),
         ({}, [Node(4, 0), Node(8, 2)], Share(1, 1)),
         ({"gpus_per_trial": 0}, [Node(8, 2)], Share(1, 0)),
-        ({"trials_per_gpu": 4, "cpus_per_trial": 2}, [Node(8, 2)], Share(2, 0.25)),
+        ({"trials_per_gpu": 4, "cpus_per_trial": 2}, [Node(8, 2)], Share(2, 1)),
     ],
 )
 def test_what_a_trial_gets(asked: dict[str, int], nodes: list[Node], gets: Share) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import results
 from orchestrator import cli
-from orchestrator.worker import Job, run_trial
+from orchestrator.worker import Job, run_pack
 from results import schema
 from results.store import RunFolder
 from search_spaces import space as spaces
@@ -206,9 +206,9 @@ def undisturbed(space_file: Path, folder: Path) -> Path:
     space = spaces.load(space_file)
     run = RunFolder(folder)
     run.create()
-    job = Job(folder, gpu=False, threads=1, checkpoint_every=100, git_commit=None)
+    job = Job(folder, gpu=False, threads=1, checkpoint_every=100, compiled=False, git_commit=None)
     for planned in space.grid:
-        run_trial(planned, data.load("digits", Path()), job, lambda _: None)
+        run_pack([planned], data.load("digits", Path()), job, lambda *_: None)
     return folder
 
 

@@ -15,10 +15,11 @@ from torch import nn
 
 from benchmarks.plain import PlainTrainer
 from trainer import checkpoint, log, network
-from trainer.augment import EpochDraws
+from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
 from trainer.problems import RequestError
-from trainer.train import Epoch, Program, train
+from trainer.program import Epoch, Program
+from trainer.train import train
 from trainer.trial import Trial
 
 CPU = torch.device("cpu")
@@ -42,7 +43,11 @@ class Memory:
 
 
 def run(trial: Trial, data: Dataset, slot: Memory | None = None, **more: object) -> list[Epoch]:
-    return list(train(Program(trial, data, CPU), slot=slot, say=lambda _: None, **more))  # type: ignore[arg-type]
+    return list(train(on_cpu(trial, data), slot=slot, say=lambda _: None, **more))  # type: ignore[arg-type]
+
+
+def on_cpu(trial: Trial, data: Dataset) -> Program:
+    return Program(trial, Images(data, CPU))
 
 
 def numbers(history: list[Epoch]) -> list[dict[str, float]]:
@@ -98,14 +103,14 @@ def test_two_runs_are_bit_equal_whatever_ran_before(a_trial: Trial, digits: Data
 def test_a_stopped_trial_goes_on_bit_equal(a_trial: Trial, digits: Dataset, stop_after: int) -> None:
     undisturbed = run(a_trial, digits)
     slot = Memory()
-    epochs = train(Program(a_trial, digits, CPU), slot=slot, checkpoint_every=100, say=lambda _: None)
+    epochs = train(on_cpu(a_trial, digits), slot=slot, checkpoint_every=100, say=lambda _: None)
     for _ in range(stop_after):
         next(epochs)
     assert slot.data is None
     epochs.close()  # type: ignore[attr-defined]
     assert slot.writes == 1
     said: list[str] = []
-    resumed = list(train(Program(a_trial, digits, CPU), slot=slot, say=said.append))
+    resumed = list(train(on_cpu(a_trial, digits), slot=slot, say=said.append))
     assert said == [f"resumed after epoch {stop_after}"]
     assert numbers(resumed) == numbers(undisturbed)
 
@@ -114,12 +119,12 @@ def test_a_killed_trial_goes_on_from_its_newest_checkpoint(make_trial: Make, dig
     trial = make_trial("gem", epochs=5)
     undisturbed = run(trial, digits)
     slot = Memory()
-    epochs = train(Program(trial, digits, CPU), slot=slot, checkpoint_every=2, say=lambda _: None)
+    epochs = train(on_cpu(trial, digits), slot=slot, checkpoint_every=2, say=lambda _: None)
     for _ in range(3):
         next(epochs)
     left_behind = Memory(slot.data)  # as after kill -9: the generator is never closed
     said: list[str] = []
-    resumed = list(train(Program(trial, digits, CPU), slot=left_behind, checkpoint_every=2, say=said.append))
+    resumed = list(train(on_cpu(trial, digits), slot=left_behind, checkpoint_every=2, say=said.append))
     assert said == ["resumed after epoch 2"]
     assert numbers(resumed) == numbers(undisturbed)
     epochs.close()  # type: ignore[attr-defined]
@@ -134,14 +139,14 @@ def test_a_spoilt_checkpoint_is_passed_over(make_trial: Make, digits: Dataset, s
     slot = stopped_after_one_epoch(trial, digits)
     assert slot.data is not None
     said: list[str] = []
-    again = list(train(Program(trial, digits, CPU), slot=Memory(spoil(slot.data)), say=said.append))
+    again = list(train(on_cpu(trial, digits), slot=Memory(spoil(slot.data)), say=said.append))
     assert "starts from its first epoch" in said[0]
     assert numbers(again) == numbers(undisturbed)
 
 
 def stopped_after_one_epoch(trial: Trial, data: Dataset) -> Memory:
     slot = Memory()
-    epochs = train(Program(trial, data, CPU), slot=slot, say=lambda _: None)
+    epochs = train(on_cpu(trial, data), slot=slot, say=lambda _: None)
     next(epochs)
     epochs.close()  # type: ignore[attr-defined]
     return slot
@@ -186,10 +191,12 @@ def test_training_agrees_with_a_plain_loop(arch: str, make_trial: Make, digits: 
     of two, which the learning rate's tensor holds exactly.
     """
     trial = make_trial("gap", arch, lr=2**-8, weight_decay=0.05, epochs=4, batch_size=64, train_samples=160)
-    program = Program(trial, digits, CPU)
+    program = on_cpu(trial, digits)
     plain = PlainTrainer(network.build(trial.pool, arch, digits.classes, trial.seed), trial.recipe, CPU)
     for net in (program.network, plain.network):
         net.double().train()
+    for state in program.optimizer.state.values():
+        state["momentum_buffer"] = state["momentum_buffer"].double()
     ours, theirs = [], []
     for epoch in (1, 2):
         program.optimizer.param_groups[0]["lr"].fill_(trial.recipe.lr_after(epoch - 1))
@@ -206,21 +213,16 @@ def test_training_agrees_with_a_plain_loop(arch: str, make_trial: Make, digits: 
 
 
 def batches(program: Program, data: Dataset, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    recipe = program.trial.recipe
-    drawn = EpochDraws.of(program.trial.seed, epoch, recipe.train_samples or 0, data.flip, CPU)
-    index = program._train_index[drawn.order]
-    slices = [slice(i, i + recipe.batch_size) for i in range(0, len(index), recipe.batch_size)]
-    return [
-        (program._augment(index[s], drawn.top[s], drawn.left[s], drawn.flip[s]), program._train_labels[index[s]])
-        for s in slices
-    ]
+    draws = epoch_draws(program.trial.seed, epoch, program._train_index, data.flip)
+    parts = draws.split(program.trial.recipe.batch_size)
+    return [(program.images.crops(part), program.images.train_labels[part[:, 0]]) for part in parts]
 
 
 def test_an_epoch_is_its_steps(make_trial: Make, digits: Dataset) -> None:
     """Loss and accuracy of an epoch are means over its images, partial batch included."""
     trial = make_trial(epochs=1)
     (epoch,) = run(trial, digits)
-    program = Program(trial, digits, CPU)
+    program = on_cpu(trial, digits)
     program.network.train()
     sums = [(program.step(images, labels), len(labels)) for images, labels in batches(program, digits, 1)]
     assert [n for _, n in sums] == [32, 32, 16]
@@ -230,10 +232,10 @@ def test_an_epoch_is_its_steps(make_trial: Make, digits: Dataset) -> None:
 
 def test_evaluation_is_that_of_the_network(make_trial: Make, digits: Dataset) -> None:
     trial = make_trial("gem", epochs=2, test_samples=None)
-    program = Program(trial, digits, CPU)
+    program = on_cpu(trial, digits)
     history = list(train(program, say=lambda _: None))
     program.network.eval()
-    images = program._normalise(torch.from_numpy(digits.test_images))
+    images = program.images.normalise(torch.from_numpy(digits.test_images))
     with torch.no_grad():
         logits = program.network(images)
     labels = torch.from_numpy(digits.test_labels)
@@ -250,14 +252,14 @@ def test_it_learns(make_trial: Make, digits: Dataset) -> None:
 def test_two_pools_see_the_same_batches(make_trial: Make, digits: Dataset) -> None:
     seen = []
     for spec in ("gap", "gem"):
-        program = Program(make_trial(spec, seed=4), digits, CPU)
+        program = on_cpu(make_trial(spec, seed=4), digits)
         seen.append([images for images, _ in batches(program, digits, 1)])
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
 def test_a_parameter_made_in_the_first_forward_learns(tmp_path: Path, make_trial: Make, digits: Dataset) -> None:
     (tmp_path / "lazy.py").write_text(LAZY)
-    program = Program(make_trial(str(tmp_path / "lazy.py"), epochs=1), digits, CPU)
+    program = on_cpu(make_trial(str(tmp_path / "lazy.py"), epochs=1), digits)
     list(train(program, say=lambda _: None))
     scale = program.network.pool.scale
     assert isinstance(scale, nn.Parameter)
@@ -288,7 +290,7 @@ def test_a_test_loss_that_is_not_finite_ends_it_too(tmp_path: Path, make_trial: 
 
 def test_a_recipe_that_does_not_fit_the_data_is_refused(make_trial: Make, digits: Dataset) -> None:
     with pytest.raises(RequestError, match=r"recipe\.batch_size: 33 training images"):
-        Program(make_trial(train_samples=33), digits, CPU)
+        on_cpu(make_trial(train_samples=33), digits)
 
 
 def test_log_lines_are_the_benchmarks() -> None:
@@ -323,6 +325,6 @@ def test_a_gpu_trains_as_the_cpu_does(make_trial: Make, digits: Dataset) -> None
     """Same start, same batches, so the same losses until rounding has grown."""
     trial = make_trial("gem", lr=0.01, epochs=2)
     cpu_history = run(trial, digits)
-    gpu_history = list(train(Program(trial, digits, torch.device("cuda")), say=lambda _: None))
+    gpu_history = list(train(Program(trial, Images(digits, torch.device("cuda", 0))), say=lambda _: None))
     assert gpu_history[0].train_loss == pytest.approx(cpu_history[0].train_loss, rel=1e-3)
     assert math.isfinite(gpu_history[-1].test_loss)

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 
 from trainer import arch, contract, data, log, pool
+from trainer.augment import Images
 from trainer.pool import Pool
 from trainer.problems import RequestError, gather
+from trainer.program import Program, default_device
 from trainer.recipe import Recipe
-from trainer.train import Program, default_device, train
+from trainer.train import train
 from trainer.trial import Trial
 
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{trial.id} on {default_device()}")
         say(str(dataset))
         history = []
-        for epoch in train(Program(trial, dataset, default_device()), say=say):
+        for epoch in train(Program(trial, Images(dataset, default_device()), say=say), say=say):
             history.append(epoch)
             if log.is_logged(epoch, trial.recipe.epochs):
                 say(log.epoch_line(epoch))

@@ -1,77 +1,89 @@
-"""Augmentation as one gather a batch: RandomCrop(32, padding=4), horizontal flip, normalisation.
+"""A dataset on the device that trains, and its augmentation as one gather a batch.
 
-The same distribution as torchvision's transforms on PIL images, at some 290,000 images/s on two CPU cores where those
-make 5,900 on one, so that no DataLoader is needed.
+RandomCrop(32, padding=4), horizontal flip and normalisation: the same distribution as torchvision's transforms on PIL
+images, at some 290,000 images/s on two CPU cores where those make 5,900 on one, so that no DataLoader is needed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.data import PAD, SIZE
+from trainer.data import PAD, SIZE, Dataset
 from trainer.randomness import Purpose, generator
 
+INDEX, TOP, LEFT, FLIP = range(4)
 
-@dataclass(frozen=True, slots=True)
-class EpochDraws:
-    """Every random choice of one epoch, drawn up front: [N] each, in the order in which images are seen.
+
+def epoch_draws(seed: int, epoch: int, index: npt.NDArray[np.int64], flip: bool) -> Tensor:
+    """Every random choice of an epoch (from 1), drawn up front, the same for every device: [N, 4] int64 on the CPU.
+
+    One row for each image, in the order in which they are seen: which image (INDEX, one of `index` [N]), where the
+    32x32 window starts in the padded 40x40 image (TOP and LEFT, 0..8), and whether its columns run backwards (FLIP, 0
+    or 1). `flip` False leaves every image as it is, and changes nothing else.
+    """
+    draws = generator(seed, Purpose.BATCHES, epoch)
+    order = index[draws.permutation(len(index))]
+    top, left = draws.integers(0, 2 * PAD + 1, size=(2, len(index)))
+    flipped = draws.random(len(index)) < (0.5 if flip else 0.0)
+    return torch.from_numpy(np.stack((order, top, left, flipped), axis=1))
+
+
+class Images:
+    """A dataset on a device, read-only and shared by all trials that train there.
 
     Attributes:
-        order: which image, an index into the training subset.
-        top, left: where the 32x32 window starts in the padded 40x40 image, 0..8.
-        flip: whether its columns run backwards.
+        train_labels: [N] int64.
+        test_labels: [M] int64.
     """
 
-    order: Tensor
-    top: Tensor
-    left: Tensor
-    flip: Tensor
+    def __init__(self, data: Dataset, device: torch.device):
+        self.device = device
+        self.classes = data.classes
+        self.flip = data.flip
+        self.train_labels = _on(device, data.train_labels)
+        self.test_labels = _on(device, data.test_labels)
+        padded = _on(device, data.train_images)
+        self._pixels = padded.view(-1, padded.shape[-1])
+        self._row = padded.shape[2]
+        self._area = padded.shape[1] * padded.shape[2]
+        self._window = torch.arange(SIZE, device=device)
+        self._test = _on(device, data.test_images)
+        # A row of pixels at a time: over an inner dimension of 3 the CPU takes three times as long.
+        self._shift = (torch.tensor(data.mean, device=device) * 255).repeat(SIZE)
+        self._scale = (1 / (torch.tensor(data.std, device=device) * 255)).repeat(SIZE)
 
-    @classmethod
-    def of(cls, seed: int, epoch: int, images: int, flip: bool, device: torch.device) -> EpochDraws:
-        """The draws of `epoch` (from 1), the same on every device. `flip` False leaves every image as it is."""
-        draws = generator(seed, Purpose.BATCHES, epoch)
-        order = draws.permutation(images)
-        top, left = draws.integers(0, 2 * PAD + 1, size=(2, images))
-        flipped = draws.random(images) < (0.5 if flip else 0.0)
-        return cls(*(torch.from_numpy(array).to(device) for array in (order, top, left, flipped)))
-
-
-class Augment:
-    """Padded bytes to normalised crops.
-
-    Args:
-        images: [N, 40, 40, C] uint8, on the device that trains.
-        mean, std: [C] per channel, for pixels in [0, 1].
-    """
-
-    def __init__(self, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]):
-        self._pixels = images.view(-1, images.shape[-1])
-        self._row = images.shape[2]
-        self._image = images.shape[1] * images.shape[2]
-        self._window = torch.arange(SIZE, device=images.device)
-        self._normalise = Normalise(mean, std, images.device)
-
-    def __call__(self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-        """[B] each -> [B, 3, 32, 32] float32, channels last in memory."""
+    def crops(self, draws: Tensor) -> Tensor:
+        """Training images by rows of `epoch_draws` [B, 4], cropped, flipped and normalised: see `normalise`."""
+        index, top, left, flip = draws.unbind(1)
         rows = top[:, None] + self._window
-        columns = left[:, None] + torch.where(flip[:, None], SIZE - 1 - self._window, self._window)
+        columns = left[:, None] + torch.where(flip[:, None] > 0, SIZE - 1 - self._window, self._window)
         # One flat index over pixels: index_select is 2.3 times faster than indexing three dimensions.
-        pixels = (index * self._image)[:, None, None] + (rows * self._row)[:, :, None] + columns[:, None, :]
-        crops = self._pixels.index_select(0, pixels.flatten()).view(len(index), SIZE, SIZE, -1)
-        return self._normalise(crops)
+        pixels = (index * self._area)[:, None, None] + (rows * self._row)[:, :, None] + columns[:, None, :]
+        return self.normalise(self._pixels.index_select(0, pixels.flatten()).view(len(draws), SIZE, SIZE, -1))
+
+    def test(self, index: Tensor) -> Tensor:
+        """Test images by index [B], normalised."""
+        return self.normalise(self._test.index_select(0, index))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """[B, 32, 32, C] uint8 -> [B, 3, 32, 32] float32, (x/255 - mean)/std, channels last; grey is repeated to 3."""
+        rows = images.flatten(2).float().sub_(self._shift).mul_(self._scale)
+        return (
+            rows.view(images.shape)
+            .expand(-1, -1, -1, 3)
+            .permute(0, 3, 1, 2)
+            .contiguous(memory_format=torch.channels_last)
+        )
 
 
-class Normalise:
-    """[B, H, W, C] uint8 -> [B, 3, H, W] float32, (x/255 - mean)/std, channels last; grey is repeated to 3."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
-        self._shift = torch.tensor(mean, device=device) * 255
-        self._scale = 1 / (torch.tensor(std, device=device) * 255)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        normal = images.float().sub_(self._shift).mul_(self._scale)
-        return normal.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+def _on(device: torch.device, array: Any) -> Tensor:
+    """A numpy array on the device; on the CPU the same memory, which may be read-only and shared by workers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)  # nothing writes to it
+        return torch.as_tensor(array, device=device)

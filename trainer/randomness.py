@@ -11,6 +11,7 @@ import contextlib
 import enum
 import random
 from collections.abc import Iterator
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,20 +31,64 @@ def generator(seed: int, purpose: Purpose, epoch: int = 0) -> np.random.Generato
     return np.random.default_rng([seed, purpose, epoch])
 
 
-@contextlib.contextmanager
-def seeded(seed: int, purpose: Purpose, epoch: int = 0, device: torch.device | None = None) -> Iterator[None]:
-    """Every global generator that a pool may draw from, torch's, numpy's and Python's, seeded within the block.
+class Noise:
+    """A trial's own copies of the global generators that a pool may draw from: torch's, numpy's and Python's.
 
-    They are put back as they were after it. `device` is where torch draws, beside the CPU.
+    Within `with noise:` they stand in for the global ones, which are put back as they were after it: trials that take
+    turns in one process draw what they would draw alone. On CUDA, a graph that is recorded within the block draws from
+    this trial's generator at every replay, wherever it is replayed.
     """
-    key = int(generator(seed, purpose, epoch).integers(2**63))
-    python, legacy_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device and device.type == "cuda" else []):
-        torch.manual_seed(key)
-        random.seed(key)
-        np.random.seed(key % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy_numpy)
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._cuda = _default_cuda(device).clone_state() if device.type == "cuda" else None
+        self._mine = self.host_state()
+
+    def seed(self, seed: int, purpose: Purpose, epoch: int = 0) -> None:
+        """Starts them anew, outside the block."""
+        key = int(generator(seed, purpose, epoch).integers(2**63))
+        if self._cuda is not None:
+            self._cuda.manual_seed(key)
+        with self:
+            torch.default_generator.manual_seed(key)
+            random.seed(key)
+            np.random.seed(key % 2**32)
+
+    def __enter__(self) -> Self:
+        self._theirs = self.host_state()
+        self._set_host_state(self._mine)
+        if self._cuda is not None:
+            self._their_cuda = _default_cuda(self._device).graphsafe_get_state()
+            _default_cuda(self._device).graphsafe_set_state(self._cuda)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._mine = self.host_state()
+        self._set_host_state(self._theirs)
+        if self._cuda is not None:
+            _default_cuda(self._device).graphsafe_set_state(self._their_cuda)
+
+    @staticmethod
+    def host_state() -> tuple[Any, ...]:
+        """Where the global generators of the CPU stand."""
+        return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+    @staticmethod
+    def _set_host_state(state: tuple[Any, ...]) -> None:
+        torch.set_rng_state(state[0])
+        random.setstate(state[1])
+        np.random.set_state(state[2])
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: Purpose) -> Iterator[None]:
+    """Every global generator of the CPU seeded within the block, and put back as it was after it."""
+    noise = Noise(torch.device("cpu"))
+    noise.seed(seed, purpose)
+    with noise:
+        yield
+
+
+def _default_cuda(device: torch.device) -> Any:
+    torch.cuda.init()  # the default generators come into being with it
+    return torch.cuda.default_generators[device.index or 0]

@@ -1,0 +1,74 @@
+"""Which trials share a GPU: the missing ones, grouped into packs of one architecture and dataset."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from results.store import RunFolder
+from trainer.grid import Planned
+
+Pack = Sequence[Planned]
+PairKey = tuple[str, str]
+
+MOST = 16  # trials that `auto` tries side by side
+
+
+def group(todo: Sequence[Planned], size_of: Callable[[PairKey], int], gpus: int = 1) -> list[list[Planned]]:
+    """The packs of the trials that are to run, in the order in which they should start.
+
+    Trials keep their order, seeds outermost, so that packs that have ended are whole comparisons. The packs of a pair
+    are of one size, give or take one, and smaller where otherwise some GPU would have nothing to do.
+
+    Args:
+        size_of: how many trials of an (arch, dataset) may share a GPU.
+        gpus: how many there are.
+    """
+    fair = math.ceil(len(todo) / max(1, gpus))
+    packs = []
+    for pair, trials in by_pair(todo).items():
+        count = math.ceil(len(trials) / min(size_of(pair), fair))
+        bounds = [round(i * len(trials) / count) for i in range(count + 1)]
+        packs += [trials[start:end] for start, end in itertools.pairwise(bounds)]
+    position = {planned.place: index for index, planned in enumerate(todo)}
+    return sorted(packs, key=lambda pack: position[pack[0].place])
+
+
+def by_pair(todo: Sequence[Planned]) -> dict[PairKey, list[Planned]]:
+    """{(arch, dataset): its trials}, both in order of appearance."""
+    found: dict[PairKey, list[Planned]] = {}
+    for planned in todo:
+        found.setdefault((planned.trial.arch, planned.trial.dataset), []).append(planned)
+    return found
+
+
+def measured_sizes(
+    todo: Sequence[Planned],
+    run: RunFolder,
+    device: str,
+    measure: Callable[[Pack], list[dict[str, Any]]],
+    say: Callable[[str], None],
+) -> dict[PairKey, int]:
+    """{(arch, dataset): the pack size that is best on a device}: measured once, and recorded in the run folder.
+
+    Args:
+        measure: {size, images_per_s, memory_mb} of packs of the given trials, of one pair, at several sizes.
+    """
+    from trainer.pack import Measurement, best
+
+    known = run.pack_sizes()
+    sizes = {}
+    for pair, trials in by_pair(todo).items():
+        name, recipe = "-".join(pair), trials[0].trial.recipe
+        key = f"{name}, batch {recipe.batch_size}, {recipe.precision}, {device}"
+        if key not in known:
+            say(f"measuring how many trials of {name} to train side by side ...")
+            known[key] = measure(trials)
+            run.write_pack_sizes(known)
+        found = [Measurement(**row) for row in known[key]]
+        sizes[pair] = best(found)
+        rates = ", ".join(f"{m.size}: {m.images_per_s:,.0f}" for m in found) or "none fits"
+        say(f"{name}: {sizes[pair]} side by side (images/s by how many: {rates})")
+    return sizes

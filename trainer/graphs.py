@@ -1,0 +1,104 @@
+"""Recording device functions as CUDA graphs.
+
+A step of ResNet-56 launches more than 500 kernels of a few microseconds each: launched one by one from Python the GPU
+mostly waits. A graph launches them all at once. It replays what was recorded, at the same addresses, and nothing else:
+whatever a function does on the host happens once, when it is recorded. So a function that does something there which
+matters is refused, and its caller runs it eagerly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.randomness import Noise
+
+Step = Callable[[], None]
+WARM_UP = 3  # calls: libraries load, choose kernels and take their workspaces, none of which may be recorded
+
+
+class RecordError(Exception):
+    """What keeps functions from being recorded; the message is for a trial's log."""
+
+
+def record(steps: Sequence[Step], modules: nn.Module, rewind: Step) -> list[Step]:
+    """The replays of device functions, recorded on the current stream, which must not be the default one.
+
+    Every function is called `WARM_UP` times first, so what they write has to be put back afterwards. One memory pool
+    serves all: they must be replayed on this stream, and leave their results outside of what they allocate.
+
+    Args:
+        steps: take nothing and return nothing; what they read and write stands at fixed addresses.
+        modules: whose Python attributes must not change from call to call.
+        rewind: makes ready for a call, before each one that warms up; it is not recorded.
+
+    Raises:
+        RecordError: a function waits for the GPU, draws from a generator of the CPU, changes a Python attribute
+            from call to call, or does something else that a graph cannot hold.
+        torch.OutOfMemoryError: as ever.
+    """
+    for step in steps:
+        for _ in range(WARM_UP):
+            rewind()
+            step()
+        rewind()
+        _refuse_host_work(step, modules)
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+    return [_capture(step, pool, stream) for step in steps]
+
+
+def _refuse_host_work(step: Step, modules: nn.Module) -> None:
+    attributes, generators = _attributes(modules), Noise.host_state()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RecordError(f"a step waits for the GPU ({_first_line(error)})") from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    if not same(generators, Noise.host_state()):
+        raise RecordError("a step draws random numbers on the CPU")
+    if changed := [name for name, value in _attributes(modules).items() if attributes.get(name) != value]:
+        raise RecordError(f"a step changes what Python holds: {', '.join(changed)}")
+
+
+def _capture(step: Step, pool: Any, stream: torch.cuda.Stream) -> Step:
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # thread_local: what Ray's own threads do meanwhile is none of this graph's business.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        torch.cuda.synchronize()  # raises again if it is the GPU that is broken, and not just the recording
+        raise RecordError(f"a step cannot be recorded ({_first_line(error)})") from error
+    return graph.replay
+
+
+def _attributes(modules: nn.Module) -> dict[str, object]:
+    """{name: value} of all that a module's Python object holds; a tensor by where its data are."""
+    found: dict[str, object] = {}
+    for name, module in modules.named_modules():
+        for key, value in [*vars(module).items(), *module._buffers.items()]:
+            if isinstance(value, torch.Tensor):
+                found[f"{name}.{key}"] = value.data_ptr()
+            elif key not in ("_parameters", "_buffers", "_modules"):
+                found[f"{name}.{key}"] = repr(value)
+    return found
+
+
+def same(first: object, second: object) -> bool:
+    """Whether two nests of tuples, tensors, arrays and plain values are equal."""
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool((first == second).all()) if hasattr(first, "all") else first == second  # type: ignore[attr-defined]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,322 @@
+"""The device program of a trial: everything of an epoch, as steps that read and write tensors at fixed addresses.
+
+A step finds its batch by a cursor on the device, in the epoch's draws, and adds its loss and its hits to sums on the
+device. So it takes nothing from the host and gives nothing to it: on a CPU it is called, on CUDA it is recorded once
+and replayed, and the host waits for a trial once an epoch. No trial needs the host to itself: many programs can take
+turns in one process, each on a stream of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer import checkpoint, cpu, graphs, network
+from trainer.augment import Images, epoch_draws
+from trainer.data import subset
+from trainer.graphs import Step
+from trainer.problems import RequestError
+from trainer.randomness import Noise, Purpose
+from trainer.trial import Trial
+
+# Images evaluated at once. On a CPU, ResNet-56 evaluates 20 % slower at 512, out of cache; on a GPU fewer launches win.
+EVAL_BATCH = {"cpu": 128, "cuda": 1000}
+TURN = 8  # steps between two chances for others
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one epoch came to. Losses are means over images; accuracies in percent.
+
+    Attributes:
+        epoch: from 1.
+        lr: as the benchmark logs it: the learning rate once the epoch is done, which the next one trains at.
+        epoch_s: seconds of training and evaluation, turns of others included.
+        images_per_s: of training alone, without the process's first step; None where there was no other.
+    """
+
+    epoch: int
+    train_loss: float
+    train_acc: float
+    test_loss: float
+    test_acc: float
+    lr: float
+    epoch_s: float
+    images_per_s: float | None
+
+    @property
+    def diverged(self) -> bool:
+        return not (math.isfinite(self.train_loss) and math.isfinite(self.test_loss))
+
+
+_Kind = tuple[Callable[[int], None], int]
+_Steps = tuple[list[Step], list[Step], list[Step]]  # the first training step, the other ones, the evaluation's
+
+
+class Program:
+    """A trial on a device.
+
+    Args:
+        images: the trial's dataset, on the device that trains.
+        compiled: let torch.compile make the network's kernels. The same function, to rounding.
+        say: told in one line if the steps have to run without CUDA graphs.
+
+    Attributes:
+        network: [B, 3, 32, 32] -> [B, classes], channels last.
+        optimizer: SGD; its learning rate is a tensor, so that a step never depends on a Python number.
+
+    Raises:
+        RequestError: the recipe does not fit the data.
+        torch.OutOfMemoryError: no room beside what is there already.
+        whatever the pool raises.
+    """
+
+    def __init__(
+        self, trial: Trial, images: Images, *, compiled: bool = False, say: Callable[[str], None] = lambda _: None
+    ):
+        recipe = trial.recipe
+        self._train_index = subset(len(images.train_labels), recipe.train_samples)
+        test_index = subset(len(images.test_labels), recipe.test_samples)
+        if problems := recipe.problems_with(len(self._train_index)):
+            raise RequestError(problem.under("recipe") for problem in problems)
+        self.trial = trial
+        self.images = images
+        self.device = device = images.device
+        self._compiled = compiled
+        self._noise = Noise(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # which the images came by
+        _set_matmul_precision(recipe.precision)
+        with self._lane():
+            self._draws = torch.zeros(len(self._train_index), 4, dtype=torch.int64, device=device)
+            self._test_index = torch.from_numpy(test_index).to(device)
+            self._positions = torch.arange(max(recipe.batch_size, EVAL_BATCH[device.type]), device=device)
+            self._cursor = torch.zeros((), dtype=torch.int64, device=device)
+            # (training, test) x (sum of losses, hits). In float64 both are exact enough for any number of images.
+            self._sums = torch.zeros(2, 2, dtype=torch.float64, device=device)
+            self._warm = False  # the first step of a process takes memory and chooses kernels
+            self._build()
+            self._steps = self._record(say) if device.type == "cuda" else self._eager_steps()
+
+    def run(self, epoch: int) -> Generator[None, None, Epoch]:
+        """Trains for one epoch (from 1) and evaluates. Yields whenever others may take a turn."""
+        recipe = self.trial.recipe
+        started = time.perf_counter()
+        self._noise.seed(self.trial.seed, Purpose.NOISE, epoch)
+        with self._lane():
+            self.optimizer.param_groups[0]["lr"].fill_(recipe.lr_after(epoch - 1))
+            self._sums.zero_()
+            self._load_draws(epoch)
+        first, rest, tests = self._steps
+        trained, tested = len(self._train_index), len(self._test_index)
+        timed, timed_from = trained, self._mark()
+        yield from self._enqueue(first)
+        if not self._warm:
+            self._warm = True
+            timed, timed_from = max(0, trained - recipe.batch_size), self._mark()
+        yield from self._enqueue(rest)
+        timed_to = self._mark()
+        with self._lane():
+            self._rewind()
+        yield from self._enqueue(tests)
+        yield from self._done()
+        (train_loss, train_hits), (test_loss, test_hits) = self._sums.tolist()
+        return Epoch(
+            epoch,
+            train_loss / trained,
+            100 * train_hits / trained,
+            test_loss / tested,
+            100 * test_hits / tested,
+            recipe.lr_after(epoch),
+            time.perf_counter() - started,
+            timed / _seconds(timed_from, timed_to) if timed else None,
+        )
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One SGD step on [B, 3, 32, 32] and [B]; the sum of the losses and the number of hits, on the device."""
+        logits = self._logits(images)
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
+
+    def state(self) -> dict[str, Any]:
+        """The weights and the momentum: all that an epoch leaves to the next. The tensors are those that train."""
+        return {"network": self.network.state_dict(), "momentum": self._momentum()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes where `state` was taken, in place.
+
+        Raises:
+            CheckpointError: it is of a network with other tensors; nothing has been changed.
+        """
+        mine = self.state()
+        shapes = [
+            {**{k: v.shape for k, v in s["network"].items()}, **dict(enumerate(v.shape for v in s["momentum"]))}
+            for s in (mine, state)
+        ]
+        if shapes[0] != shapes[1]:
+            odd = [str(k) for k in {**shapes[0], **shapes[1]} if shapes[0].get(k) != shapes[1].get(k)]
+            raise checkpoint.CheckpointError(f"it has other tensors than the network ({', '.join(sorted(odd))})")
+        with torch.no_grad():
+            for name, tensor in mine["network"].items():
+                tensor.copy_(state["network"][name])
+            for tensor, theirs in zip(mine["momentum"], state["momentum"], strict=True):
+                tensor.copy_(theirs)
+        self._synchronize()
+
+    def _build(self) -> None:
+        """The network with its initial weights, and momentum at rest."""
+        trial, recipe = self.trial, self.trial.recipe
+        built = network.build(trial.pool, trial.arch, self.images.classes, trial.seed)
+        if self.device.type == "cpu":
+            cpu.speed_up(built.features)
+            cpu.keep_memory()
+        self.network = built.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._forward = torch.compile(self.network) if self._compiled else self.network
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=torch.tensor(recipe.lr, device=self.device),
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        if recipe.momentum:  # SGD makes these in its first step, where no graph could find them again
+            for parameter in self.network.parameters():
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def _momentum(self) -> list[Tensor]:
+        return [state["momentum_buffer"] for state in self.optimizer.state.values()]
+
+    # Which steps an epoch has
+
+    def _eager_steps(self) -> _Steps:
+        return self._arranged({kind: functools.partial(*kind) for kind in self._kinds()})
+
+    def _record(self, say: Callable[[str], None]) -> _Steps:
+        before = copy.deepcopy(self.state())
+        self._load_draws(1)
+        kinds = dict.fromkeys(self._kinds())
+        calls = [functools.partial(*kind) for kind in kinds]
+        try:
+            replays = graphs.record(calls, self.network, rewind=self._rewind)
+        except graphs.RecordError as error:
+            say(f"trains without CUDA graphs, which is slower: {error}")
+            self._build()  # the pool may hold traces of the attempt
+            return self._eager_steps()
+        self.load_state(before)
+        return self._arranged(dict(zip(kinds, replays, strict=True)))
+
+    def _kinds(self) -> list[_Kind]:
+        """Every step of an epoch, in order, as what is done and to how many images."""
+        train = _batches(len(self._train_index), self.trial.recipe.batch_size)
+        test = _batches(len(self._test_index), EVAL_BATCH[self.device.type])
+        return [(self._train_step, size) for size in train] + [(self._test_step, size) for size in test]
+
+    def _arranged(self, steps: Mapping[_Kind, Step]) -> _Steps:
+        kinds = self._kinds()
+        train = [steps[kind] for kind in kinds if kind[0] == self._train_step]
+        return train[:1], train[1:], [steps[kind] for kind in kinds[len(train) :]]
+
+    def _train_step(self, size: int) -> None:
+        self.network.train()
+        draws = self._draws.index_select(0, self._cursor + self._positions[:size])
+        loss, hits = self.step(self.images.crops(draws), self.images.train_labels.index_select(0, draws[:, 0]))
+        self._add(0, size, loss, hits)
+
+    @torch.inference_mode()
+    def _test_step(self, size: int) -> None:
+        self.network.eval()
+        index = self._test_index.index_select(0, self._cursor + self._positions[:size])
+        labels = self.images.test_labels.index_select(0, index)
+        logits = self._logits(self.images.test(index))
+        self._add(1, size, F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum())
+
+    def _add(self, phase: int, size: int, loss: Tensor, hits: Tensor) -> None:
+        self._sums[phase].add_(torch.stack((loss.double(), hits.double())))
+        self._cursor += size
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """[B, 3, 32, 32] -> [B, classes]; in bf16 the convolutions and products are, the loss never is."""
+        half = self.trial.recipe.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            logits = self._forward(images)
+        return logits.float() if half else logits
+
+    def _load_draws(self, epoch: int) -> None:
+        draws = epoch_draws(self.trial.seed, epoch, self._train_index, self.images.flip)
+        self._draws.copy_(draws if self._stream is None else draws.pin_memory(), non_blocking=True)
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._cursor.zero_()
+
+    # Taking turns
+
+    @contextlib.contextmanager
+    def _lane(self) -> Iterator[None]:
+        """This trial's stream and generators."""
+        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext(), self._noise:
+            yield
+
+    def _enqueue(self, steps: list[Step]) -> Iterator[None]:
+        for start in range(0, len(steps), TURN):
+            with self._lane():
+                for step in steps[start : start + TURN]:
+                    step()
+            yield
+
+    def _done(self) -> Iterator[None]:
+        """Until the device is."""
+        if self._stream is None:
+            return
+        end = self._stream.record_event()
+        while not end.query():
+            time.sleep(5e-5)  # an epoch of the fastest pack takes a thousand times as long
+            yield
+
+    def _mark(self) -> float | torch.cuda.Event:
+        """A point in this trial's time."""
+        if self._stream is None:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        return event
+
+    def _synchronize(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+def _batches(total: int, size: int) -> list[int]:
+    """Batch sizes: whole ones, and what is left."""
+    return [size] * (total // size) + [total % size] * (total % size > 0)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end) / 1000
+    return cast(float, end) - cast(float, start)
+
+
+def _set_matmul_precision(precision: str) -> None:
+    """TF32 in CUDA convolutions and matrix products if, and only if, the recipe asks for it."""
+    mode = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = mode
+    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
