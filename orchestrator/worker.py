@@ -155,6 +155,8 @@ class _Attempt:
     def close(self) -> None:
         self._turns.close()
         self._log.close()
+        if self._program:
+            self._program.close()
 
     def _train(self) -> Generator[None, None, None]:
         """Fills the history, writing it down and reporting it now and then."""

@@ -1,0 +1,403 @@
+"""Trials side by side: the same numbers as alone, and no fault that spreads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from orchestrator.packs import group, measured_sizes
+from orchestrator.worker import DeviceLostError, Job, measure, run_pack
+from results import schema
+from results.store import RunFolder
+from trainer import pack, pool
+from trainer.augment import Images
+from trainer.data import Dataset
+from trainer.grid import BASELINE, Entry, Grid, Pair, Planned
+from trainer.pack import Measurement, best, take_turns
+from trainer.program import Epoch, Program
+from trainer.recipe import Recipe
+from trainer.train import train
+from trainer.trial import Trial
+
+CPU = torch.device("cpu")
+NOISY = """
+import random
+import numpy as np
+from torch import nn
+class CustomPool(nn.Module):
+    def forward(self, x):
+        noise = 1 + 0.1 * np.random.rand() + 0.1 * random.random()
+        return nn.functional.dropout(x.mean((2, 3)), 0.3) * noise
+"""
+RECIPE = Recipe(epochs=2, batch_size=8, lr=0.02, train_samples=100, test_samples=40)  # 13 steps: turns are 8
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    (tmp_path / "noisy.py").write_text(NOISY)
+    specs = ["gap", "gem", "global_max", str(tmp_path / "noisy.py"), "avg_max"]
+    entries = tuple(Entry(pool.expand(spec)[0], BASELINE) for spec in specs)
+    return Grid("packs", entries, (Pair("resnet20", "digits"),), (1, 2), RECIPE)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    return Job(run.path, gpu=False, threads=2, checkpoint_every=1, compiled=False, git_commit=None)
+
+
+def alone(trial: Trial, data: Dataset) -> list[dict[str, float]]:
+    return numbers(train(Program(trial, Images(data, CPU)), say=lambda _: None))
+
+
+def numbers(history: Any) -> list[dict[str, float]]:
+    times = ("epoch_s", "images_per_s")
+    return [{k: v for k, v in dataclasses.asdict(epoch).items() if k not in times} for epoch in history]
+
+
+def on_record(run: Path, planned: Planned) -> list[dict[str, float]]:
+    rows = pd.read_parquet(run / "epochs" / f"{planned.trial.id}.parquet")
+    return rows[["epoch", "train_loss", "train_acc", "test_loss", "test_acc", "lr"]].to_dict("records")  # type: ignore
+
+
+class Reports:
+    def __init__(self) -> None:
+        self.ended: dict[str, Mapping[str, Any]] = {}
+
+    def __call__(self, planned: Planned, result: Mapping[str, Any]) -> None:
+        if "status" in result:
+            assert planned.trial.id not in self.ended
+            self.ended[planned.trial.id] = result
+
+
+def test_a_packs_trials_give_the_same_numbers_as_alone(grid: Grid, job: Job, digits: Dataset) -> None:
+    """Pools that draw noise on the host among them: turns swap the generators."""
+    trials = list(grid)
+    reports = Reports()
+    run_pack(trials, digits, job, reports)
+    assert {r["status"] for r in reports.ended.values()} == {schema.COMPLETED}
+    for planned in trials:
+        assert on_record(job.run, planned) == alone(planned.trial, digits), str(planned.trial)
+
+
+def test_turns_are_shorter_than_an_epoch(grid: Grid, digits: Dataset) -> None:
+    """So the test above does interleave."""
+    images = Images(digits, CPU)
+    turns = Program(next(iter(grid)).trial, images).run(1)
+    assert sum(1 for _ in turns) == 4  # the first step, 12 others in two turns, the evaluation
+
+
+def test_a_trial_that_diverges_or_raises_leaves_and_the_others_are_not_disturbed(
+    grid: Grid, job: Job, digits: Dataset, tmp_path: Path
+) -> None:
+    body = {"raises": "raise ValueError('no more')", "diverges": "return x.mean((2, 3)) * float('nan')"}
+    for name, fault in body.items():
+        (tmp_path / f"{name}.py").write_text(
+            "from torch import nn\nclass CustomPool(nn.Module):\n    calls = 0\n    def forward(self, x):\n"
+            f"        self.calls += self.training\n        if self.calls > 9: {fault}\n        return x.mean((2, 3))\n"
+        )
+    bad = tuple(Entry(pool.expand(str(tmp_path / f"{name}.py"))[0]) for name in body)
+    mixed = dataclasses.replace(grid, entries=(grid.entries[0], *bad, grid.entries[3]), seeds=(1,))
+    reports = Reports()
+    run_pack(list(mixed), digits, job, reports)
+    status = pd.read_parquet(job.run / "trials").set_index("pool")["status"].to_dict()
+    assert status == {"gap": "completed", "raises": "failed", "diverges": "diverged", "noisy": "completed"}
+    gap, raises, _, noisy = mixed
+    for planned in (gap, noisy):
+        assert on_record(job.run, planned) == alone(planned.trial, digits)
+    log = (job.run / "logs" / f"{raises.trial.id}.log").read_text()
+    assert "ValueError: no more" in log
+
+
+class Tight:
+    """Programs on a device with room for `room` of them."""
+
+    def __init__(self, room: int):
+        self.room = room
+        self.alive = 0
+        self.most = 0
+
+    def __call__(self, trial: Trial, images: Images, **options: Any) -> Program:
+        return _Roomy(self, trial, images, **options)
+
+
+class _Roomy(Program):
+    def __init__(self, device: Tight, trial: Trial, images: Images, **options: Any):
+        self._tight = device
+        if device.alive == device.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().__init__(trial, images, **options)
+        device.alive += 1
+        device.most = max(device.most, device.alive)
+
+    def __del__(self) -> None:
+        if hasattr(self, "optimizer"):
+            self._tight.alive -= 1
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_without_memory_for_all_the_pack_is_split(grid: Grid, job: Job, digits: Dataset, room: int) -> None:
+    trials = list(grid)[:5]
+    tight = Tight(room)
+    reports = Reports()
+    run_pack(trials, digits, job, reports, make_program=tight)
+    assert tight.most == room
+    assert [reports.ended[planned.trial.id]["status"] for planned in trials] == ["completed"] * 5
+    assert on_record(job.run, trials[4]) == alone(trials[4].trial, digits)
+
+
+def test_without_memory_for_one_it_fails(grid: Grid, job: Job, digits: Dataset) -> None:
+    trials = list(grid)[:2]
+    reports = Reports()
+    run_pack(trials, digits, job, reports, make_program=Tight(0))
+    assert [reports.ended[p.trial.id]["status"] for p in trials] == ["failed"] * 2
+    assert "out of memory" in reports.ended[trials[0].trial.id]["error"]
+
+
+def test_out_of_memory_in_the_middle_goes_on_from_the_checkpoint(grid: Grid, job: Job, digits: Dataset) -> None:
+    class Greedy(Program):
+        calls = 0
+
+        def run(self, epoch: int) -> Any:
+            if epoch == 2 and self.trial == trials[1].trial:
+                Greedy.calls += 1
+                if Greedy.calls == 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+            return (yield from super().run(epoch))
+
+    trials = list(grid)[2:5]
+    reports = Reports()
+    run_pack(trials, digits, job, reports, make_program=Greedy)
+    assert [reports.ended[p.trial.id]["status"] for p in trials] == ["completed"] * 3
+    for planned in trials:
+        assert on_record(job.run, planned) == alone(planned.trial, digits)
+    log = (job.run / "logs" / f"{trials[1].trial.id}.log").read_text()
+    assert "out of memory beside others" in log
+    assert "resumed after epoch 1" in log
+
+
+def test_a_lost_device_ends_the_process_not_the_trials(
+    grid: Grid, job: Job, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Program):
+        def run(self, epoch: int) -> Any:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    def lost(device: torch.device) -> None:
+        raise DeviceLostError
+
+    monkeypatch.setattr("orchestrator.worker._raise_if_lost", lost)
+    with pytest.raises(DeviceLostError):
+        run_pack(list(grid)[:2], digits, job, Reports(), make_program=Broken)
+    assert not list((job.run / "trials").iterdir()), "nobody knows whose fault it was"
+
+
+def test_what_has_ended_is_not_trained_again(grid: Grid, job: Job, digits: Dataset) -> None:
+    trials = list(grid)[:3]
+    run_pack(trials[:2], digits, job, Reports())
+    before = {path: path.stat().st_mtime_ns for path in (job.run / "trials").iterdir()}
+    reports = Reports()
+    run_pack(trials, digits, job, reports)
+    assert len(reports.ended) == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+# Which trials make a pack
+
+
+def places(packs: Sequence[Sequence[Planned]]) -> list[list[tuple[int, int, int]]]:
+    return [[planned.place for planned in pack] for pack in packs]
+
+
+@pytest.fixture
+def two_pairs(grid: Grid) -> Grid:
+    pairs = (Pair("resnet20", "digits"), Pair("vgg11bn", "digits"))
+    return dataclasses.replace(grid, pairs=pairs, entries=grid.entries[:2], seeds=(1, 2, 3))
+
+
+def test_packs_are_of_one_pair_seeds_outermost(two_pairs: Grid) -> None:
+    packs = places(group(list(two_pairs), lambda _: 4))
+    assert packs == [
+        [(0, 0, 0), (1, 0, 0), (0, 0, 1)],
+        [(0, 1, 0), (1, 1, 0), (0, 1, 1)],
+        [(1, 0, 1), (0, 0, 2), (1, 0, 2)],
+        [(1, 1, 1), (0, 1, 2), (1, 1, 2)],
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("gpus", [1, 2, 7, 100])
+def test_every_trial_is_in_one_pack(two_pairs: Grid, size: int, gpus: int) -> None:
+    todo = list(two_pairs)
+    packs = group(todo, lambda _: size, gpus)
+    assert sorted(p.place for pack in packs for p in pack) == sorted(p.place for p in todo)
+    assert all(len({(p.trial.arch, p.trial.dataset) for p in pack}) == 1 for pack in packs)
+    assert max(map(len, packs)) <= min(size, math.ceil(len(todo) / gpus)), "a GPU has nothing to do"
+
+
+def test_sizes_differ_by_pair(two_pairs: Grid) -> None:
+    packs = group(list(two_pairs), lambda pair: 6 if pair[0] == "resnet20" else 2)
+    assert sorted(map(len, packs)) == [2, 2, 2, 6]
+
+
+def test_the_best_size_is_the_smallest_that_is_as_fast() -> None:
+    found = [Measurement(k, rate, None) for k, rate in ((1, 100.0), (2, 180.0), (4, 200.0), (8, 202.0))]
+    assert best(found) == 4
+    assert best(found[:1]) == 1
+    assert best([]) == 1
+
+
+def test_a_probe_stops_where_it_no_longer_pays(
+    grid: Grid, digits: Dataset, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = measure(list(grid), digits, job)
+    assert [row["size"] for row in real] == [1, 2, 4, 8, 16][: len(real)]
+    assert all(row["images_per_s"] > 0 for row in real)
+
+    def fake(trials: Sequence[Trial], images: Images) -> Measurement:
+        if len(trials) > 4:
+            raise torch.OutOfMemoryError
+        return Measurement(len(trials), 100.0 * len(trials), None)
+
+    monkeypatch.setattr(pack, "_measure", fake)
+    assert [row["size"] for row in measure(list(grid), digits, job)] == [1, 2, 4]
+
+
+def test_sizes_are_measured_once_for_a_run_folder(two_pairs: Grid, job: Job) -> None:
+    asked: list[int] = []
+    said: list[str] = []
+
+    def measure(pack: Sequence[Planned]) -> list[dict[str, Any]]:
+        asked.append(len(pack))
+        return [{"size": k, "images_per_s": 100.0 * k, "memory_mb": 10.0} for k in (1, 2)]
+
+    run, todo = RunFolder(job.run), list(two_pairs)
+    for _ in range(2):
+        assert measured_sizes(todo, run, "a GPU", measure, said.append) == dict.fromkeys(
+            [("resnet20", "digits"), ("vgg11bn", "digits")], 2
+        )
+    assert asked == [6, 6]
+    assert "resnet20-digits: 2 side by side (images/s by how many: 1: 100, 2: 200)" in said
+    measured_sizes(todo, run, "another GPU", measure, said.append)
+    assert len(asked) == 4
+
+
+def test_taking_turns_runs_every_program(grid: Grid, digits: Dataset) -> None:
+    images = Images(digits, CPU)
+    programs = [Program(planned.trial, images) for planned in list(grid)[:3]]
+    take_turns(programs, 1)
+    for program in programs:
+        (epoch, *_) = alone(program.trial, digits)
+        other = Program(program.trial, images)
+        take_turns([other], 1)
+        pairs = zip(other.network.parameters(), program.network.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        assert epoch["epoch"] == 1
+
+
+# On a GPU
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def on_gpu(trials: Sequence[Trial], data: Dataset, said: list[str] | None = None) -> list[list[Epoch]]:
+    """The histories of trials that take turns on the GPU."""
+    images = Images(data, torch.device("cuda", 0))
+    programs = [Program(t, images, say=(said if said is not None else []).append) for t in trials]
+    histories: list[list[Epoch]] = [[] for _ in trials]
+    epochs = trials[0].recipe.epochs
+    for number in range(1, epochs + 1):
+        running = [(i, program.run(number)) for i, program in enumerate(programs)]
+        while running:
+            for item in list(running):
+                try:
+                    next(item[1])
+                except StopIteration as end:
+                    histories[item[0]].append(end.value)
+                    running.remove(item)
+    return histories
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2"])
+def test_a_pack_on_a_gpu_is_bit_equal_to_its_trials_alone(
+    deterministic: None, grid: Grid, digits: Dataset, arch: str
+) -> None:
+    trials = [dataclasses.replace(planned.trial, arch=arch) for planned in grid]
+    together = on_gpu(trials, digits)
+    for trial, history in zip(trials, together, strict=True):
+        assert numbers(history) == numbers(on_gpu([trial], digits)[0]), str(trial)
+
+
+@pytest.mark.gpu
+def test_graphs_train_as_eager_steps_do(deterministic: None, make_trial: Callable[..., Trial], digits: Dataset) -> None:
+    for spec in ("gap", "gem", "avg_max"):
+        trial = make_trial(spec, precision="bf16")
+        graphs = Program(trial, Images(digits, torch.device("cuda", 0)))
+        eager = Program(trial, Images(digits, torch.device("cuda", 0)))
+        eager._steps = eager._eager_steps()
+        for number in (1, 2):
+            take_turns([graphs], number)
+            take_turns([eager], number)
+        for ours, theirs in zip(graphs.network.parameters(), eager.network.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        ("return x.mean((2, 3)) * (1 if x.sum().item() > 0 else 2)", "waits for the GPU"),
+        ("return x.mean((2, 3)) * np.random.rand()", "draws random numbers on the CPU"),
+        ("self.calls += 1\n        return x.mean((2, 3)) / self.calls", "changes what Python holds"),
+        ("self.ema = self.ema * 0.9 + x.mean((0, 2, 3)).detach()\n        return x.mean((2, 3)) + 0 * self.ema", "ema"),
+    ],
+)
+def test_a_pool_that_no_graph_can_hold_trains_without_one(
+    forward: str, reason: str, tmp_path: Path, make_trial: Callable[..., Trial], digits: Dataset
+) -> None:
+    (tmp_path / "odd.py").write_text(
+        "import numpy as np\nimport torch\nfrom torch import nn\nclass CustomPool(nn.Module):\n"
+        "    def __init__(self, channels):\n        super().__init__()\n        self.calls = 0\n"
+        f"        self.register_buffer('ema', torch.zeros(channels))\n    def forward(self, x):\n        {forward}\n"
+    )
+    trial = make_trial(str(tmp_path / "odd.py"), lr=0.01)
+    said: list[str] = []
+    (history,) = on_gpu([trial], digits, said)
+    assert len(said) == 1
+    assert "without CUDA graphs" in said[0]
+    assert reason in said[0]
+    (again,) = on_gpu([trial], digits)
+    assert history[0].train_loss == pytest.approx(again[0].train_loss, rel=1e-4), "the attempt left traces"
+    assert history[0].train_loss == pytest.approx(alone(trial, digits)[0]["train_loss"], rel=1e-2)
+
+
+@pytest.mark.gpu
+def test_noise_in_a_graph_is_new_at_every_step_and_the_same_in_every_run(
+    tmp_path: Path, make_trial: Callable[..., Trial], digits: Dataset
+) -> None:
+    (tmp_path / "drop.py").write_text(
+        "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+        "        return nn.functional.dropout(x.mean((2, 3)), 0.5)\n"
+    )
+    trial = make_trial(str(tmp_path / "drop.py"), lr=0.01)
+    said: list[str] = []
+    first, neighbour, second = on_gpu([trial, dataclasses.replace(trial, seed=7), trial], digits, said)
+    assert not said
+    assert [e.test_loss for e in first] == pytest.approx([e.test_loss for e in second], rel=1e-4)
+    assert len({e.test_loss for e in first}) == len(first)
+    assert first[0].train_loss != neighbour[0].train_loss
