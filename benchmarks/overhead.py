@@ -1,85 +1,152 @@
-"""Seconds a trial that are not training: a sweep of trials too small to matter, beside plain Ray Tune.
+"""What orchestration costs: seconds a trial of everything but training, beside raw Ray Tune.
 
-    python -m benchmarks.overhead [--trials 200] [--plain-trials 6] [--output FILE]
+    python -m benchmarks.overhead [--trials 10 100 1000 5000] [--fresh-actors 6] [--output FILE]
 
-Ours is the whole command, Ray's start, logs, Parquet and table included, over trials of 64 images and one epoch. Plain
-Tune is its defaults: a function that imports torch and reports once. Both pay for Ray's start once.
+Ours is the real scheduler and the real worker, with its log, its epochs and its row in Parquet, around a trial that
+trains nothing and has five epochs. Raw Tune is a function that reports once: with reused actors and no loggers, and as
+it comes (a fresh actor a trial, its loggers on), with torch imported in the function as any trainer would. Each has
+a process and a Ray of its own; Ray's start is told apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import logging
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from trainer import pool
+from trainer.grid import BASELINE, Entry, Grid, Pair
+from trainer.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-POOLS = ["gap", "gem", "avg_max", "global_max"]
-
-PLAIN_TUNE = """
-import sys
-from ray import tune
-
-def trainable(config):
-    import torch
-    tune.report({"accuracy": float(torch.rand(()))})
-
-tune.Tuner(trainable, param_space={"seed": tune.grid_search(list(range(int(sys.argv[1]))))}).fit()
-"""
+EPOCHS = 5
+OURS, REUSED, FRESH = "this project", "raw Tune, reused actors, no loggers", "raw Tune, as it comes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--plain-trials", type=int, default=6)
+    parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000, 5000])
+    parser.add_argument("--fresh-actors", type=int, default=6, help="trials of raw Tune as it comes; seconds each")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    rows = [
-        {"what": "this project, whole command", "trials": args.trials, "seconds": ours(args.trials)},
-        {"what": "plain Ray Tune, its defaults", "trials": args.plain_trials, "seconds": plain_tune(args.plain_trials)},
-    ]
-    table = Table("", "trials", "seconds", "seconds a trial")
+    if args.one:
+        print(json.dumps(measure(args.one[0], int(args.one[1]))))
+        return
+    rows = []
+    for what, counts in ((OURS, args.trials), (REUSED, args.trials), (FRESH, [args.fresh_actors])):
+        rows += [_in_a_process(what, count) for count in counts if count]
+    table = Table("", "trials", "start, s", "first trial ended, s", "s a trial", "driver, MiB")
     for row in rows:
-        row["seconds_per_trial"] = row["seconds"] / row["trials"]
-        table.add_row(row["what"], str(row["trials"]), f"{row['seconds']:.1f}", f"{row['seconds_per_trial']:.2f}")
+        first = f"{row['first_s']:.1f}" if row["first_s"] else ""
+        numbers = f"{row['start_s']:.1f}", first, f"{row['seconds_per_trial']:.4f}", f"{row['driver_mib']:.0f}"
+        table.add_row(row["what"], str(row["trials"]), *numbers)
     Console().print(table)
     if args.output:
         record.save(args.output, "overhead", rows)
 
 
-def ours(trials: int) -> float:
-    space = {
-        "name": "overhead",
-        "recipe": {"epochs": 1, "batch_size": 64, "train_samples": 64, "test_samples": 32},
-        "pairs": [{"arch": "resnet20", "dataset": "digits"}],
-        "pools": POOLS,
-        "seeds": list(range(trials // len(POOLS))),
+def _in_a_process(what: str, trials: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.overhead", "--one", what, str(trials)]
+    with tempfile.TemporaryDirectory() as home:  # by default Tune's results go to ~/ray_results
+        done = subprocess.run(
+            command, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | {"HOME": home}
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(what: str, trials: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    start_s, first_s, seconds = ours(trials) if what == OURS else raw_tune(trials, fresh=what == FRESH)
+    return {
+        "what": what,
+        "trials": trials,
+        "start_s": start_s,
+        "first_s": first_s and first_s - started,
+        "seconds_per_trial": seconds / trials,
+        "driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def ours(trials: int) -> tuple[float, float | None, float]:
+    """Seconds of Ray's start, the instant at which the first trial had ended, and seconds of all trials."""
+    from orchestrator import ray_tune
+    from orchestrator.packs import group
+    from orchestrator.progress import Progress
+    from orchestrator.record import Job
+    from orchestrator.resources import Share, this_machine
+    from orchestrator.sweep import Watcher
+    from results.store import RunFolder
+    from trainer import data
+
+    started = time.perf_counter()
+    entries = tuple(Entry(each, BASELINE) for each in pool.expand("gap") + pool.expand("gem"))
+    grid = Grid("overhead", entries, (Pair("resnet20", "digits"),), tuple(range(trials // 2)), Recipe(epochs=EPOCHS))
+    todo = list(grid)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "space.yaml"
-        file.write_text(yaml.safe_dump(space))
-        command = [sys.executable, "run_sweep.py", "--space", str(file), "--out", str(Path(folder) / "run")]
-        return _seconds(command)
+        run = RunFolder(Path(folder) / "run")
+        run.create()
+        job = Job(run.path, gpu=False, threads=1, checkpoint_every=10, compiled=False, git_commit=None)
+        with run.ray_log() as log, ray_tune.cluster("local", this_machine(gpus=0), log):
+            start_s = time.perf_counter() - started
+            began = time.perf_counter()
+            with Progress(todo, 0, Console(file=io.StringIO())) as progress:
+                watcher = Watcher(progress, job)
+                loaded = {"digits": data.load("digits", Path())}
+                packs = group(todo, lambda _: 1)
+                ray_tune.run(grid, packs, loaded, job, Share(1, 0), 0, watcher, _idle)
+            seconds = time.perf_counter() - began
+        statuses = run.statuses()
+        first = min(path.stat().st_mtime for path in (run.path / "trials").iterdir())
+        if list(statuses.values()) != ["completed"] * len(todo):
+            raise RuntimeError(f"of {len(todo)} trials {len(statuses)} have ended")
+    return start_s, first - time.time() + time.perf_counter(), seconds
 
 
-def plain_tune(trials: int) -> float:
-    with tempfile.TemporaryDirectory() as home:  # by default its results go to ~/ray_results
-        return _seconds([sys.executable, "-c", PLAIN_TUNE, str(trials)], HOME=home)
+def _idle(*arguments: Any) -> None:
+    from benchmarks.idle import idle_pack  # on the worker: the driver does without torch
+
+    idle_pack(*arguments)
 
 
-def _seconds(command: list[str], **environment: str) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=os.environ | environment)
-    return time.perf_counter() - start
+def raw_tune(trials: int, fresh: bool) -> tuple[float, float | None, float]:
+    if not fresh:
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    started = time.perf_counter()
+    import ray
+    from ray import tune
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    start_s = time.perf_counter() - started
+
+    def trainable(_: dict[str, Any]) -> None:
+        import torch
+
+        tune.report({"accuracy": float(torch.rand(()))})
+
+    began = time.perf_counter()
+    tune.Tuner(
+        trainable,
+        param_space={"seed": tune.grid_search(list(range(trials)))},
+        tune_config=tune.TuneConfig(reuse_actors=not fresh),
+        run_config=tune.RunConfig(verbose=0),
+    ).fit()
+    seconds = time.perf_counter() - began
+    ray.shutdown()
+    return start_s, None, seconds
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 import results
-from orchestrator.sweep import FILTERS, Plan, check_pools, make_plan, sweep
+from orchestrator.checks import PoolChecks
+from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
 from results import leaderboard, schema
 from results.store import RunFolder
 from search_spaces import space as spaces
@@ -71,7 +72,8 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     run = RunFolder(args.out or Path("runs") / slug(space.grid.name))
     plan = make_plan(space, run, final=args.final, retry_failed=args.retry_failed, only=only)
     if args.check:
-        check_pools(space.grid)
+        with PoolChecks(space.grid) as checks:
+            checks.wait().refuse()
         console.print(f"{args.space}: {len(plan.planned)} trials, every pool may be trained", highlight=False)
         return OK
     console.print(_summary(space.grid.name, run, plan), highlight=False, soft_wrap=True)

@@ -32,8 +32,8 @@ import ray
 from ray import tune
 
 from orchestrator.packs import Pack
+from orchestrator.record import Job
 from orchestrator.resources import Node, Share
-from orchestrator.worker import DeviceLostError, Job, run_pack
 from trainer.data import Dataset
 from trainer.grid import Grid, Planned
 from trainer.problems import RequestError
@@ -115,11 +115,14 @@ def run(
     share: Share,
     max_failures: int,
     watcher: Watcher,
-    work: Work = run_pack,
+    work: Work | None = None,
 ) -> None:
     """Runs packs until each has ended or its worker died more than `max_failures` times.
 
     The data go through the object store: one copy a node, which its workers read in place.
+
+    Args:
+        work: what trains a pack, `orchestrator.worker.run_pack` unless given.
     """
     trainable = tune.with_parameters(_train, grid=grid, data=data, job=job, work=work)
     scratch_folder = tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
@@ -146,14 +149,16 @@ def on_worker(function: Callable[..., Any], share: Share, *arguments: Any) -> An
     return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(function).remote(*arguments))
 
 
-def _train(config: dict[str, Any], grid: Grid, data: Mapping[str, Dataset], job: Job, work: Work) -> None:
+def _train(config: dict[str, Any], grid: Grid, data: Mapping[str, Dataset], job: Job, work: Work | None) -> None:
+    from orchestrator.worker import DeviceLostError, run_pack  # torch, which the driver does without
+
     pack = _pack(grid, config)
 
     def report(planned: Planned, result: Mapping[str, Any]) -> None:
         tune.report({"place": list(planned.place), **result})
 
     try:
-        work(pack, data[pack[0].trial.dataset], job, report)
+        (work or run_pack)(pack, data[pack[0].trial.dataset], job, report)
     except DeviceLostError:
         os._exit(1)  # whoever comes next must not be given this process
 

@@ -26,11 +26,10 @@ class Share:
     gpus: int
 
 
-def this_machine() -> Node:
-    import torch
-
+def this_machine(gpus: int) -> Node:
+    """This machine, of which Ray is told what the affinity mask of this process leaves of it."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Node(cpus, torch.cuda.device_count())
+    return Node(cpus, gpus)
 
 
 def share(asked: Resources, nodes: Sequence[Node]) -> Share:

@@ -6,29 +6,27 @@ A rerun, a resumed run, a grid with one more seed and a job that a cluster resta
 from __future__ import annotations
 
 import functools
-import itertools
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
+from orchestrator.checks import PoolChecks
 from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
+from orchestrator.record import Job, give_up
 from orchestrator.resources import Node, Share, share, this_machine
 from results import schema
 from results.store import RunFolder
 from search_spaces.space import Space
 from trainer.data import Dataset
-from trainer.grid import Grid, Planned
-from trainer.problems import Problem, RequestError, did_you_mean, gather
+from trainer.grid import Planned
+from trainer.problems import Problem, RequestError, attempt, did_you_mean, gather
 from trainer.trial import PROTOCOL
-
-if TYPE_CHECKING:
-    from orchestrator.worker import Job
 
 FILTERS: Mapping[str, Callable[[Planned], str]] = {
     "pool": lambda planned: planned.trial.pool.label,
@@ -91,21 +89,6 @@ def make_plan(
     return Plan(planned, ended, todo, len(everything) - len(shown))
 
 
-def check_pools(grid: Grid) -> None:
-    """Runs the contract over every pool on every architecture, those of hidden pairs too, on the CPU.
-
-    Raises:
-        RequestError: with every finding. Runs the candidates' code.
-    """
-    from trainer import contract
-
-    archs = dict.fromkeys(pair.arch for pair in grid.pairs)
-    pairs = itertools.product((entry.pool for entry in grid.entries), archs)
-    problems = [finding.problem(pool) for pool, arch in pairs for finding in contract.check(pool, arch)]
-    if problems:
-        raise RequestError(problems)
-
-
 def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str, console: Console) -> None:
     """Runs what is left of a plan; every trial of it has a row in the run folder afterwards.
 
@@ -114,18 +97,19 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
         KeyboardInterrupt: what has finished is on record, what runs goes on from its checkpoint next time.
     """
     local = address == "local"
-    here = this_machine()
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
     names = sorted({planned.trial.dataset for planned in plan.todo})
     loads = [(f"dataset {name}", functools.partial(_load, name, data_dir, space, say)) for name in names]
-    checks = [("", run.create), ("", functools.partial(check_pools, space.grid))]
-    checks += [("", functools.partial(share, space.resources, [here]))] if local else []
-    found = gather(*checks, *loads)
-    data: dict[str, Dataset] = dict(zip(names, found[len(checks) :], strict=True))
+    with PoolChecks(space.grid) as checks:  # beside the loading, in a process of their own
+        attempts = [attempt(load) for load in loads]
+        examined = checks.wait()
+    here = this_machine(examined.gpus)
+    shares = [("", functools.partial(share, space.resources, [here]))] if local else []
+    loaded = gather(("", examined.refuse), ("", run.create), *shares, *attempts)[-len(names) :]
+    data: dict[str, Dataset] = dict(zip(names, loaded, strict=True))
 
     # Only now: whoever mistypes a key must not wait ten seconds for Ray to hear of it.
     from orchestrator import ray_tune
-    from orchestrator.worker import Job
 
     say(f"starting Ray on {'this machine' if local else address} ...")
     with run.ray_log() as log, ray_tune.cluster(address, here, log) as nodes:
@@ -136,7 +120,7 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
         job = Job(run.path, bool(each.gpus), each.cpus, space.checkpoint_every, space.compiled, _git_commit())
         packs = _packs(space, run, plan.todo, data, job, each, nodes, say)
         with Progress(plan.todo, len(plan.ended), console) as progress:
-            watcher = _Watcher(progress, job)
+            watcher = Watcher(progress, job)
             start = functools.partial(ray_tune.run, space.grid, data=data, job=job, share=each, watcher=watcher)
             # Packs of several first. One that died twice is split: nobody knows whose fault it was.
             if several := [pack for pack in packs if len(pack) > 1]:
@@ -172,7 +156,7 @@ def _packs(
     return group(todo, sizes.__getitem__, gpus)
 
 
-class _Watcher:
+class Watcher:
     """Shows how trials go, and decides what becomes of those whose workers died.
 
     Attributes:
@@ -197,8 +181,6 @@ class _Watcher:
         self._progress.ended(planned, result)
 
     def left(self, pack: Pack, error: str) -> None:
-        from orchestrator.worker import give_up
-
         behind = [planned for planned in pack if planned.trial.id not in self._ended]
         if len(pack) > 1:
             self.split += [[planned] for planned in behind]

@@ -8,33 +8,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
-import json
 import platform
 import socket
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator import record
 from orchestrator.packs import MOST
+from orchestrator.record import Job
 from results import schema
 from results.store import RunFolder
 from trainer import log
 from trainer.augment import Images
 from trainer.data import Dataset
+from trainer.epoch import Epoch
 from trainer.grid import Planned
 from trainer.network import count_parameters
 from trainer.pack import probe
-from trainer.program import Epoch, Program
+from trainer.program import Program
 from trainer.train import turns
-from trainer.trial import PROTOCOL, Trial
 
 # Rewriting a trial's epochs costs some 2 ms, a report to the driver as much: neither may be paid by an epoch of 10 ms.
 WRITE_EVERY_S = 5.0
@@ -45,30 +44,6 @@ Report = Callable[[Planned, Mapping[str, Any]], None]
 
 class DeviceLostError(Exception):
     """The GPU's context is broken for this whole process: nothing more can be trained in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every trial of a sweep shares.
-
-    Attributes:
-        run: the run folder.
-        gpu: whether trials compute on CUDA.
-        threads: that a trial computes with on the CPU.
-        compiled: whether torch.compile makes the kernels.
-        git_commit: of this project, for the record.
-    """
-
-    run: Path
-    gpu: bool
-    threads: int
-    checkpoint_every: int
-    compiled: bool
-    git_commit: str | None
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda", torch.cuda.current_device()) if self.gpu else torch.device("cpu")
 
 
 def run_pack(
@@ -92,7 +67,7 @@ def run_pack(
             report(planned, {"status": ended, "best_test_acc": None, "train_s": None, "error": None})
         else:
             waiting.append(planned)
-    images = Images(data, job.device) if waiting else None
+    images = Images(data, _device(job)) if waiting else None
     room, live = len(waiting), list[_Attempt]()
     while waiting or live:
         while waiting and len(live) < room:
@@ -119,7 +94,7 @@ class _Attempt:
         self._run = RunFolder(job.run)
         self._report = functools.partial(report, planned)
         self._started = datetime.now(UTC)
-        self._number = 1 + _attempts(self._run.log_path(planned.trial.id))
+        self._number = 1 + record.attempts(self._run.log_path(planned.trial.id))
         self._log = self._run.open_log(planned.trial.id)
         self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled, say=print)
         self._program: Program | None = None
@@ -143,7 +118,7 @@ class _Attempt:
                 print(*log.final_lines(self.planned.trial, self._history), sep="\n")
             except (Exception, SystemExit) as caught:
                 traceback.print_exc()
-                _raise_if_lost(self._job.device)
+                _raise_if_lost(_device(self._job))
                 if isinstance(caught, torch.OutOfMemoryError) and not alone:
                     print("out of memory beside others; waits for them to end")
                     raise
@@ -161,8 +136,9 @@ class _Attempt:
     def _train(self) -> Generator[None, None, None]:
         """Fills the history, writing it down and reporting it now and then."""
         trial = self.planned.trial
-        device = self._job.device
-        print(f"{_ATTEMPT}{self._number}: {trial.id} on {device_name(self._job)}, {self._started:%Y-%m-%dT%H:%M:%S%z}")
+        device = _device(self._job)
+        when = self._started.isoformat(timespec="seconds")
+        print(f"{record.ATTEMPT}{self._number}: {trial.id} on {device_name(self._job)}, {when}")
         _reset_peak_memory(device)
         self._program = self._make_program()
         yield
@@ -177,7 +153,7 @@ class _Attempt:
                 print(log.epoch_line(epoch))
             now = time.monotonic()
             if now - written >= WRITE_EVERY_S:
-                self._run.write_epochs(trial.id, _epoch_rows(trial, self._history))
+                self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
                 written = now
             if now - reported >= REPORT_EVERY_S:
                 self._report({name: getattr(epoch, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")})
@@ -185,11 +161,11 @@ class _Attempt:
 
     def _end(self, status: str, error: str | None) -> None:
         """Writes everything down, the row last: it is what says that the trial has ended."""
-        trial, program, device = self.planned.trial, self._program, self._job.device
-        self._run.write_epochs(trial.id, _epoch_rows(trial, self._history))
+        trial, program, device = self.planned.trial, self._program, _device(self._job)
+        self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
         self._run.write_trial(
             {
-                **_row(self.planned, status, self._history, error),
+                **record.row(self.planned, status, self._history, error),
                 "params": program and count_parameters(program.network),
                 "pool_params_count": program and count_parameters(program.network.pool),
                 "peak_memory_mb": _peak_memory_mb(device),
@@ -198,7 +174,7 @@ class _Attempt:
                 "attempt": self._number,
                 "host": socket.gethostname(),
                 "git_commit": self._job.git_commit,
-                "versions": _versions(),
+                "versions": record.versions(),
                 "started_at": self._started,
                 "finished_at": datetime.now(UTC),
             }
@@ -212,73 +188,15 @@ class _Attempt:
 
 def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> list[dict[str, Any]]:
     """How fast packs of such trials are, by size, as plain data."""
-    found = probe([planned.trial for planned in pack], data, job.device, MOST)
+    found = probe([planned.trial for planned in pack], data, _device(job), MOST)
     return [dataclasses.asdict(measurement) for measurement in found]
 
 
 def device_name(job: Job) -> str:
     """What trials compute on."""
     if job.gpu:
-        return torch.cuda.get_device_name(job.device)
+        return torch.cuda.get_device_name(_device(job))
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def give_up(planned: Planned, error: str, job: Job) -> None:
-    """Marks a trial as failed whose worker died too often to say so itself. Its epochs stay on record."""
-    run = RunFolder(job.run)
-    if run.status(planned.trial.id) in (schema.COMPLETED, schema.DIVERGED):
-        return
-    attempts = {"attempt": _attempts(run.log_path(planned.trial.id)), "finished_at": datetime.now(UTC)}
-    run.write_trial({**_row(planned, schema.FAILED, (), error), "epochs": None, **attempts})
-
-
-def _row(planned: Planned, status: str, history: Sequence[Epoch], error: str | None) -> dict[str, Any]:
-    """The part of a `schema.TRIALS` row that follows from the trial and its epochs."""
-    trial = planned.trial
-    row: dict[str, Any] = {
-        **_identity(trial),
-        "pool_params": trial.pool.params_json,
-        "pool_source_sha": trial.pool.source and trial.pool.source.sha,
-        "role": planned.role,
-        "hidden": planned.hidden,
-        "status": status,
-        "epochs": len(history),
-        "recipe": trial.recipe.to_json(),
-        "protocol": PROTOCOL,
-        "error": error,
-        "schema_version": schema.SCHEMA_VERSION,
-    }
-    if history:
-        best, last = max(history, key=lambda epoch: epoch.test_acc), history[-1]
-        row |= {
-            "best_test_acc": best.test_acc,
-            "best_epoch": best.epoch,
-            "final_test_acc": last.test_acc,
-            "final_test_loss": last.test_loss,
-            "final_train_acc": last.train_acc,
-            "final_train_loss": last.train_loss,
-            "train_s": sum(epoch.epoch_s for epoch in history),
-            "images_per_s": log.images_per_s(history),
-        }
-    return row
-
-
-def _identity(trial: Trial) -> dict[str, Any]:
-    return {
-        "trial_id": trial.id,
-        "pool": trial.pool.label,
-        "arch": trial.arch,
-        "dataset": trial.dataset,
-        "seed": trial.seed,
-    }
-
-
-def _epoch_rows(trial: Trial, history: Sequence[Epoch]) -> list[dict[str, Any]]:
-    identity = _identity(trial)
-    return [{**identity, **{name: getattr(epoch, name) for name in _EPOCH_COLUMNS}} for epoch in history]
-
-
-_EPOCH_COLUMNS = [name for name in schema.EPOCHS.names if name in Epoch.__dataclass_fields__]
 
 
 @contextlib.contextmanager
@@ -296,25 +214,8 @@ def _raise_if_lost(device: torch.device) -> None:
             raise DeviceLostError(str(error)) from error
 
 
-_ATTEMPT = "attempt "
-
-
-def _attempts(log_file: Path) -> int:
-    """How often the trial has been started, by its log."""
-    if not log_file.exists():
-        return 0
-    with log_file.open(encoding="utf-8", errors="replace") as lines:
-        return sum(line.startswith(_ATTEMPT) for line in lines)
-
-
-@functools.cache
-def _versions() -> str:
-    names = ("torch", "torchvision", "ray", "numpy", "pyarrow")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return json.dumps(found)
+def _device(job: Job) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if job.gpu else torch.device("cpu")
 
 
 def _reset_peak_memory(device: torch.device) -> None:

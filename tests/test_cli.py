@@ -132,14 +132,14 @@ def test_an_option_that_is_wrong(refuse, option: str, says: str) -> None:
 
 
 def test_a_run_folder_of_another_recipe(refuse, tmp_path: Path) -> None:
-    from orchestrator.worker import _row
+    from orchestrator.record import row
     from results.store import RunFolder
     from search_spaces import space as spaces
 
     (tmp_path / "space.yaml").write_text(SPACE)
     run = RunFolder(tmp_path / "run")
     run.create()
-    run.write_trial(_row(next(iter(spaces.load(tmp_path / "space.yaml").grid)), "completed", (), None))
+    run.write_trial(row(next(iter(spaces.load(tmp_path / "space.yaml").grid)), "completed", (), None))
     assert "one table must not mix them" in refuse("--set", "epochs=2")
 
 
@@ -202,7 +202,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_rerun_with_nothing_to_train_takes_new_roles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from orchestrator.worker import _row
+    from orchestrator.record import row
     from results.store import RunFolder
     from search_spaces import space as spaces
 
@@ -212,7 +212,7 @@ def test_a_rerun_with_nothing_to_train_takes_new_roles(tmp_path: Path, capsys: p
     run.create()
     for planned in spaces.load(path).grid:
         if not planned.hidden:
-            run.write_trial(_row(planned, "completed", (), None) | {"best_test_acc": 50.0, "final_test_acc": 50.0})
+            run.write_trial(row(planned, "completed", (), None) | {"best_test_acc": 50.0, "final_test_acc": 50.0})
     path.write_text(SPACE.replace("gem]", "{name: gem, label: ours, role: baseline}]"))
     assert cli.main(["--space", str(path), "--out", str(run.path)]) == cli.OK
     said = capsys.readouterr().out

@@ -13,15 +13,17 @@ import pytest
 import torch
 
 from orchestrator.packs import group, measured_sizes
-from orchestrator.worker import DeviceLostError, Job, measure, run_pack
+from orchestrator.record import Job
+from orchestrator.worker import DeviceLostError, measure, run_pack
 from results import schema
 from results.store import RunFolder
 from trainer import pack, pool
 from trainer.augment import Images
 from trainer.data import Dataset
+from trainer.epoch import Epoch
 from trainer.grid import BASELINE, Entry, Grid, Pair, Planned
 from trainer.pack import Measurement, best, take_turns
-from trainer.program import Epoch, Program
+from trainer.program import Program
 from trainer.recipe import Recipe
 from trainer.train import train
 from trainer.trial import Trial
@@ -139,7 +141,7 @@ class _Roomy(Program):
         device.most = max(device.most, device.alive)
 
     def __del__(self) -> None:
-        if hasattr(self, "optimizer"):
+        if hasattr(self, "network"):
             self._tight.alive -= 1
 
 

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 import results
-from orchestrator.worker import _row
+from orchestrator.record import row
 from results import leaderboard, schema, stats
 from results.__main__ import main
 from results.store import RunFolder
@@ -56,11 +56,11 @@ def fill(tmp_path: Path) -> Fill:
             status = None if planned.hidden else (other or {}).get(key, schema.COMPLETED)
             if status is None:
                 continue
-            row = _row(planned, status, (), None)
+            written = row(planned, status, (), None)
             if status == schema.COMPLETED:
                 value = ACCURACY[key[0]][key[1] - 1]
-                row |= {"best_test_acc": value, "final_test_acc": value - 1}
-            run.write_trial(row)
+                written |= {"best_test_acc": value, "final_test_acc": value - 1}
+            run.write_trial(written)
         return run
 
     return make
@@ -186,7 +186,7 @@ def test_a_label_that_has_meant_two_pools_is_two_rows(fill: Fill) -> None:
         run.write_grid(grid)
         for planned in grid:
             if planned.trial.pool.label == "ours":
-                run.write_trial(_row(planned, schema.COMPLETED, (), None) | {"best_test_acc": 50.0 + p})
+                run.write_trial(row(planned, schema.COMPLETED, (), None) | {"best_test_acc": 50.0 + p})
     frame = results.load(run.path).leaderboard()
     means = frame[frame["pool"].str.startswith("ours")].drop_duplicates("pool").set_index("pool")["mean"]
     assert sorted(means) == [51.0, 55.0]
@@ -220,7 +220,7 @@ def test_revisions_of_a_file_are_rows_of_their_own(fill: Fill, tmp_path: Path) -
         for planned in grid:
             if planned.trial.pool.name == "mine":
                 run.write_trial(
-                    _row(planned, schema.COMPLETED, (), None) | {"best_test_acc": 50.0, "final_test_acc": 50.0}
+                    row(planned, schema.COMPLETED, (), None) | {"best_test_acc": 50.0, "final_test_acc": 50.0}
                 )
     frame = results.load(run.path).leaderboard()
     assert frame[frame["pool"] == "mine"]["revision"].nunique() == 2
@@ -230,7 +230,7 @@ def test_revisions_of_a_file_are_rows_of_their_own(fill: Fill, tmp_path: Path) -
 def test_recipes_are_not_mixed(fill: Fill) -> None:
     run = fill()
     other = Grid("g", ENTRIES, PAIRS, (1,), Recipe(epochs=3))
-    run.write_trial(_row(next(iter(other)), schema.COMPLETED, (), None) | {"best_test_acc": 10.0})
+    run.write_trial(row(next(iter(other)), schema.COMPLETED, (), None) | {"best_test_acc": 10.0})
     with pytest.raises(RequestError, match=r"2 recipes \(epochs=2; epochs=3\)|2 recipes \(epochs=3; epochs=2\)"):
         results.load(run.path).leaderboard()
     frame = results.load(run.path).leaderboard(allow_mixed=True)

@@ -15,7 +15,8 @@ import pytest
 
 import results
 from orchestrator import cli
-from orchestrator.worker import Job, run_pack
+from orchestrator.record import Job
+from orchestrator.worker import run_pack
 from results import schema
 from results.store import RunFolder
 from search_spaces import space as spaces

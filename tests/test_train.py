@@ -17,8 +17,9 @@ from benchmarks.plain import PlainTrainer
 from trainer import checkpoint, log, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
+from trainer.epoch import Epoch
 from trainer.problems import RequestError
-from trainer.program import Epoch, Program
+from trainer.program import Program
 from trainer.train import train
 from trainer.trial import Trial
 
@@ -195,11 +196,10 @@ def test_training_agrees_with_a_plain_loop(arch: str, make_trial: Make, digits: 
     plain = PlainTrainer(network.build(trial.pool, arch, digits.classes, trial.seed), trial.recipe, CPU)
     for net in (program.network, plain.network):
         net.double().train()
-    for state in program.optimizer.state.values():
-        state["momentum_buffer"] = state["momentum_buffer"].double()
+    program.momentum = [buffer.double() for buffer in program.momentum]
     ours, theirs = [], []
     for epoch in (1, 2):
-        program.optimizer.param_groups[0]["lr"].fill_(trial.recipe.lr_after(epoch - 1))
+        program.lr.fill_(trial.recipe.lr_after(epoch - 1))
         for images, labels in batches(program, digits, epoch):
             loss, _ = program.step(images.double(), labels)
             ours.append(loss.item() / len(labels))

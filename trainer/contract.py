@@ -7,8 +7,13 @@ space. Each check is named, says which input showed a fault, why it matters and 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import json
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -95,3 +100,22 @@ def _spell(shape: tuple[int, ...] | torch.Size) -> str:
 
 def _spell_error(error: BaseException) -> str:
     return f"it raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def main() -> None:
+    """Checks what stands on stdin, [{pool, arch}, ...], in a process that a candidate may well break.
+
+    Writes a line of JSON for each as soon as it is known, [problem, ...], and at the end how many GPUs there are. What
+    a candidate writes to stdout does not get between them.
+    """
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1) as answers, Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        for case in json.load(sys.stdin):
+            pool = Pool.from_dict(case["pool"])
+            problems = [dataclasses.asdict(finding.problem(pool)) for finding in check(pool, case["arch"])]
+            answers.write(json.dumps(problems) + "\n")
+        answers.write(json.dumps({"gpus": torch.cuda.device_count()}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from trainer.program import Epoch
+from trainer.epoch import Epoch
 from trainer.trial import Trial
 
 

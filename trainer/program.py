@@ -11,19 +11,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from trainer import checkpoint, cpu, graphs, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import subset
+from trainer.epoch import Epoch
 from trainer.graphs import Step
 from trainer.problems import RequestError
 from trainer.randomness import Noise, Purpose
@@ -32,31 +32,6 @@ from trainer.trial import Trial
 # Images evaluated at once. On a CPU, ResNet-56 evaluates 20 % slower at 512, out of cache; on a GPU fewer launches win.
 EVAL_BATCH = {"cpu": 128, "cuda": 1000}
 TURN = 8  # steps between two chances for others
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch came to. Losses are means over images; accuracies in percent.
-
-    Attributes:
-        epoch: from 1.
-        lr: as the benchmark logs it: the learning rate once the epoch is done, which the next one trains at.
-        epoch_s: seconds of training and evaluation, turns of others included.
-        images_per_s: of training alone, without the process's first step; None where there was no other.
-    """
-
-    epoch: int
-    train_loss: float
-    train_acc: float
-    test_loss: float
-    test_acc: float
-    lr: float
-    epoch_s: float
-    images_per_s: float | None
-
-    @property
-    def diverged(self) -> bool:
-        return not (math.isfinite(self.train_loss) and math.isfinite(self.test_loss))
 
 
 _Kind = tuple[Callable[[int], None], int]
@@ -73,7 +48,8 @@ class Program:
 
     Attributes:
         network: [B, 3, 32, 32] -> [B, classes], channels last.
-        optimizer: SGD; its learning rate is a tensor, so that a step never depends on a Python number.
+        lr: a tensor, so that a step never depends on a Python number.
+        momentum: one buffer for each parameter, in their order.
 
     Raises:
         RequestError: the recipe does not fit the data.
@@ -115,7 +91,7 @@ class Program:
         started = time.perf_counter()
         self._noise.seed(self.trial.seed, Purpose.NOISE, epoch)
         with self._lane():
-            self.optimizer.param_groups[0]["lr"].fill_(recipe.lr_after(epoch - 1))
+            self.lr.fill_(recipe.lr_after(epoch - 1))
             self._sums.zero_()
             self._load_draws(epoch)
         first, rest, tests = self._steps
@@ -151,14 +127,14 @@ class Program:
         """One SGD step on [B, 3, 32, 32] and [B]; the sum of the losses and the number of hits, on the device."""
         logits = self._logits(images)
         loss = F.cross_entropy(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
+        self._descend()
         return loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
 
     def state(self) -> dict[str, Any]:
         """The weights and the momentum: all that an epoch leaves to the next. The tensors are those that train."""
-        return {"network": self.network.state_dict(), "momentum": self._momentum()}
+        return {"network": self.network.state_dict(), "momentum": self.momentum}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes where `state` was taken, in place.
@@ -190,19 +166,27 @@ class Program:
             cpu.keep_memory()
         self.network = built.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._forward = torch.compile(self.network) if self._compiled else self.network
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=torch.tensor(recipe.lr, device=self.device),
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-        if recipe.momentum:  # SGD makes these in its first step, where no graph could find them again
-            for parameter in self.network.parameters():
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.lr = torch.tensor(recipe.lr, device=self.device)
+        # At rest from the start: torch.optim would make these in its first step, where no graph could find them again.
+        self.momentum = [torch.zeros_like(parameter) for parameter in self.network.parameters()]
 
-    def _momentum(self) -> list[Tensor]:
-        return [state["momentum_buffer"] for state in self.optimizer.state.values()]
+    def _descend(self) -> None:
+        """SGD with momentum, torch's own kernel. Parameters that the loss does not depend on stay as they are."""
+        moved = [(p, m) for p, m in zip(self.network.parameters(), self.momentum, strict=True) if p.grad is not None]
+        # The function and not the class, which imports all of torch._dynamo: 3 s in every process that trains.
+        sgd(
+            [parameter for parameter, _ in moved],
+            [cast(Tensor, parameter.grad) for parameter, _ in moved],
+            [momentum for _, momentum in moved],
+            has_sparse_grad=False,
+            fused=True,
+            weight_decay=self.trial.recipe.weight_decay,
+            momentum=self.trial.recipe.momentum,
+            lr=cast(float, self.lr),  # fused, it may be a tensor
+            dampening=0,
+            nesterov=False,
+            maximize=False,
+        )
 
     # Which steps an epoch has
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterator
 
 from trainer import checkpoint
 from trainer.checkpoint import Slot
-from trainer.program import Epoch, Program
+from trainer.epoch import Epoch
+from trainer.program import Program
 
 
 def train(

@@ -1,0 +1,38 @@
+"""A device program that trains nothing, for what is measured around it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from torch import nn
+
+from trainer.epoch import Epoch
+from trainer.trial import Trial
+
+
+class IdleProgram:
+    """Answers like `trainer.program.Program`, at once."""
+
+    def __init__(self, trial: Trial, *_: Any, **__: Any):
+        self.trial = trial
+        self.network = nn.Module()
+        self.network.pool = nn.Identity()
+
+    def run(self, epoch: int) -> Generator[None, None, Epoch]:
+        yield
+        return Epoch(epoch, 1.0, 50.0, 1.0, 50.0, 0.1, 0.001, 1000.0)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def idle_pack(pack: Any, data: Any, job: Any, report: Any) -> None:
+    """`orchestrator.worker.run_pack` with idle programs."""
+    from orchestrator.worker import run_pack
+
+    make_program: Any = IdleProgram
+    run_pack(pack, data, job, report, make_program)

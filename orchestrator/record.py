@@ -1,0 +1,120 @@
+"""What a trial leaves in the run folder. Imports no torch: the driver writes here too."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from results import schema
+from results.store import RunFolder
+from trainer import log
+from trainer.epoch import Epoch
+from trainer.grid import Planned
+from trainer.trial import PROTOCOL, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every trial of a sweep shares.
+
+    Attributes:
+        run: the run folder.
+        gpu: whether trials compute on CUDA.
+        threads: that a trial computes with on the CPU.
+        compiled: whether torch.compile makes the kernels.
+        git_commit: of this project, for the record.
+    """
+
+    run: Path
+    gpu: bool
+    threads: int
+    checkpoint_every: int
+    compiled: bool
+    git_commit: str | None
+
+
+def give_up(planned: Planned, error: str, job: Job) -> None:
+    """Marks a trial as failed whose worker died too often to say so itself. Its epochs stay on record."""
+    run = RunFolder(job.run)
+    if run.status(planned.trial.id) in (schema.COMPLETED, schema.DIVERGED):
+        return
+    tried = {"attempt": attempts(run.log_path(planned.trial.id)), "finished_at": datetime.now(UTC)}
+    run.write_trial({**row(planned, schema.FAILED, (), error), "epochs": None, **tried})
+
+
+def row(planned: Planned, status: str, history: Sequence[Epoch], error: str | None) -> dict[str, Any]:
+    """The part of a `schema.TRIALS` row that follows from the trial and its epochs."""
+    trial = planned.trial
+    found: dict[str, Any] = {
+        **_identity(trial),
+        "pool_params": trial.pool.params_json,
+        "pool_source_sha": trial.pool.source and trial.pool.source.sha,
+        "role": planned.role,
+        "hidden": planned.hidden,
+        "status": status,
+        "epochs": len(history),
+        "recipe": trial.recipe.to_json(),
+        "protocol": PROTOCOL,
+        "error": error,
+        "schema_version": schema.SCHEMA_VERSION,
+    }
+    if history:
+        best, last = max(history, key=lambda epoch: epoch.test_acc), history[-1]
+        found |= {
+            "best_test_acc": best.test_acc,
+            "best_epoch": best.epoch,
+            "final_test_acc": last.test_acc,
+            "final_test_loss": last.test_loss,
+            "final_train_acc": last.train_acc,
+            "final_train_loss": last.train_loss,
+            "train_s": sum(epoch.epoch_s for epoch in history),
+            "images_per_s": log.images_per_s(history),
+        }
+    return found
+
+
+def _identity(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial_id": trial.id,
+        "pool": trial.pool.label,
+        "arch": trial.arch,
+        "dataset": trial.dataset,
+        "seed": trial.seed,
+    }
+
+
+def epoch_rows(trial: Trial, history: Sequence[Epoch]) -> list[dict[str, Any]]:
+    identity = _identity(trial)
+    return [{**identity, **{name: getattr(epoch, name) for name in _EPOCH_COLUMNS}} for epoch in history]
+
+
+_EPOCH_COLUMNS = [name for name in schema.EPOCHS.names if name in Epoch.__dataclass_fields__]
+
+
+ATTEMPT = "attempt "
+
+
+def attempts(log_file: Path) -> int:
+    """How often the trial has been started, by its log."""
+    if not log_file.exists():
+        return 0
+    with log_file.open(encoding="utf-8", errors="replace") as lines:
+        return sum(line.startswith(ATTEMPT) for line in lines)
+
+
+@functools.cache
+def versions() -> str:
+    names = ("torch", "torchvision", "ray", "numpy", "pyarrow")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return json.dumps(found)

@@ -1,0 +1,31 @@
+"""What one epoch of a trial came to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one epoch came to. Losses are means over images; accuracies in percent.
+
+    Attributes:
+        epoch: from 1.
+        lr: as the benchmark logs it: the learning rate once the epoch is done, which the next one trains at.
+        epoch_s: seconds of training and evaluation, turns of others included.
+        images_per_s: of training alone, without the process's first step; None where there was no other.
+    """
+
+    epoch: int
+    train_loss: float
+    train_acc: float
+    test_loss: float
+    test_acc: float
+    lr: float
+    epoch_s: float
+    images_per_s: float | None
+
+    @property
+    def diverged(self) -> bool:
+        return not (math.isfinite(self.train_loss) and math.isfinite(self.test_loss))
