@@ -85,10 +85,11 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         return _exit_code(plan)
     if plan.todo:
         sweep(space, run, plan, args.data_dir, args.address, console)
+        plan = make_plan(space, run, final=args.final, only=only)
     else:
         run.write_grid(space.grid)  # roles and labels may be new
         console.print("nothing to do: every trial has ended")
-    return _show(run, make_plan(space, run, final=args.final, only=only))
+    return _show(run, plan)
 
 
 def _show(run: RunFolder, plan: Plan) -> int:

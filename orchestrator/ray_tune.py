@@ -124,20 +124,21 @@ def run(
     Args:
         work: what trains a pack, `orchestrator.worker.run_pack` unless given.
     """
-    trainable = tune.with_parameters(_train, grid=grid, data=data, job=job, work=work)
+    places = [[planned.place for planned in pack] for pack in packs]
+    trainable = tune.with_parameters(_train, grid=grid, places=places, data=data, job=job, work=work)
     scratch_folder = tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
     with scratch_folder as scratch, _Interrupt() as interrupt:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
-            # Places in the grid, not trials: a dataclass in grid_search breaks Tune's names, and these are small.
-            param_space={"places": tune.grid_search([[list(planned.place) for planned in pack] for pack in packs])},
+            # Numbers, because Tune copies the whole list for each of its trials: 5,000 lists take it 90 s.
+            param_space={"pack": tune.grid_search(list(range(len(packs))))},
             # A fresh actor that imports torch costs 12 s a trial on 2 cores, a reused one 0.02 s.
             tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 name="packs",
                 verbose=0,
-                callbacks=[_Relay(grid, watcher, interrupt)],
+                callbacks=[_Relay(packs, watcher, interrupt)],
                 failure_config=tune.FailureConfig(max_failures=max_failures),
             ),
         ).fit()
@@ -149,27 +150,26 @@ def on_worker(function: Callable[..., Any], share: Share, *arguments: Any) -> An
     return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(function).remote(*arguments))
 
 
-def _train(config: dict[str, Any], grid: Grid, data: Mapping[str, Dataset], job: Job, work: Work | None) -> None:
+def _train(
+    config: dict[str, Any],
+    grid: Grid,
+    places: Sequence[Sequence[tuple[int, int, int]]],
+    data: Mapping[str, Dataset],
+    job: Job,
+    work: Work | None,
+) -> None:
     from orchestrator.worker import DeviceLostError, run_pack  # torch, which the driver does without
 
-    pack = _pack(grid, config)
+    pack = [grid.at(place) for place in places[config["pack"]]]
+    members = {planned.place: index for index, planned in enumerate(pack)}
 
     def report(planned: Planned, result: Mapping[str, Any]) -> None:
-        tune.report({"place": list(planned.place), **result})
+        tune.report({"member": members[planned.place], **result})
 
     try:
         (work or run_pack)(pack, data[pack[0].trial.dataset], job, report)
     except DeviceLostError:
         os._exit(1)  # whoever comes next must not be given this process
-
-
-def _pack(grid: Grid, config: Mapping[str, Any]) -> Pack:
-    return [_planned(grid, place) for place in config["places"]]
-
-
-def _planned(grid: Grid, place: Sequence[int]) -> Planned:
-    entry, pair, seed = place
-    return grid.at((entry, pair, seed))
 
 
 class _Interrupt:
@@ -206,8 +206,8 @@ class _Interrupt:
 class _Relay(tune.Callback):
     """Tune's callbacks, as a Watcher's."""
 
-    def __init__(self, grid: Grid, watcher: Watcher, interrupt: _Interrupt):
-        self._grid = grid
+    def __init__(self, packs: Sequence[Pack], watcher: Watcher, interrupt: _Interrupt):
+        self._packs = packs
         self._watcher = watcher
         self._interrupt = interrupt
 
@@ -218,22 +218,22 @@ class _Relay(tune.Callback):
         self._interrupt.raise_if_pending()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.started(_pack(self._grid, trial.config))
+        self._watcher.started(self._packs[trial.config["pack"]])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "place" not in result:
+        if "member" not in result:
             return
-        planned = _planned(self._grid, result["place"])
+        planned = self._packs[trial.config["pack"]][result["member"]]
         if "status" in result:
             self._watcher.ended(planned, result)
         else:
             self._watcher.reported(planned, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.left(_pack(self._grid, trial.config), "its worker left without a result; see ray.log")
+        self._watcher.left(self._packs[trial.config["pack"]], "its worker left without a result; see ray.log")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = f"its worker failed {trial.num_failures} times, and max_failures is {trial.max_failures}; see ray.log"
-        self._watcher.left(_pack(self._grid, trial.config), reason)
+        self._watcher.left(self._packs[trial.config["pack"]], reason)

@@ -81,11 +81,12 @@ def make_plan(
     planned = [p for p in shown if all(FILTERS[key](p) == value for key, value in (only or {}).items())]
     if not planned:
         raise RequestError(_nothing_left(shown, only or {}))
-    _refuse_other_recipes(space, run)
-    statuses = run.statuses()
+    known = run.ended()
+    _refuse_other_recipes(space, run, {(one.recipe, one.protocol) for one in known.values()})
     again = {schema.FAILED} if retry_failed else set()
-    ended = {p.trial.id: s for p in planned if (s := statuses.get(p.trial.id)) is not None and s not in again}
-    todo = [p for p in planned if p.trial.id not in ended]
+    ids = [p.trial.id for p in planned]
+    ended = {i: known[i].status for i in ids if i in known and known[i].status not in again}
+    todo = [p for p, i in zip(planned, ids, strict=True) if i not in ended]
     return Plan(planned, ended, todo, len(everything) - len(shown))
 
 
@@ -200,9 +201,9 @@ def _load(name: str, data_dir: Path, space: Space, say: Callable[[str], None]) -
     return dataset
 
 
-def _refuse_other_recipes(space: Space, run: RunFolder) -> None:
+def _refuse_other_recipes(space: Space, run: RunFolder, found: set[tuple[str, int]]) -> None:
     mine = (space.grid.recipe.to_json(), PROTOCOL)
-    for recipe, protocol in run.recipes() - {mine}:
+    for recipe, protocol in found - {mine}:
         raise RequestError.of(
             f"the run folder {run} holds trials of another recipe, {recipe} at protocol {protocol}, where this space "
             f"asks for {mine[0]} at protocol {mine[1]}; one table must not mix them: give another --out"

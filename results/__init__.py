@@ -30,7 +30,8 @@ class Run:
 
     def leaderboard(self, metric: str = "best_test_acc", allow_mixed: bool = False) -> pd.DataFrame:
         """The tidy table, one row for each (pool, arch, dataset, baseline); see `results.leaderboard.cells`."""
-        return leaderboard.cells(self.trials(), self.folder.grid(), metric, allow_mixed)
+        trials = self.folder.read_trials(leaderboard.NEEDS).to_pandas()
+        return leaderboard.cells(trials, self.folder.grid(), metric, allow_mixed)
 
 
 def load(run: str | Path) -> Run:

@@ -20,8 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     table.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     table.add_argument("--output", metavar="FILE", type=Path, help="write it there instead of to the terminal")
     table.add_argument("--allow-mixed", action="store_true", help="let trials of different recipes share the table")
+    merge = commands.add_parser("compact", help="merge the small files of ended trials; readers and a sweep may go on")
+    merge.add_argument("run", metavar="RUN", type=Path, help="the --out of a sweep")
     args = parser.parse_args(argv)
     try:
+        if args.command == "compact":
+            print(f"{load(args.run).folder.compact()} trials merged")
+            return 0
         text = render(args.run, args.metric, args.format, args.allow_mixed)
     except RequestError as error:
         for problem in error.problems:

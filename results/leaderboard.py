@@ -25,6 +25,10 @@ from trainer.trial import PROTOCOL, slug
 
 METRICS = ("best_test_acc", "final_test_acc")
 CELL = ["pool", "revision", "role", "arch", "dataset", "hidden"]
+NEEDS = [
+    *("trial_id", "pool", "pool_params", "pool_source_sha", "role", "arch", "dataset", "hidden", "seed", "status"),
+    *(*METRICS, "recipe", "protocol"),
+]
 COLUMNS = {
     **dict.fromkeys(["pool", "revision", "role", "arch", "dataset"], "string"),
     "hidden": "bool",
@@ -43,7 +47,7 @@ def cells(
     """The tidy frame: one row for each (pool, revision, arch, dataset, baseline).
 
     Args:
-        trials: rows of `schema.TRIALS`.
+        trials: rows of `schema.TRIALS`, of which `NEEDS` are read.
         grid: what was asked; its labels and roles win over those on record, and what it asks for and is not on
             record is counted as missing.
         metric: `best_test_acc`, the benchmark's, or `final_test_acc`; percent.

@@ -6,6 +6,7 @@
     RUN/checkpoints/<trial id>.pt for resuming; gone when the trial has completed or diverged
     RUN/logs/<trial id>.log       what the trial printed; the traceback of a failure
     RUN/ray.log                   what Ray had to say
+    RUN/{trials,epochs}/merged.*  what `compact` made of many such files
     RUN/packs.json                how many trials to train side by side, as measured
 
 Every file is written beside its place and renamed into it, so a reader never sees half of one.
@@ -14,13 +15,15 @@ Every file is written beside its place and renamed into it, so a reader never se
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -30,6 +33,17 @@ import yaml
 from results import schema
 from trainer.grid import Grid
 from trainer.problems import RequestError
+
+MERGED = "merged."  # a trial's id has no dot
+MERGE = 20_000  # files at a time: 4 million epochs, 300 MB while they are merged
+
+
+class Ended(NamedTuple):
+    """How a trial ended, under what."""
+
+    status: str
+    recipe: str
+    protocol: int
 
 
 class RunFolder:
@@ -91,20 +105,23 @@ class RunFolder:
 
     # What was measured
 
-    def recipes(self) -> set[tuple[str, int]]:
-        """(recipe as JSON, protocol) of every trial that has ended."""
-        table = self.read_trials(columns=["recipe", "protocol"])
-        return set(zip(table["recipe"].to_pylist(), table["protocol"].to_pylist(), strict=True))
-
-    def statuses(self) -> dict[str, str]:
-        """{trial id: status} of every trial that has ended."""
-        table = self.read_trials(columns=["trial_id", "status"])
-        return dict(zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+    def ended(self) -> dict[str, Ended]:
+        """{trial id: how} of every trial that has ended."""
+        table = self.read_trials(columns=["trial_id", "status", "recipe", "protocol"])
+        ids, *rest = (column.to_pylist() for column in table.columns)
+        return dict(zip(ids, map(Ended, *rest), strict=True))
 
     def status(self, trial_id: str) -> str | None:
         """Of one trial; None if it has not ended."""
         path = self.path / "trials" / f"{trial_id}.parquet"
-        return pq.read_table(path, columns=["status"])["status"][0].as_py() if path.exists() else None
+        if not path.exists():
+            merged = [file for file in self._files("trials") if _is_merged(file)]
+            if not merged:
+                return None
+            found = ds.dataset(merged, schema=schema.TRIALS).to_table(["status"], ds.field("trial_id") == trial_id)
+        else:
+            found = pq.read_table(path, columns=["status"])
+        return found["status"][0].as_py() if len(found) else None
 
     def read_trials(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Every trial that has ended, as `schema.TRIALS`."""
@@ -119,6 +136,36 @@ class RunFolder:
 
     def write_epochs(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self._write("epochs", trial_id, rows, schema.EPOCHS)
+
+    def compact(self) -> int:
+        """Merges the small files of trials that have completed or diverged; how many.
+
+        Readers and a running sweep go on meanwhile. A merged file appears first and the small ones go after, so that
+        for a moment rows stand twice, which this class knows and other readers of the folder may see. Failed trials
+        stay as they are: they may be run again.
+        """
+        small = [file for file in self._files("trials") if not _is_merged(file)]
+        status = dict(zip(small, _each(_status_in, small), strict=True))
+        done = [file.name for file in small if status[file] in (schema.COMPLETED, schema.DIVERGED)]
+        self._merge("epochs", done, schema.EPOCHS)
+        self._merge("trials", done, schema.TRIALS)
+        return len(done)
+
+    def _merge(self, name: str, file_names: Sequence[str], wanted: pa.Schema) -> None:
+        merged = [file for file in self._files(name) if _is_merged(file)]
+        before = {i for file in merged for i in _read_file(file, ["trial_id"])["trial_id"].unique().to_pylist()}
+        files = [path for file_name in file_names if (path := self.path / name / file_name).exists()]
+        new = [file for file in files if file.stem not in before]  # the others are what a killed merge left
+        for start in range(0, len(new), MERGE):
+            self.write_merged(name, _concatenated(new[start : start + MERGE], wanted))
+        for file in files:
+            file.unlink()
+
+    def write_merged(self, name: str, rows: pa.Table) -> None:
+        """Rows of many trials, as one file of `trials` or `epochs`."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink, compression="zstd")
+        _replace(self.path / name / f"{MERGED}{uuid.uuid4().hex[:12]}.parquet", sink.getvalue())
 
     # What a trial needs while it runs
 
@@ -137,12 +184,21 @@ class RunFolder:
         return (self.path / "ray.log").open("a", encoding="utf-8", buffering=1)
 
     def _read(self, name: str, wanted: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
-        folder = self.path / name
-        try:
-            files = sorted(folder.glob("[!.]*.parquet")) if folder.is_dir() else []
-            return ds.dataset(files, schema=wanted, format="parquet").to_table(columns=columns and list(columns))
-        except (OSError, pa.ArrowException) as error:
-            raise RequestError.of(f"{folder} cannot be read: {error}; move what is no file of this run away") from None
+        wanted = pa.schema([wanted.field(column) for column in columns or wanted.names])
+        while True:
+            files = self._files(name)
+            try:
+                table = _concatenated(files, wanted)
+            except FileNotFoundError:
+                continue  # `compact` has just put what was in it elsewhere
+            except (OSError, pa.ArrowException) as error:
+                what = f"{self.path / name} cannot be read: {error}; move what is no file of this run away"
+                raise RequestError.of(what) from None
+            return _without_repeats(table) if any(map(_is_merged, files)) else table
+
+    def _files(self, name: str) -> list[Path]:
+        """Small files first: where a trial stands in a merged one too, its own is the newer."""
+        return sorted((self.path / name).glob("[!.]*.parquet"), key=lambda file: (_is_merged(file), file.name))
 
     def _write(self, name: str, trial_id: str, rows: Sequence[Mapping[str, Any]], wanted: pa.Schema) -> None:
         unknown = {key for row in rows for key in row} - set(wanted.names)
@@ -150,7 +206,7 @@ class RunFolder:
             raise ValueError(f"no such column in {name}: {', '.join(sorted(unknown))}")
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(list(rows), schema=wanted), sink)
-        _replace(self.path / name / f"{trial_id}.parquet", sink.getvalue().to_pybytes())
+        _replace(self.path / name / f"{trial_id}.parquet", sink.getvalue())
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +225,48 @@ class CheckpointFile:
         self.path.unlink(missing_ok=True)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _concatenated(files: Sequence[Path], wanted: pa.Schema) -> pa.Table:
+    tables = list(_each(functools.partial(_read_file, columns=wanted.names), files))
+    # Whatever an older version of this project did not write yet is null.
+    table = pa.concat_tables([*tables, wanted.empty_table()], promote_options="permissive")
+    return table.select(wanted.names).cast(wanted).combine_chunks()
+
+
+def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
+    try:
+        if _is_merged(file):
+            return pq.ParquetFile(file).read(columns=list(columns))
+        # From memory, on one thread: for a file of one row, twice as fast as pyarrow's own reading of it.
+        return pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(columns=list(columns), use_threads=False)
+    except pa.ArrowException as error:
+        raise pa.ArrowInvalid(f"{file.name}: {error}") from None
+
+
+def _status_in(file: Path) -> str:
+    return _read_file(file, ["status"])["status"][0].as_py()
+
+
+def _each(function: Callable[[Path], Any], files: Sequence[Path]) -> Iterator[Any]:
+    """In parallel, in order: pyarrow lets go of the interpreter lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        yield from threads.map(function, files)
+
+
+def _is_merged(file: Path) -> bool:
+    return file.name.startswith(MERGED)
+
+
+def _without_repeats(table: pa.Table) -> pa.Table:
+    """The first row of each trial, or of each epoch of it, where `compact` was at work at the same moment."""
+    keys = [name for name in ("trial_id", "epoch") if name in table.column_names]
+    if "trial_id" not in keys:
+        return table
+    frame = table.select(keys).to_pandas()
+    repeated = frame.duplicated()
+    return table.filter(pa.array(~repeated)) if repeated.any() else table
+
+
+def _replace(path: Path, data: bytes | pa.Buffer) -> None:
     """Writes a file wholly or not at all. A name that starts with a dot is passed over by every Parquet reader."""
     beside = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
     try:

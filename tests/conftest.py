@@ -30,6 +30,12 @@ def _threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Not the user's own."""
+    os.environ["POOLSWEEP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return data.load("digits", Path("unused"))

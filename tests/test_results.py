@@ -305,3 +305,86 @@ def test_csv_is_every_digit(fill: Fill) -> None:
     frame = results.load(fill().path).leaderboard()
     again = pd.read_csv(StringIO(leaderboard.to_csv(frame)))
     assert again["diff_lo"].tolist() == pytest.approx(frame["diff_lo"].tolist(), rel=0, abs=0, nan_ok=True)
+
+
+# Merging small files
+
+
+def test_compacting_changes_nothing_that_is_asked(fill: Fill) -> None:
+    run = fill({("gem", 2): schema.FAILED, ("gap", 3): schema.DIVERGED})
+    before = results.load(run.path)
+    trials, table, ended = before.trials(), before.leaderboard(), run.ended()
+    merged = run.compact()
+    assert merged == len(trials) - 1
+    files = [file.name for file in (run.path / "trials").iterdir()]
+    assert len(files) == 2, "one merged, and the failed one, which may run again"
+    after = results.load(run.path)
+    order = ["trial_id"]
+    pd.testing.assert_frame_equal(
+        after.trials().sort_values(order, ignore_index=True), trials.sort_values(order, ignore_index=True)
+    )
+    pd.testing.assert_frame_equal(after.leaderboard(), table)
+    assert run.ended() == ended
+    assert all(run.status(trial_id) == one.status for trial_id, one in ended.items())
+    assert run.status("nobody") is None
+    assert len(pd.read_parquet(run.path / "trials")) == len(trials)
+    assert run.compact() == 0
+
+
+def test_epochs_are_merged_with_their_trial(fill: Fill) -> None:
+    run = fill()
+    ids = sorted(run.ended())
+    for trial_id in [*ids, "running"]:
+        run.write_epochs(trial_id, [{"trial_id": trial_id, "epoch": epoch, "test_acc": 1.0} for epoch in (1, 2)])
+    before = run.read_epochs().to_pandas().sort_values(["trial_id", "epoch"], ignore_index=True)
+    run.compact()
+    left = [file.name for file in (run.path / "epochs").iterdir() if "merged" not in file.name]
+    assert left == ["running.parquet"]
+    after = run.read_epochs().to_pandas().sort_values(["trial_id", "epoch"], ignore_index=True)
+    pd.testing.assert_frame_equal(after, before)
+
+
+def test_a_merge_that_was_killed_leaves_no_row_twice(fill: Fill) -> None:
+    run = fill()
+    small = {file: file.read_bytes() for file in (run.path / "trials").iterdir()}
+    expected = sorted(run.ended())
+    run.compact()
+    for file, data in small.items():  # as before the small ones were taken away
+        file.write_bytes(data)
+    assert sorted(run.read_trials()["trial_id"].to_pylist()) == expected
+    run.compact()
+    assert sorted(pd.read_parquet(run.path / "trials")["trial_id"]) == expected
+
+
+def test_a_reader_that_listed_the_files_before_a_merge_reads_on(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fill()
+    expected = sorted(run.ended())
+    files = RunFolder._files
+    compacted = []
+
+    def listed(self: RunFolder, name: str) -> list[Path]:
+        found = files(self, name)
+        if not compacted:
+            compacted.append(True)
+            self.compact()
+        return found
+
+    monkeypatch.setattr(RunFolder, "_files", listed)
+    assert sorted(run.read_trials()["trial_id"].to_pylist()) == expected
+
+
+def test_the_command_that_merges(fill: Fill, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fill()
+    count = len(run.ended())
+    assert main(["compact", str(run.path)]) == 0
+    assert capsys.readouterr().out == f"{count} trials merged\n"
+
+
+def test_a_row_of_an_older_version_has_nulls(fill: Fill) -> None:
+    run = fill()
+    file = next((run.path / "trials").iterdir())
+    old = pq.read_table(file).drop_columns(["compiled"])
+    pq.write_table(old, file)
+    trials = results.load(run.path).trials()
+    assert list(trials.columns) == schema.TRIALS.names
+    assert trials["compiled"].isna().any()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer import decoded
 from trainer.problems import RequestError, unknown
 
 SIZE = 32
@@ -106,12 +107,18 @@ def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None)
     """
     source = get(name)
     if source.torchvision is None:
-        train, test = _digits()
-    elif list((data_dir / source.folder).glob("*.parquet")):
-        train, test = (_read_parquet(data_dir / source.folder, split, source.columns) for split in ("train", "test"))
-    else:
-        train, test = _from_torchvision(name, source, data_dir, say)
-    return _prepare(name, source, train, test)
+        return _prepare(name, source, *_digits())
+    shards = sorted((data_dir / source.folder).glob("*.parquet"))
+    if not shards:
+        return _prepare(name, source, *_from_torchvision(name, source, data_dir, say))
+
+    def decode() -> Dataset:
+        say(f"decoding {name}, once for this machine")
+        splits = (_read_parquet(data_dir / source.folder, split, source.columns) for split in ("train", "test"))
+        return _prepare(name, source, *splits)
+
+    stamps = [[str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards]
+    return decoded.load([name, stamps, source.columns], Dataset, decode)
 
 
 def subset(total: int, samples: int | None) -> npt.NDArray[np.int64]:

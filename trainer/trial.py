@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -34,16 +35,9 @@ class Trial:
         Labels, roles, resources, versions and machines are not in it: they do not decide the result, or not on
         purpose, and are kept as columns. (An id from a hash of the configuration: facebookresearch/dora.)
         """
-        identity = {
-            **self.pool.identity(),
-            "arch": self.arch,
-            "dataset": self.dataset,
-            "seed": self.seed,
-            "recipe": dataclasses.asdict(self.recipe),
-            "protocol": PROTOCOL,
-        }
-        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        pool = json.dumps(self.pool.identity())  # as text: as a key of a cache, 1, 1.0 and True would be one
+        before, after = _around_the_seed(pool, self.arch, self.dataset, self.recipe, PROTOCOL)
+        digest = hashlib.sha256(f"{before}{self.seed}{after}".encode()).hexdigest()[:8]
         return f"{slug(self.pool.name)}-{self.arch}-{self.dataset}-s{self.seed}-{digest}"
 
     def __str__(self) -> str:
@@ -64,6 +58,24 @@ class Trial:
         return cls(Pool.from_dict(data["pool"]), data["arch"], data["dataset"], data["seed"], Recipe.of(data["recipe"]))
 
 
+@functools.lru_cache(maxsize=1024)
+def _around_the_seed(pool: str, arch: str, dataset: str, recipe: Recipe, protocol: int) -> tuple[str, str]:
+    """The canonical JSON of an identity, before and after the seed: a grid has many trials that differ in no more."""
+    here = "the seed"
+    identity = {
+        **json.loads(pool),
+        "arch": arch,
+        "dataset": dataset,
+        "seed": [here],
+        "recipe": dataclasses.asdict(recipe),
+        "protocol": protocol,
+    }
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    before, after = canonical.split(f'["{here}"]')
+    return before, after
+
+
+@functools.cache
 def slug(name: str) -> str:
     """A name as a harmless part of a file name: lower-case letters, digits and underscores, at most 40."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] or "pool"
