@@ -26,6 +26,30 @@ def test_pointwise(shape: tuple[int, ...]) -> None:
     check_same(nn.Conv2d(6, 10, 1, bias=False), cpu.PointwiseConv2d, torch.randn(shape))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 6, 2, 2), (3, 6, 3, 2), (2, 6, 1, 1), (2, 6, 4, 4)], ids=str)
+def test_small_map(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    check_same(nn.Conv2d(6, 10, 3, padding=1, bias=bias), cpu.SmallMapConv2d, torch.randn(shape))
+
+
+def test_small_map_under_autocast() -> None:
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(64, 64, 3, padding=1)
+    ours = copy.deepcopy(theirs)
+    cpu.speed_up(ours)
+    results = []
+    for conv in (theirs, ours):
+        x = torch.randn(8, 64, 2, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = conv(x)
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+        results.append((out.detach().float(), x.grad, *(parameter.grad for parameter in conv.parameters())))
+    for mine, torchs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=0.03, atol=0.03 * float(torchs.abs().max()))
+
+
 def check_same(theirs: nn.Conv2d, kind: type, x: torch.Tensor) -> None:
     ours = nn.Sequential(type(theirs)(1, 1, 1))
     ours[0] = sped_up(theirs)
