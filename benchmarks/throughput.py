@@ -1,10 +1,14 @@
-"""Images/s of the trainer against the plain loop, end to end, in one run.
+"""Images/s of the trainer, end to end, beside its bare steps, the plain loop, and what the machine can do at most.
 
-    python -m benchmarks.throughput [--arch resnet56 mobilenetv2 ...] [--output FILE]
+    python -m benchmarks.throughput [--arch resnet56 vgg16bn mobilenetv2] [--precision fp32 bf16] [--output FILE]
 
-An epoch of each, evaluation included, in turn, several rounds: the ratio is taken round by round, so that it holds
-when the machine's speed drifts. Each has a process of its own, so that neither works in the other's heap. The images
-are random bytes in the shape of CIFAR-100, which take as long as real ones.
+An epoch of each contender in turn, loading and evaluation included, several rounds: ratios are taken round by round,
+so that they hold when the machine's speed drifts. Each has a process of its own, that none may work in another's heap.
+`of bare steps` is against the same network stepping over one batch that stays where it is; `of matrix rate` is the
+arithmetic of the training steps against torch.mm in the same precision, which a convolution may well surpass (on this
+kind of AMD CPU torch.mm in fp32 runs with half the vector width). The plain loop has a DataLoader with workers, PIL
+transforms, torch.optim.SGD, the default memory layout, and autocast when asked. Images are random bytes in the shape of
+CIFAR-100, which take as long as real ones.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, record
 from trainer import network, pool
@@ -36,86 +41,141 @@ from trainer.trial import Trial
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=["resnet56", "vgg16bn", "mobilenetv2"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both, on a CPU")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each, on a CPU")
     parser.add_argument("--workers", type=int, default=2, help="of the plain loop's DataLoader")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=4096, help="training images an epoch; a fifth more for the test")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1536, help="training images an epoch; a fifth more for the test")
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile, whose time is not counted")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
-    results = [measure(arch, args) for arch in args.arch]
-    table = Table("arch", "ours, images/s", "plain loop, images/s", "ratio (min-max)", title=args.precision)
-    for row in results:
-        spread = f"{min(row['ratios']):.2f}-{max(row['ratios']):.2f}"
-        table.add_row(row["arch"], f"{row['ours']:.0f}", f"{row['plain']:.0f}", f"{row['ratio']:.2f} ({spread})")
-    Console().print(table)
+    torch.set_num_threads(args.threads)
+    limits = {precision: matrix_rate(precision) for precision in args.precision}
+    rows = [row for arch in args.arch for row in measure(arch, args, limits)]
+    head = ["arch", "", "images/s", "of bare steps", "plain loop", "ratio (min-max)", "of matrix rate", "speed by fp32"]
+    table = Table(*head)
+    for row in rows:
+        spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f}-{max(row['ratios']):.2f})"
+        numbers = f"{row['ours']:,.0f}", f"{row['of_bare']:.0%}", f"{row['plain']:,.0f}", spread
+        by_fp32 = f"{row['by_fp32']:.2f}" if row["by_fp32"] else ""
+        table.add_row(row["arch"], row["precision"], *numbers, f"{row['of_matrix_rate']:.0%}", by_fp32)
+    Console(width=120).print(table)
+    copied = copy_bandwidth()
+    print("; ".join(f"torch.mm {p}: {rate / 1e9:,.0f} GFLOP/s" for p, rate in limits.items()), end="; ")
+    print(f"copy: {copied / 1e9:.1f} GB/s")
     if args.output:
-        record.save(args.output, "throughput", {"arguments": {**vars(args), "output": None}, "rows": results})
+        settings = {name: value for name, value in vars(args).items() if name != "output"}
+        record.save(
+            args.output,
+            "throughput",
+            {"arguments": settings, "matrix_rate": limits, "copy_bandwidth": copied, "rows": rows},
+        )
 
 
-def measure(arch: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Medians over rounds of training images/s, and the ratio round by round."""
-    rates: dict[str, list[float]] = {"ours": [], "plain": []}
-    contenders = {name: _Contender(prepare, arch, args) for name, prepare in (("ours", _ours), ("plain", _plain))}
-    for epoch in range(args.rounds + 1):
-        for name, contender in contenders.items():
-            rate = args.images / contender.seconds()
-            if epoch:  # the first round warms up: kernels are chosen, DataLoader workers start
-                rates[name].append(rate)
+def measure(arch: str, args: argparse.Namespace, limits: dict[str, float]) -> list[dict[str, Any]]:
+    """A row for each precision: medians over rounds of images/s, and the ratios round by round."""
+    contenders = {
+        (name, precision): Contender(prepare, arch, precision, args)
+        for precision in args.precision
+        for name, prepare in (("ours", ours), ("plain", _plain))
+    }
+    rates: dict[tuple[str, str], list[float]] = {}
+    for number in range(args.rounds + 1):
+        for (name, precision), contender in contenders.items():
+            for what in ("epoch", "steps") if name == "ours" else ("epoch",):
+                rate = args.images / contender.seconds(what)
+                if number:  # the first round warms up: kernels are chosen, DataLoader workers start
+                    rates.setdefault((f"{name} {what}", precision), []).append(rate)
     for contender in contenders.values():
         contender.stop()
-    ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["plain"], strict=True)]
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    return {"arch": arch, **medians, "ratio": statistics.median(ratios), "ratios": ratios}
+    flops = step_flops(arch)
+    rows = []
+    for precision in args.precision:
+        mine, bare, theirs = (rates[name, precision] for name in ("ours epoch", "ours steps", "plain epoch"))
+        fp32 = rates.get(("ours epoch", "fp32"), [])
+        rows.append(
+            {
+                "arch": arch,
+                "precision": precision,
+                "ours": statistics.median(mine),
+                "bare": statistics.median(bare),
+                "plain": statistics.median(theirs),
+                "of_bare": _ratio(mine, bare),
+                "ratio": _ratio(mine, theirs),
+                "ratios": [a / b for a, b in zip(mine, theirs, strict=True)],
+                "of_matrix_rate": statistics.median(bare) * flops / limits[precision],
+                "by_fp32": _ratio(mine, fp32) if fp32 and precision != "fp32" else None,
+            }
+        )
+    return rows
 
 
-class _Contender:
-    """A process that runs an epoch whenever it is told to."""
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
-    def __init__(self, prepare: Callable[[str, argparse.Namespace], Callable[[], object]], *arguments: Any):
+
+class Contender:
+    """A process that runs an epoch, or bare steps over as many images, whenever it is told to."""
+
+    def __init__(self, prepare: Callable[..., dict[str, Callable[[], object]]], *arguments: Any):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, prepare, *arguments))
         self._process.start()
 
-    def seconds(self) -> float:
-        self._pipe.send(True)
+    def seconds(self, what: str) -> float:
+        self.start(what)
+        return self.finish()
+
+    def start(self, what: str) -> None:
+        self._pipe.send(what)
+
+    def finish(self) -> float:
+        """The seconds that what was started has taken."""
         return self._pipe.recv()
 
     def stop(self) -> None:
-        self._pipe.send(False)
+        self._pipe.send(None)
         self._process.join()
 
 
-def _serve(pipe: Connection, prepare: Callable[..., Callable[[], object]], arch: str, args: argparse.Namespace) -> None:
+def _serve(pipe: Connection, prepare: Callable[..., Any], arch: str, precision: str, args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    run_epoch = prepare(arch, args)
-    while pipe.recv():
+    work = prepare(arch, precision, args)
+    while what := pipe.recv():
         start = time.perf_counter()
-        run_epoch()
+        work[what]()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         pipe.send(time.perf_counter() - start)
 
 
-def _ours(arch: str, args: argparse.Namespace) -> Callable[[], object]:
+def ours(arch: str, precision: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     images = Images(random_images(args.images, args.images // 5), default_device())
-    program = Program(_trial(arch, args), images)
+    program = Program(_trial(arch, precision, args), images, compiled=args.compile)
     epochs = iter(range(1, args.rounds + 2))
-    return lambda: take_turns([program], next(epochs))
+    batch = images.normalise(torch.randint(0, 256, (128, SIZE, SIZE, 3), dtype=torch.uint8, device=images.device))
+    labels = images.train_labels[:128]
+
+    def bare_steps() -> None:
+        program.network.train()
+        for _ in range(args.images // 128):
+            program.step(batch, labels)
+
+    return {"epoch": lambda: take_turns([program], next(epochs)), "steps": bare_steps}
 
 
-def _plain(arch: str, args: argparse.Namespace) -> Callable[[], object]:
-    trial, data = _trial(arch, args), random_images(args.images, args.images // 5)
+def _plain(arch: str, precision: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    trial, data = _trial(arch, precision, args), random_images(args.images, args.images // 5)
     net = network.build(trial.pool, arch, data.classes, trial.seed)
     reference = plain.PlainTrainer(net, trial.recipe, default_device())
     train, test = plain.loaders(data, trial.recipe, args.workers)
-    return lambda: reference.run_epoch(train, test)
+    return {"epoch": lambda: reference.run_epoch(train, test)}
 
 
-def _trial(arch: str, args: argparse.Namespace) -> Trial:
-    recipe = Recipe(precision=args.precision, train_samples=args.images, test_samples=args.images // 5)
+def _trial(arch: str, precision: str, args: argparse.Namespace) -> Trial:
+    recipe = Recipe(precision=precision, train_samples=args.images, test_samples=args.images // 5)
     return Trial(pool.expand("gap")[0], arch, "cifar100", 0, recipe)
 
 
@@ -125,6 +185,43 @@ def random_images(train: int, test: int) -> Dataset:
     images = [draws.integers(0, 256, (n, s, s, 3), np.uint8) for n, s in ((train, SIZE + 2 * PAD), (test, SIZE))]
     labels = [draws.integers(0, 100, n) for n in (train, test)]
     return Dataset("random", 100, True, images[0], labels[0], images[1], labels[1], (0.5,) * 3, (0.29,) * 3)
+
+
+def step_flops(arch: str) -> float:
+    """Operations of a training step for each image, in convolutions and matrix products, forward and backward."""
+    net = network.build(pool.expand("gap")[0], arch, 100, 0)
+    with FlopCounterMode(display=False) as counter:
+        net(torch.randn(2, 3, SIZE, SIZE)).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def matrix_rate(precision: str, size: int = 2048) -> float:
+    """FLOP/s of torch.mm over square matrices, the median of ten."""
+    device = default_device()
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        size *= 4
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
+    return 2 * size**3 / _median_seconds(lambda: torch.mm(a, b))
+
+
+def copy_bandwidth(megabytes: int = 256) -> float:
+    """Bytes/s read and written by a copy, the median of ten."""
+    source = torch.ones(megabytes * 2**18, device=default_device())
+    target = torch.empty_like(source)
+    return 2 * megabytes * 2**20 / _median_seconds(lambda: target.copy_(source))
+
+
+def _median_seconds(function: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])
 
 
 if __name__ == "__main__":

@@ -22,10 +22,16 @@ CODE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What is wrong with the pools, and how many GPUs torch finds on this machine."""
+    """What is wrong with the pools, and what torch finds on this machine.
+
+    Attributes:
+        gpus: how many.
+        cpu_bf16: whether its CPU has instructions for bfloat16.
+    """
 
     problems: tuple[Problem, ...]
-    gpus: int
+    gpus: int = 0
+    cpu_bf16: bool = False
 
     def refuse(self) -> None:
         """Raises a RequestError if there are problems."""
@@ -68,6 +74,6 @@ class PoolChecks:
             what = (
                 f"on {arch}'s feature map the process that runs it ended (exit code {self._process.returncode}): {why}"
             )
-            return Examined((Problem(f"pool {pool.label}, check run", what),), 0)
+            return Examined((Problem(f"pool {pool.label}, check run", what),))
         *findings, machine = answers
-        return Examined(tuple(Problem(**problem) for found in findings for problem in found), machine["gpus"])
+        return Examined(tuple(Problem(**problem) for found in findings for problem in found), **machine)

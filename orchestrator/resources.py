@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from search_spaces.space import Resources
@@ -30,6 +30,17 @@ def this_machine(gpus: int) -> Node:
     """This machine, of which Ray is told what the affinity mask of this process leaves of it."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Node(cpus, gpus)
+
+
+def slow_precision(precision: str, archs: Iterable[str], cpu_bf16: bool) -> str | None:
+    """Why a precision is a bad choice for trials on a CPU, if it is; it is part of the recipe, so never changed."""
+    if precision == "tf32":
+        return "tf32 makes no difference on a CPU: it computes in fp32, and the trials are not those of fp32"
+    if precision == "bf16" and not cpu_bf16:
+        return "bf16 is slower than fp32 on this CPU, which has no instructions for it"
+    if precision == "bf16" and "mobilenetv2" in archs:
+        return "bf16 is slower than fp32 for mobilenetv2 on a CPU, two to three times: its depthwise convolutions are"
+    return None
 
 
 def share(asked: Resources, nodes: Sequence[Node]) -> Share:

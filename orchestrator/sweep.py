@@ -19,7 +19,7 @@ from orchestrator.checks import PoolChecks
 from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
 from orchestrator.record import Job, give_up
-from orchestrator.resources import Node, Share, share, this_machine
+from orchestrator.resources import Node, Share, share, slow_precision, this_machine
 from results import schema
 from results.store import RunFolder
 from search_spaces.space import Space
@@ -117,6 +117,10 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
         each = share(space.resources, nodes)
         if not each.gpus and space.resources.gpus_per_trial:
             say(f"no GPU here: trials run on the CPU, {each.cpus} thread{'s' * (each.cpus > 1)} each")
+        archs = {planned.trial.arch for planned in plan.todo}
+        precision = space.grid.recipe.precision
+        if not each.gpus and (warning := slow_precision(precision, archs, examined.cpu_bf16)):
+            say(f"warning: {warning}")
         run.write_grid(space.grid)
         job = Job(run.path, bool(each.gpus), each.cpus, space.checkpoint_every, space.compiled, _git_commit())
         packs = _packs(space, run, plan.todo, data, job, each, nodes, say)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
-from orchestrator.resources import Node, Share, share
+from orchestrator.checks import PoolChecks
+from orchestrator.resources import Node, Share, share, slow_precision
+from search_spaces import space as spaces
 from search_spaces.space import Resources
 from trainer.problems import RequestError
 
@@ -240,3 +242,41 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     for name, text in blocks:
         (tmp_path / name).write_text(text)
     assert cli.main(["--space", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run"), "--check"]) == cli.OK
+
+
+@pytest.mark.parametrize(
+    ("precision", "archs", "cpu_bf16", "says"),
+    [
+        ("fp32", {"mobilenetv2"}, False, None),
+        ("bf16", {"resnet56", "vgg16bn"}, True, None),
+        ("bf16", {"resnet56"}, False, "no instructions"),
+        ("bf16", {"resnet56", "mobilenetv2"}, True, "depthwise"),
+        ("tf32", {"resnet56"}, True, "no difference"),
+    ],
+)
+def test_a_precision_that_is_slow_here_is_warned_of(
+    precision: str, archs: set[str], cpu_bf16: bool, says: str | None
+) -> None:
+    warning = slow_precision(precision, archs, cpu_bf16)
+    assert (says in warning) if says and warning else warning is says
+
+
+def test_a_candidate_that_ends_the_process_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text(
+        "import os\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x): os._exit(3)\n"
+    )
+    (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: dies.py}, gem"))
+    with PoolChecks(spaces.load(tmp_path / "space.yaml").grid) as checks:
+        examined = checks.wait()
+    with pytest.raises(RequestError, match=r"pool dies, check run: on .*ended \(exit code 3\)"):
+        examined.refuse()
+
+
+def test_what_a_candidate_prints_does_not_disturb_its_check(tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(
+        "import os, sys\nfrom torch import nn\nprint('[1]')\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+        "        print('{}'); os.write(1, b'junk'); sys.__stdout__.write('more')\n        return x.mean((2, 3))\n"
+    )
+    (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: talks.py}, gem"))
+    with PoolChecks(spaces.load(tmp_path / "space.yaml").grid) as checks:
+        checks.wait().refuse()

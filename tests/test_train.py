@@ -243,6 +243,24 @@ def test_evaluation_is_that_of_the_network(make_trial: Make, digits: Dataset) ->
     assert history[-1].test_loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
+def test_compiled_kernels_are_a_switch_not_a_recipe(
+    make_trial: Make, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a backend that takes the graph and compiles nothing: the real one takes half a minute for each network."""
+    compiled: list[object] = []
+
+    def backend(graph: Callable[..., object], inputs: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=backend))
+    trial = make_trial("gem", epochs=2)
+    history = list(train(Program(trial, Images(digits, CPU), compiled=True), say=lambda _: None))
+    assert compiled
+    assert [e.train_loss for e in history] == pytest.approx([e.train_loss for e in run(trial, digits)], rel=1e-4)
+
+
 def test_it_learns(make_trial: Make, digits: Dataset) -> None:
     history = run(make_trial("gap", epochs=6, train_samples=512, test_samples=None), digits)
     assert history[-1].test_acc > 60

@@ -105,8 +105,8 @@ def _spell_error(error: BaseException) -> str:
 def main() -> None:
     """Checks what stands on stdin, [{pool, arch}, ...], in a process that a candidate may well break.
 
-    Writes a line of JSON for each as soon as it is known, [problem, ...], and at the end how many GPUs there are. What
-    a candidate writes to stdout does not get between them.
+    Writes a line of JSON for each as soon as it is known, [problem, ...], and at the end what torch finds here. What a
+    candidate writes to stdout does not get between them.
     """
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1) as answers, Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
@@ -114,7 +114,8 @@ def main() -> None:
             pool = Pool.from_dict(case["pool"])
             problems = [dataclasses.asdict(finding.problem(pool)) for finding in check(pool, case["arch"])]
             answers.write(json.dumps(problems) + "\n")
-        answers.write(json.dumps({"gpus": torch.cuda.device_count()}) + "\n")
+        bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        answers.write(json.dumps({"gpus": torch.cuda.device_count(), "cpu_bf16": bf16}) + "\n")
 
 
 if __name__ == "__main__":
