@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from search_spaces.space import Resources
 from trainer.problems import Problem, RequestError
+
+if TYPE_CHECKING:
+    from search_spaces.space import Resources  # with pydantic, which no worker needs
 
 
 @dataclass(frozen=True, slots=True)

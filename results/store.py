@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
 
@@ -118,6 +117,8 @@ class RunFolder:
             merged = [file for file in self._files("trials") if _is_merged(file)]
             if not merged:
                 return None
+            import pyarrow.dataset as ds  # half a second, which most workers need not pay
+
             found = ds.dataset(merged, schema=schema.TRIALS).to_table(["status"], ds.field("trial_id") == trial_id)
         else:
             found = pq.read_table(path, columns=["status"])
