@@ -55,7 +55,7 @@ def main() -> None:
         first = f"{row['first_s']:.1f}" if row["first_s"] else ""
         numbers = f"{row['start_s']:.1f}", first, f"{row['seconds_per_trial']:.4f}", f"{row['driver_mib']:.0f}"
         table.add_row(row["what"], str(row["trials"]), *numbers)
-    Console().print(table)
+    Console(width=110).print(table)
     if args.output:
         record.save(args.output, "overhead", rows)
 

@@ -80,7 +80,7 @@ def main() -> None:
     for row in rows:
         seconds = (f"{row[question]['seconds']:.2f}" if row.get(question) else "" for question in QUESTIONS)
         table.add_row(f"{row['trials']:,}", row["files"], *seconds)
-    Console().print(table)
+    Console(width=110).print(table)
     if args.output:
         machine.save(args.output, "query", rows)
 
