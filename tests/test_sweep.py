@@ -23,6 +23,7 @@ from search_spaces import space as spaces
 from trainer import data
 
 ROOT = Path(__file__).parents[1]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SPACE = """
 name: small
 recipe: {epochs: 2, batch_size: 32, lr: 0.02, train_samples: 64, test_samples: 40}
@@ -197,8 +198,9 @@ class Command:
 
 @pytest.fixture
 def command(space_file: Path, tmp_path: Path) -> Command:
-    text = SPACE.replace("epochs: 2", "epochs: 6").replace("  - {arch: mobilenetv2, dataset: digits}\n", "")
-    space_file.write_text(text)
+    """One trial at a time: when the first has ended and a checkpoint is there, the second has just begun."""
+    text = SPACE.replace("epochs: 2", "epochs: 12").replace("  - {arch: mobilenetv2, dataset: digits}\n", "")
+    space_file.write_text(f"{text}resources: {{cpus_per_trial: {CORES}}}\n")
     return Command(space_file, tmp_path / "run")
 
 
@@ -207,7 +209,7 @@ def undisturbed(space_file: Path, folder: Path) -> Path:
     space = spaces.load(space_file)
     run = RunFolder(folder)
     run.create()
-    job = Job(folder, gpu=False, threads=1, checkpoint_every=100, compiled=False, git_commit=None)
+    job = Job(folder, gpu=False, threads=CORES, checkpoint_every=100, compiled=False, git_commit=None)
     for planned in space.grid:
         run_pack([planned], data.load("digits", Path()), job, lambda *_: None)
     return folder
