@@ -26,9 +26,6 @@ class IdleProgram:
     def state(self) -> dict[str, Any]:
         return {}
 
-    def close(self) -> None:
-        pass
-
 
 def idle_pack(pack: Any, data: Any, job: Any, report: Any) -> None:
     """`orchestrator.worker.run_pack` with idle programs."""

@@ -9,8 +9,8 @@ random bytes in the shape and number of CIFAR-100. It runs on a CPU too, where a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from benchmarks import record
 from benchmarks.throughput import random_images
 from trainer import pool
 from trainer.augment import Images
-from trainer.pack import take_turns
-from trainer.program import Program, default_device
+from trainer.pack import measure
+from trainer.program import default_device
 from trainer.recipe import PRECISIONS, Recipe
 from trainer.trial import Trial
 
@@ -49,7 +49,7 @@ def main() -> None:
         one = None
         for size in args.sizes:
             try:
-                row = measure(arch, precision, size, images, args)
+                row = measure_pack(arch, precision, size, images, args.compile)
             except torch.OutOfMemoryError:
                 print(f"{arch} {precision}: {size} do not fit")
                 break
@@ -64,32 +64,13 @@ def main() -> None:
         record.save(args.output, "packs", {"arguments": settings, "rows": rows})
 
 
-def measure(arch: str, precision: str, size: int, images: Images, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of an epoch of a pack, of its start (building and recording), and its memory."""
-    cuda = images.device.type == "cuda"
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(images.device)
-    recipe = Recipe(epochs=EPOCHS, precision=precision, train_samples=args.images, test_samples=args.images // 5)
+def measure_pack(arch: str, precision: str, size: int, images: Images, compiled: bool) -> dict[str, Any]:
+    recipe = Recipe(epochs=EPOCHS, precision=precision)
     specs = itertools.islice(itertools.cycle(POOLS), size)
     trials = [Trial(pool.expand(spec)[0], arch, "cifar100", seed, recipe) for seed, spec in enumerate(specs)]
-    started = time.perf_counter()
-    programs = [Program(trial, images, compiled=args.compile, say=print) for trial in trials]
-    take_turns(programs, 1)
-    warm = time.perf_counter()
-    take_turns(programs, 2)
-    epoch_s = time.perf_counter() - warm
-    for program in programs:
-        program.close()
-    return {
-        "arch": arch,
-        "precision": precision,
-        "size": size,
-        "start_s": warm - started - epoch_s,
-        "epoch_s": epoch_s,
-        "trials_per_hour": size * 3600 / (epoch_s * EPOCHS),
-        "memory_mb": torch.cuda.max_memory_allocated(images.device) / 2**20 if cuda else None,
-    }
+    found = measure(trials, images, compiled=compiled, say=print)
+    hourly = size * 3600 / (found.epoch_s * EPOCHS)
+    return {"arch": arch, "precision": precision, **dataclasses.asdict(found), "trials_per_hour": hourly}
 
 
 if __name__ == "__main__":

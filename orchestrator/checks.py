@@ -5,19 +5,18 @@ So a candidate's code never runs in the driver, and neither does torch, which ta
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
+from orchestrator import code
 from trainer.grid import Grid
 from trainer.problems import Problem, RequestError
-
-CODE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +44,13 @@ class PoolChecks:
     def __init__(self, grid: Grid):
         archs = dict.fromkeys(pair.arch for pair in grid.pairs)
         self._cases = list(itertools.product((entry.pool for entry in grid.entries), archs))
-        path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trainer.contract"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": code.python_path()},
         )
         self._request = json.dumps([{"pool": pool.to_dict(), "arch": arch} for pool, arch in self._cases])
 
@@ -64,8 +62,9 @@ class PoolChecks:
             self._process.kill()
             self._process.communicate()
 
-    def wait(self) -> Examined:
-        """What the checks came to."""
+    @functools.cached_property
+    def examined(self) -> Examined:
+        """What the checks came to; waits for them."""
         said, errors = self._process.communicate(self._request)
         answers = [json.loads(line) for line in said.splitlines()]
         if len(answers) <= len(self._cases):  # after one for each, how many GPUs there are

@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     plan = make_plan(space, run, final=args.final, retry_failed=args.retry_failed, only=only)
     if args.check:
         with PoolChecks(space.grid) as checks:
-            checks.wait().refuse()
+            checks.examined.refuse()
         console.print(f"{args.space}: {len(plan.planned)} trials, every pool may be trained", highlight=False)
         return OK
     console.print(_summary(space.grid.name, run, plan), highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ def group(todo: Sequence[Planned], size_of: Callable[[PairKey], int], gpus: int 
     """The packs of the trials that are to run, in the order in which they should start.
 
     Trials keep their order, seeds outermost, so that packs that have ended are whole comparisons. The packs of a pair
-    are of one size, give or take one, and smaller where otherwise some GPU would have nothing to do.
+    are of one size, give or take one, and none takes more than its GPU's equal share of all trials.
 
     Args:
         size_of: how many trials of an (arch, dataset) may share a GPU.

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TextIO
 
@@ -31,6 +30,7 @@ os.environ |= {
 import ray
 from ray import tune
 
+from orchestrator import code
 from orchestrator.packs import Pack
 from orchestrator.record import Job
 from orchestrator.resources import Node, Share
@@ -38,7 +38,6 @@ from trainer.data import Dataset
 from trainer.grid import Grid, Planned
 from trainer.problems import RequestError
 
-CODE = Path(__file__).resolve().parents[1]
 TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
 
 
@@ -84,11 +83,11 @@ def cluster(address: str, here: Node, log: TextIO) -> Iterator[list[Node]]:
 def _connect(address: str, here: Node, quiet: dict[str, Any]) -> None:
     if address == "local":
         # Workers inherit the path: no upload, and no runtime environment to be made before the first one starts.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+        os.environ["PYTHONPATH"] = code.python_path()
         ray.init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, **quiet)
     else:
-        others = [path.name for path in CODE.iterdir() if path.name not in TRAVELS]
-        ray.init(address=address, runtime_env={"working_dir": str(CODE), "excludes": others}, **quiet)
+        others = [path.name for path in code.ROOT.iterdir() if path.name not in TRAVELS]
+        ray.init(address=address, runtime_env={"working_dir": str(code.ROOT), "excludes": others}, **quiet)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from results.store import RunFolder
 from search_spaces.space import Space
 from trainer.data import Dataset
 from trainer.grid import Planned
-from trainer.problems import Problem, RequestError, attempt, did_you_mean, gather
+from trainer.problems import Problem, RequestError, did_you_mean, gather
 from trainer.trial import PROTOCOL
 
 FILTERS: Mapping[str, Callable[[Planned], str]] = {
@@ -102,12 +102,11 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
     names = sorted({planned.trial.dataset for planned in plan.todo})
     loads = [(f"dataset {name}", functools.partial(_load, name, data_dir, space, say)) for name in names]
     with PoolChecks(space.grid) as checks:  # beside the loading, in a process of their own
-        attempts = [attempt(load) for load in loads]
-        examined = checks.wait()
+        shares = [("", lambda: share(space.resources, [this_machine(checks.examined.gpus)]))] if local else []
+        loaded = gather(*loads, ("", lambda: checks.examined.refuse()), ("", run.create), *shares)
+    data: dict[str, Dataset] = dict(zip(names, loaded, strict=False))
+    examined = checks.examined
     here = this_machine(examined.gpus)
-    shares = [("", functools.partial(share, space.resources, [here]))] if local else []
-    loaded = gather(("", examined.refuse), ("", run.create), *shares, *attempts)[-len(names) :]
-    data: dict[str, Dataset] = dict(zip(names, loaded, strict=True))
 
     # Only now: whoever mistypes a key must not wait ten seconds for Ray to hear of it.
     from orchestrator import ray_tune

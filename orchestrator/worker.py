@@ -62,8 +62,10 @@ def run_pack(
     run = RunFolder(job.run)
     waiting = deque[Planned]()
     for planned in pack:
-        if (ended := run.status(planned.trial.id)) in (schema.COMPLETED, schema.DIVERGED):
-            # A worker that dies between a row and its report is started again: nothing is trained twice.
+        # A worker that dies between a row and its report is started again: nothing is trained twice. Where there is no
+        # log there can be no row, and whoever looks for one among thousands of files pays for each of them.
+        ended = run.status(planned.trial.id) if run.log_path(planned.trial.id).exists() else None
+        if ended in (schema.COMPLETED, schema.DIVERGED):
             report(planned, {"status": ended, "best_test_acc": None, "train_s": None, "error": None})
         else:
             waiting.append(planned)
@@ -130,8 +132,6 @@ class _Attempt:
     def close(self) -> None:
         self._turns.close()
         self._log.close()
-        if self._program:
-            self._program.close()
 
     def _train(self) -> Generator[None, None, None]:
         """Fills the history, writing it down and reporting it now and then."""

@@ -113,15 +113,14 @@ class RunFolder:
     def status(self, trial_id: str) -> str | None:
         """Of one trial; None if it has not ended."""
         path = self.path / "trials" / f"{trial_id}.parquet"
-        if not path.exists():
-            merged = [file for file in self._files("trials") if _is_merged(file)]
-            if not merged:
-                return None
-            import pyarrow.dataset as ds  # half a second, which most workers need not pay
+        if path.exists():
+            return _status_in(path)
+        merged = [file for file in self._files("trials") if _is_merged(file)]
+        if not merged:
+            return None
+        import pyarrow.dataset as ds  # half a second, which most workers need not pay
 
-            found = ds.dataset(merged, schema=schema.TRIALS).to_table(["status"], ds.field("trial_id") == trial_id)
-        else:
-            found = pq.read_table(path, columns=["status"])
+        found = ds.dataset(merged, schema=schema.TRIALS).to_table(["status"], ds.field("trial_id") == trial_id)
         return found["status"][0].as_py() if len(found) else None
 
     def read_trials(self, columns: Sequence[str] | None = None) -> pa.Table:

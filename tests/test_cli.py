@@ -267,7 +267,7 @@ def test_a_candidate_that_ends_the_process_is_named(tmp_path: Path) -> None:
     )
     (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: dies.py}, gem"))
     with PoolChecks(spaces.load(tmp_path / "space.yaml").grid) as checks:
-        examined = checks.wait()
+        examined = checks.examined
     with pytest.raises(RequestError, match=r"pool dies, check run: on .*ended \(exit code 3\)"):
         examined.refuse()
 
@@ -279,4 +279,4 @@ def test_what_a_candidate_prints_does_not_disturb_its_check(tmp_path: Path) -> N
     )
     (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: talks.py}, gem"))
     with PoolChecks(spaces.load(tmp_path / "space.yaml").grid) as checks:
-        checks.wait().refuse()
+        checks.examined.refuse()

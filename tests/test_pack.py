@@ -251,7 +251,7 @@ def test_sizes_differ_by_pair(two_pairs: Grid) -> None:
 
 
 def test_the_best_size_is_the_smallest_that_is_as_fast() -> None:
-    found = [Measurement(k, rate, None) for k, rate in ((1, 100.0), (2, 180.0), (4, 200.0), (8, 202.0))]
+    found = [Measurement(k, 1.0, 1.0, rate, None) for k, rate in ((1, 100.0), (2, 180.0), (4, 200.0), (8, 202.0))]
     assert best(found) == 4
     assert best(found[:1]) == 1
     assert best([]) == 1
@@ -267,9 +267,9 @@ def test_a_probe_stops_where_it_no_longer_pays(
     def fake(trials: Sequence[Trial], images: Images) -> Measurement:
         if len(trials) > 4:
             raise torch.OutOfMemoryError
-        return Measurement(len(trials), 100.0 * len(trials), None)
+        return Measurement(len(trials), 1.0, 1.0, 100.0 * len(trials), None)
 
-    monkeypatch.setattr(pack, "_measure", fake)
+    monkeypatch.setattr(pack, "measure", fake)
     assert [row["size"] for row in measure(list(grid), digits, job)] == [1, 2, 4]
 
 
@@ -279,7 +279,7 @@ def test_sizes_are_measured_once_for_a_run_folder(two_pairs: Grid, job: Job) -> 
 
     def measure(pack: Sequence[Planned]) -> list[dict[str, Any]]:
         asked.append(len(pack))
-        return [{"size": k, "images_per_s": 100.0 * k, "memory_mb": 10.0} for k in (1, 2)]
+        return [dataclasses.asdict(Measurement(k, 1.0, 1.0, 100.0 * k, 10.0)) for k in (1, 2)]
 
     run, todo = RunFolder(job.run), list(two_pairs)
     for _ in range(2):
@@ -295,14 +295,11 @@ def test_sizes_are_measured_once_for_a_run_folder(two_pairs: Grid, job: Job) -> 
 def test_taking_turns_runs_every_program(grid: Grid, digits: Dataset) -> None:
     images = Images(digits, CPU)
     programs = [Program(planned.trial, images) for planned in list(grid)[:3]]
-    take_turns(programs, 1)
-    for program in programs:
-        (epoch, *_) = alone(program.trial, digits)
+    for program, epoch in zip(programs, take_turns(programs, 1), strict=True):
         other = Program(program.trial, images)
-        take_turns([other], 1)
+        assert numbers(take_turns([other], 1)) == numbers([epoch])
         pairs = zip(other.network.parameters(), program.network.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-        assert epoch["epoch"] == 1
 
 
 # On a GPU
@@ -320,18 +317,8 @@ def on_gpu(trials: Sequence[Trial], data: Dataset, said: list[str] | None = None
     """The histories of trials that take turns on the GPU."""
     images = Images(data, torch.device("cuda", 0))
     programs = [Program(t, images, say=(said if said is not None else []).append) for t in trials]
-    histories: list[list[Epoch]] = [[] for _ in trials]
-    epochs = trials[0].recipe.epochs
-    for number in range(1, epochs + 1):
-        running = [(i, program.run(number)) for i, program in enumerate(programs)]
-        while running:
-            for item in list(running):
-                try:
-                    next(item[1])
-                except StopIteration as end:
-                    histories[item[0]].append(end.value)
-                    running.remove(item)
-    return histories
+    epochs = [take_turns(programs, number) for number in range(1, trials[0].recipe.epochs + 1)]
+    return [list(history) for history in zip(*epochs, strict=True)]
 
 
 @pytest.mark.gpu
@@ -351,7 +338,7 @@ def test_graphs_train_as_eager_steps_do(deterministic: None, make_trial: Callabl
         trial = make_trial(spec, precision="bf16")
         graphs = Program(trial, Images(digits, torch.device("cuda", 0)))
         eager = Program(trial, Images(digits, torch.device("cuda", 0)))
-        eager._steps = eager._eager_steps()
+        eager._graphs = {}
         for number in (1, 2):
             take_turns([graphs], number)
             take_turns([eager], number)

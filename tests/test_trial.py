@@ -57,6 +57,11 @@ def test_a_label_and_the_place_of_a_file_are_not() -> None:
     assert len(ids) == 1
 
 
+def test_a_parameter_may_say_what_it_likes() -> None:
+    odd = Pool("mine", (("words", ["the seed"]),), Source("class CustomPool: ..."))
+    assert len({Trial(odd, "resnet20", "digits", seed, Recipe()).id for seed in range(3)}) == 3
+
+
 def test_spellings_of_one_pool_are_one_trial() -> None:
     ids = {
         dataclasses.replace(BASE, pool=p).id

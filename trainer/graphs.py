@@ -61,7 +61,7 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
         raise RecordError(f"a step waits for the GPU ({_first_line(error)})") from error
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    if not same(generators, Noise.host_state()):
+    if not _same(generators, Noise.host_state()):
         raise RecordError("a step draws random numbers on the CPU")
     if changed := [name for name, value in _attributes(modules).items() if attributes.get(name) != value]:
         raise RecordError(f"a step changes what Python holds: {', '.join(changed)}")
@@ -93,10 +93,10 @@ def _attributes(modules: nn.Module) -> dict[str, object]:
     return found
 
 
-def same(first: object, second: object) -> bool:
+def _same(first: object, second: object) -> bool:
     """Whether two nests of tuples, tensors, arrays and plain values are equal."""
     if isinstance(first, tuple) and isinstance(second, tuple):
-        return len(first) == len(second) and all(map(same, first, second))
+        return len(first) == len(second) and all(map(_same, first, second))
     return bool((first == second).all()) if hasattr(first, "all") else first == second  # type: ignore[attr-defined]
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from trainer.augment import Images
 from trainer.data import Dataset
+from trainer.epoch import Epoch
 from trainer.program import Program
 from trainer.trial import Trial
 
@@ -28,11 +30,15 @@ class Measurement:
     """Packs of one size.
 
     Attributes:
-        images_per_s: trained by the whole pack, evaluation included.
+        start_s: seconds until all can train: built, warmed up, recorded.
+        epoch_s: seconds of an epoch of all of them, evaluation included.
+        images_per_s: trained by the whole pack in it.
         memory_mb: at the peak, of the GPU's allocator; None on a CPU.
     """
 
     size: int
+    start_s: float
+    epoch_s: float
     images_per_s: float
     memory_mb: float | None
 
@@ -50,7 +56,7 @@ def probe(trials: Sequence[Trial], data: Dataset, device: torch.device, most: in
     size = 1
     while size <= most:
         try:
-            found.append(_measure([trials[i % len(trials)] for i in range(size)], images))
+            found.append(measure([_shortened(trials[i % len(trials)], images) for i in range(size)], images))
         except torch.OutOfMemoryError:
             break
         if len(found) > 1 and found[-1].images_per_s < GAIN * found[-2].images_per_s:
@@ -67,30 +73,45 @@ def best(measurements: Sequence[Measurement]) -> int:
     return min(m.size for m in measurements if m.images_per_s >= enough)
 
 
-def take_turns(programs: Sequence[Program], epoch: int) -> None:
-    """Runs an epoch of each, side by side."""
-    running: list[Generator[None, None, object]] = [program.run(epoch) for program in programs]
+def take_turns(programs: Sequence[Program], epoch: int) -> list[Epoch]:
+    """Runs an epoch of each, side by side; what each came to, in order."""
+    running = {index: program.run(epoch) for index, program in enumerate(programs)}
+    epochs: dict[int, Epoch] = {}
     while running:
-        running = [one for one in running if _goes_on(one)]
+        for index, turns in list(running.items()):
+            try:
+                next(turns)
+            except StopIteration as end:
+                epochs[index] = end.value
+                del running[index]
+    return [epochs[index] for index in range(len(programs))]
 
 
-def _goes_on(turns: Iterator[None]) -> bool:
-    ended = object()
-    return next(turns, ended) is not ended
+def measure(trials: Sequence[Trial], images: Images, **settings: Any) -> Measurement:
+    """A pack of these trials over its second epoch; the first one warms up.
 
+    Args:
+        settings: of `Program`.
 
-def _measure(trials: Sequence[Trial], images: Images) -> Measurement:
+    Raises:
+        torch.OutOfMemoryError: they do not fit.
+    """
     cuda = images.device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(images.device)
-    recipe = trials[0].recipe
-    steps = min(PROBE_STEPS * recipe.batch_size, recipe.train_samples or len(images.train_labels))
-    short = dataclasses.replace(recipe, train_samples=min(steps, len(images.train_labels)))
-    programs = [Program(dataclasses.replace(trial, recipe=short), images) for trial in trials]
-    take_turns(programs, 1)
     started = time.perf_counter()
+    programs = [Program(trial, images, **settings) for trial in trials]
+    take_turns(programs, 1)
+    warm = time.perf_counter()
     take_turns(programs, 2)
-    seconds = time.perf_counter() - started
+    epoch_s = time.perf_counter() - warm
+    trained = sum(trial.recipe.train_samples or len(images.train_labels) for trial in trials)
     memory = torch.cuda.max_memory_allocated(images.device) / 2**20 if cuda else None
-    return Measurement(len(trials), len(trials) * (short.train_samples or 0) / seconds, memory)
+    return Measurement(len(trials), warm - started - epoch_s, epoch_s, trained / epoch_s, memory)
+
+
+def _shortened(trial: Trial, images: Images) -> Trial:
+    recipe = trial.recipe
+    samples = min(PROBE_STEPS * recipe.batch_size, recipe.train_samples or len(images.train_labels))
+    return dataclasses.replace(trial, recipe=dataclasses.replace(recipe, train_samples=samples))

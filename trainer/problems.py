@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -68,17 +67,3 @@ def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:
     if problems:
         raise RequestError(problems)
     return values
-
-
-def attempt(place: tuple[str, Callable[[], Any]]) -> tuple[str, Callable[[], Any]]:
-    """The same place and function for `gather`, already tried: what it returned or raised comes then."""
-    where, function = place
-    try:
-        value = function()
-    except RequestError as error:
-        return where, functools.partial(_raise, error)
-    return where, lambda: value
-
-
-def _raise(error: RequestError) -> None:
-    raise error

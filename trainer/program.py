@@ -12,8 +12,8 @@ import contextlib
 import copy
 import functools
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +29,14 @@ from trainer.problems import RequestError
 from trainer.randomness import Noise, Purpose
 from trainer.trial import Trial
 
+Phase = Literal["train", "test"]
+
 # Images evaluated at once. On a CPU, ResNet-56 evaluates 20 % slower at 512, out of cache; on a GPU fewer launches win.
 EVAL_BATCH = {"cpu": 128, "cuda": 1000}
 TURN = 8  # steps between two chances for others
+PHASES: tuple[Phase, Phase] = "train", "test"
 
-
-_Kind = tuple[Callable[[int], None], int]
-_Steps = tuple[list[Step], list[Step], list[Step]]  # the first training step, the other ones, the evaluation's
+_Kind = tuple[Phase, int]  # a step: what it does, to how many images
 
 
 class Program:
@@ -83,7 +84,7 @@ class Program:
             self._sums = torch.zeros(2, 2, dtype=torch.float64, device=device)
             self._warm = False  # the first step of a process takes memory and chooses kernels
             self._build()
-            self._steps = self._record(say) if device.type == "cuda" else self._eager_steps()
+            self._graphs = self._record(say) if device.type == "cuda" else {}
 
     def run(self, epoch: int) -> Generator[None, None, Epoch]:
         """Trains for one epoch (from 1) and evaluates. Yields whenever others may take a turn."""
@@ -94,18 +95,18 @@ class Program:
             self.lr.fill_(recipe.lr_after(epoch - 1))
             self._sums.zero_()
             self._load_draws(epoch)
-        first, rest, tests = self._steps
+        kinds = self._kinds("train")
         trained, tested = len(self._train_index), len(self._test_index)
         timed, timed_from = trained, self._mark()
-        yield from self._enqueue(first)
+        yield from self._enqueue(kinds[:1])
         if not self._warm:
             self._warm = True
             timed, timed_from = max(0, trained - recipe.batch_size), self._mark()
-        yield from self._enqueue(rest)
+        yield from self._enqueue(kinds[1:])
         timed_to = self._mark()
         with self._lane():
             self._rewind()
-        yield from self._enqueue(tests)
+        yield from self._enqueue(self._kinds("test"))
         yield from self._done()
         (train_loss, train_hits), (test_loss, test_hits) = self._sums.tolist()
         return Epoch(
@@ -118,10 +119,6 @@ class Program:
             time.perf_counter() - started,
             timed / _seconds(timed_from, timed_to) if timed else None,
         )
-
-    def close(self) -> None:
-        """Lets go of the steps, through which the program holds itself, so that its memory goes with its last user."""
-        self._steps = [], [], []
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One SGD step on [B, 3, 32, 32] and [B]; the sum of the losses and the number of hits, on the device."""
@@ -188,35 +185,33 @@ class Program:
             maximize=False,
         )
 
-    # Which steps an epoch has
+    # The steps of an epoch
 
-    def _eager_steps(self) -> _Steps:
-        return self._arranged({kind: functools.partial(*kind) for kind in self._kinds()})
+    def _kinds(self, phase: Phase) -> list[_Kind]:
+        """The steps of a phase of an epoch, in order."""
+        if phase == "train":
+            sizes = _batches(len(self._train_index), self.trial.recipe.batch_size)
+        else:
+            sizes = _batches(len(self._test_index), EVAL_BATCH[self.device.type])
+        return [(phase, size) for size in sizes]
 
-    def _record(self, say: Callable[[str], None]) -> _Steps:
+    def _record(self, say: Callable[[str], None]) -> dict[_Kind, Step]:
+        """The steps as graphs; none, if they have to run eagerly."""
         before = copy.deepcopy(self.state())
         self._load_draws(1)
-        kinds = dict.fromkeys(self._kinds())
-        calls = [functools.partial(*kind) for kind in kinds]
+        kinds = dict.fromkeys(kind for phase in PHASES for kind in self._kinds(phase))
         try:
-            replays = graphs.record(calls, self.network, rewind=self._rewind)
+            recorded = graphs.record([self._eager(kind) for kind in kinds], self.network, rewind=self._rewind)
         except graphs.RecordError as error:
             say(f"trains without CUDA graphs, which is slower: {error}")
             self._build()  # the pool may hold traces of the attempt
-            return self._eager_steps()
+            return {}
         self.load_state(before)
-        return self._arranged(dict(zip(kinds, replays, strict=True)))
+        return dict(zip(kinds, recorded, strict=True))
 
-    def _kinds(self) -> list[_Kind]:
-        """Every step of an epoch, in order, as what is done and to how many images."""
-        train = _batches(len(self._train_index), self.trial.recipe.batch_size)
-        test = _batches(len(self._test_index), EVAL_BATCH[self.device.type])
-        return [(self._train_step, size) for size in train] + [(self._test_step, size) for size in test]
-
-    def _arranged(self, steps: Mapping[_Kind, Step]) -> _Steps:
-        kinds = self._kinds()
-        train = [steps[kind] for kind in kinds if kind[0] == self._train_step]
-        return train[:1], train[1:], [steps[kind] for kind in kinds[len(train) :]]
+    def _eager(self, kind: _Kind) -> Step:
+        phase, size = kind
+        return functools.partial(self._train_step if phase == "train" else self._test_step, size)
 
     def _train_step(self, size: int) -> None:
         self.network.train()
@@ -259,10 +254,11 @@ class Program:
         with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext(), self._noise:
             yield
 
-    def _enqueue(self, steps: list[Step]) -> Iterator[None]:
-        for start in range(0, len(steps), TURN):
+    def _enqueue(self, kinds: Sequence[_Kind]) -> Iterator[None]:
+        for start in range(0, len(kinds), TURN):
             with self._lane():
-                for step in steps[start : start + TURN]:
+                for kind in kinds[start : start + TURN]:
+                    step = self._graphs.get(kind) or self._eager(kind)
                     step()
             yield
 

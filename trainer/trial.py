@@ -71,7 +71,7 @@ def _around_the_seed(pool: str, arch: str, dataset: str, recipe: Recipe, protoco
         "protocol": protocol,
     }
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    before, after = canonical.split(f'["{here}"]')
+    before, after = canonical.rsplit(f'["{here}"]', 1)  # no parameter of a pool comes after it
     return before, after
 
 
