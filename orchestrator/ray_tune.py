@@ -41,6 +41,9 @@ from trainer.data import Dataset
 from trainer.grid import Grid, Planned
 from trainer.problems import RequestError
 
+# A trial trains in a thread, whose own heap glibc gives back to the system and faults in again, 2,000 to 5,000 pages a
+# MobileNetV2 step, whatever trainer.cpu.keep_memory says; with one heap for all threads it is none.
+WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
 TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
 
 
@@ -85,12 +88,13 @@ def cluster(address: str, here: Node, log: TextIO) -> Iterator[list[Node]]:
 
 def _connect(address: str, here: Node, quiet: dict[str, Any]) -> None:
     if address == "local":
-        # Workers inherit the path: no upload, and no runtime environment to be made before the first one starts.
-        os.environ["PYTHONPATH"] = code.python_path()
+        # Workers inherit the environment: no upload, and no runtime environment to be made before the first one starts.
+        os.environ |= WORKER_ENV | {"PYTHONPATH": code.python_path()}
         ray.init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, **quiet)
     else:
         others = [path.name for path in code.ROOT.iterdir() if path.name not in TRAVELS]
-        ray.init(address=address, runtime_env={"working_dir": str(code.ROOT), "excludes": others}, **quiet)
+        runtime_env = {"working_dir": str(code.ROOT), "excludes": others, "env_vars": WORKER_ENV}
+        ray.init(address=address, runtime_env=runtime_env, **quiet)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from trainer import cpu, network, pool
@@ -104,6 +105,18 @@ def test_a_network_keeps_its_parameters_and_its_function(arch: str) -> None:
     assert list(plain.state_dict()) == list(fast.state_dict())
     x = torch.randn(16, 3, 32, 32)
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["mobilenetv2", "vgg16bn"])
+def test_a_network_keeps_its_gradients(arch: str) -> None:
+    torch.manual_seed(0)
+    plain, fast = (network.build(pool.expand("gap")[0], arch, 10, seed=1).double() for _ in range(2))
+    cpu.speed_up(fast.features)
+    x = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    for net in (plain, fast):
+        F.cross_entropy(net(x), torch.arange(8)).backward()
+    for (name, mine), reference in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
 def test_it_does_change_mobilenetv2() -> None:
