@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import shlex
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 from rich.console import Console
 
 import results
-from orchestrator.checks import PoolChecks
 from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
 from results import leaderboard, schema
 from results.store import RunFolder
 from search_spaces import space as spaces
+from trainer.gate import Gate
+from trainer.grid import Grid
 from trainer.problems import RequestError, did_you_mean, gather
 from trainer.trial import slug
 
@@ -72,14 +74,14 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     run = RunFolder(args.out or Path("runs") / slug(space.grid.name))
     plan = make_plan(space, run, final=args.final, retry_failed=args.retry_failed, only=only)
     if args.check:
-        with PoolChecks(space.grid) as checks:
-            checks.examined.refuse()
-        console.print(f"{args.space}: {len(plan.planned)} trials, every pool may be trained", highlight=False)
-        return OK
+        return _check(args.space, space.grid, plan, console)
     console.print(_summary(space.grid.name, run, plan), highlight=False, soft_wrap=True)
     if args.plan:
         for planned in plan.planned:
             print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}")
+        with Gate.over(space.grid) as gate:
+            for same in gate.report.same_function():
+                console.print(f"note: {same}", highlight=False, soft_wrap=True)
         return OK
     if args.status:
         return _exit_code(plan)
@@ -90,6 +92,21 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         run.write_grid(space.grid)  # roles and labels may be new
         console.print("nothing to do: every trial has ended")
     return _show(run, plan)
+
+
+def _check(name: str, grid: Grid, plan: Plan, console: Console) -> int:
+    """What the gate says of every pool: the table, the notes, and the reasons if it refuses one."""
+    say = functools.partial(console.print, highlight=False, soft_wrap=True)
+    with Gate.over(grid) as gate:
+        report = gate.report
+    say(report.table())
+    for same in report.same_function():
+        say(f"note: {same}")
+    for note in report.notes:
+        say(f"note: {note}")
+    report.refuse()
+    say(f"{name}: {len(plan.planned)} trials, every pool may be trained")
+    return OK
 
 
 def _show(run: RunFolder, plan: Plan) -> int:

@@ -33,10 +33,10 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from orchestrator import code
 from orchestrator.packs import Pack
 from orchestrator.record import Job
 from orchestrator.resources import Node, Share
+from trainer import code
 from trainer.data import Dataset
 from trainer.grid import Grid, Planned
 from trainer.problems import RequestError

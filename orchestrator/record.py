@@ -7,8 +7,8 @@ import functools
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from results import schema
 from results.store import RunFolder
 from trainer import log
 from trainer.epoch import Epoch
+from trainer.examination import Cost
 from trainer.grid import Planned
 from trainer.trial import PROTOCOL, Trial
 
@@ -31,6 +32,7 @@ class Job:
         threads: that a trial computes with on the CPU.
         compiled: whether torch.compile makes the kernels.
         git_commit: of this project, for the record.
+        costs: {(entry of the grid, arch): what the gate measured}.
     """
 
     run: Path
@@ -39,6 +41,10 @@ class Job:
     checkpoint_every: int
     compiled: bool
     git_commit: str | None
+    costs: Mapping[tuple[int, str], Cost] = field(default_factory=dict)
+
+    def cost(self, planned: Planned) -> Cost | None:
+        return self.costs.get((planned.place[0], planned.trial.arch))
 
 
 def give_up(planned: Planned, error: str, job: Job) -> None:
@@ -47,11 +53,19 @@ def give_up(planned: Planned, error: str, job: Job) -> None:
     if run.status(planned.trial.id) in (schema.COMPLETED, schema.DIVERGED):
         return
     tried = {"attempt": attempts(run.log_path(planned.trial.id)), "finished_at": datetime.now(UTC)}
-    run.write_trial({**row(planned, schema.FAILED, (), error), "epochs": None, **tried})
+    run.write_trial({**row(planned, schema.FAILED, (), error, job.cost(planned)), "epochs": None, **tried})
 
 
-def row(planned: Planned, status: str, history: Sequence[Epoch], error: str | None) -> dict[str, Any]:
-    """The part of a `schema.TRIALS` row that follows from the trial and its epochs."""
+def refuse(planned: Planned, error: str, run: RunFolder) -> None:
+    """Marks a trial whose pool the gate refuses."""
+    when = {"finished_at": datetime.now(UTC)}
+    run.write_trial({**row(planned, schema.INVALID, (), error), "epochs": None, **when})
+
+
+def row(
+    planned: Planned, status: str, history: Sequence[Epoch], error: str | None, cost: Cost | None = None
+) -> dict[str, Any]:
+    """The part of a `schema.TRIALS` row that follows from the trial, its epochs and what its pool costs."""
     trial = planned.trial
     found: dict[str, Any] = {
         **_identity(trial),
@@ -64,6 +78,9 @@ def row(planned: Planned, status: str, history: Sequence[Epoch], error: str | No
         "recipe": trial.recipe.to_json(),
         "protocol": PROTOCOL,
         "error": error,
+        "pool_params_count": cost and cost.parameters,
+        "pool_flops": cost and cost.flops,
+        "pool_times_gap": cost and cost.times_gap,
         "schema_version": schema.SCHEMA_VERSION,
     }
     if history:

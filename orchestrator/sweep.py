@@ -5,6 +5,7 @@ A rerun, a resumed run, a grid with one more seed and a job that a cluster resta
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import subprocess
 from collections import Counter
@@ -15,16 +16,17 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.checks import PoolChecks
 from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
-from orchestrator.record import Job, give_up
+from orchestrator.record import Job, give_up, refuse
 from orchestrator.resources import Node, Share, share, slow_precision, this_machine
 from results import schema
 from results.store import RunFolder
 from search_spaces.space import Space
 from trainer.data import Dataset
-from trainer.grid import Planned
+from trainer.examination import Cost
+from trainer.gate import Gate, Report
+from trainer.grid import Grid, Planned
 from trainer.problems import Problem, RequestError, did_you_mean, gather
 from trainer.trial import PROTOCOL
 
@@ -70,7 +72,7 @@ def make_plan(
 
     Args:
         final: hidden pairs too.
-        retry_failed: failed trials count as not ended.
+        retry_failed: failed and invalid trials count as not ended.
         only: {key of FILTERS: value}; trials that differ in any are left out.
 
     Raises:
@@ -83,7 +85,7 @@ def make_plan(
         raise RequestError(_nothing_left(shown, only or {}))
     known = run.ended()
     _refuse_other_recipes(space, run, {(one.recipe, one.protocol) for one in known.values()})
-    again = {schema.FAILED} if retry_failed else set()
+    again = {schema.FAILED, schema.INVALID} if retry_failed else set()
     ids = [p.trial.id for p in planned]
     ended = {i: known[i].status for i in ids if i in known and known[i].status not in again}
     todo = [p for p, i in zip(planned, ids, strict=True) if i not in ended]
@@ -101,29 +103,71 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
     names = sorted({planned.trial.dataset for planned in plan.todo})
     loads = [(f"dataset {name}", functools.partial(_load, name, data_dir, space, say)) for name in names]
-    with PoolChecks(space.grid) as checks:  # beside the loading, in a process of their own
-        shares = [("", lambda: share(space.resources, [this_machine(checks.examined.gpus)]))] if local else []
-        loaded = gather(*loads, ("", lambda: checks.examined.refuse()), ("", run.create), *shares)
-    data: dict[str, Dataset] = dict(zip(names, loaded, strict=False))
-    examined = checks.examined
-    here = this_machine(examined.gpus)
+    with Gate.over(space.grid) as gate:  # beside the loading, in processes of its own
+        shares = [("", lambda: share(space.resources, [this_machine(gate.report.gpus)]))] if local else []
+        refusals = [] if space.skip_invalid else [("", lambda: gate.report.refuse())]
+        loaded = gather(*loads, *refusals, ("", run.create), *shares)
+        report = gate.report
+    for note in report.notes:
+        say(f"note: {note}")
+    run.write_grid(space.grid)
+    run.write_same_functions(report.same_function())
+    todo = _set_aside(plan.todo, report, run, say)
+    if todo:
+        data: dict[str, Dataset] = dict(zip(names, loaded, strict=False))
+        _run(space, run, dataclasses.replace(plan, todo=todo), data, report, address, console)
 
+
+def _set_aside(
+    todo: Sequence[Planned], report: Report, run: RunFolder, say: Callable[[str], None]
+) -> Sequence[Planned]:
+    """The trials whose pools the gate lets pass; the others are marked as invalid."""
+    refused = {(one.pool, one.arch): one.refused for one in report.examinations if one.refused}
+    for problems in refused.values():
+        for problem in problems:
+            say(f"invalid: {problem}")
+    passed = []
+    for planned in todo:
+        if problems := refused.get((planned.trial.pool, planned.trial.arch)):
+            refuse(planned, "\n".join(map(str, problems)), run)
+        else:
+            passed.append(planned)
+    return passed
+
+
+def _run(
+    space: Space,
+    run: RunFolder,
+    plan: Plan,
+    data: Mapping[str, Dataset],
+    report: Report,
+    address: str,
+    console: Console,
+) -> None:
     # Only now: whoever mistypes a key must not wait ten seconds for Ray to hear of it.
     from orchestrator import ray_tune
 
-    say(f"starting Ray on {'this machine' if local else address} ...")
-    with run.ray_log() as log, ray_tune.cluster(address, here, log) as nodes:
+    say = functools.partial(console.print, highlight=False, soft_wrap=True)
+    say(f"starting Ray on {'this machine' if address == 'local' else address} ...")
+    with run.ray_log() as log, ray_tune.cluster(address, this_machine(report.gpus), log) as nodes:
         each = share(space.resources, nodes)
         if not each.gpus and space.resources.gpus_per_trial:
             say(f"no GPU here: trials run on the CPU, {each.cpus} thread{'s' * (each.cpus > 1)} each")
         archs = {planned.trial.arch for planned in plan.todo}
         precision = space.grid.recipe.precision
-        if not each.gpus and (warning := slow_precision(precision, archs, examined.cpu_bf16)):
+        if not each.gpus and (warning := slow_precision(precision, archs, report.cpu_bf16)):
             say(f"warning: {warning}")
-        run.write_grid(space.grid)
-        job = Job(run.path, bool(each.gpus), each.cpus, space.checkpoint_every, space.compiled, _git_commit())
+        job = Job(
+            run.path,
+            bool(each.gpus),
+            each.cpus,
+            space.checkpoint_every,
+            space.compiled,
+            _git_commit(),
+            _costs(space.grid, report),
+        )
         packs = _packs(space, run, plan.todo, data, job, each, nodes, say)
-        with Progress(plan.todo, len(plan.ended), console) as progress:
+        with Progress(plan.todo, len(plan.planned) - len(plan.todo), console) as progress:
             watcher = Watcher(progress, job)
             start = functools.partial(ray_tune.run, space.grid, data=data, job=job, share=each, watcher=watcher)
             # Packs of several first. One that died twice is split: nobody knows whose fault it was.
@@ -131,6 +175,11 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
                 start(several, max_failures=1)
             if single := [pack for pack in packs if len(pack) == 1] + watcher.split:
                 start(single, max_failures=space.max_failures)
+
+
+def _costs(grid: Grid, report: Report) -> dict[tuple[int, str], Cost]:
+    entry = {each.pool: index for index, each in enumerate(grid.entries)}
+    return {(entry[one.pool], one.arch): one.cost for one in report.examinations if one.cost}
 
 
 def _packs(

@@ -165,7 +165,7 @@ class _Attempt:
         self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
         self._run.write_trial(
             {
-                **record.row(self.planned, status, self._history, error),
+                **record.row(self.planned, status, self._history, error, self._job.cost(self.planned)),
                 "params": program and count_parameters(program.network),
                 "pool_params_count": program and count_parameters(program.network.pool),
                 "peak_memory_mb": _peak_memory_mb(device),

@@ -12,7 +12,8 @@ SCHEMA_VERSION = 1
 COMPLETED = "completed"
 DIVERGED = "diverged"
 FAILED = "failed"
-STATUSES = (COMPLETED, DIVERGED, FAILED)
+INVALID = "invalid"  # refused by the gate, never started
+STATUSES = (COMPLETED, DIVERGED, FAILED, INVALID)
 
 _IDENTITY = [
     ("trial_id", pa.string()),
@@ -30,7 +31,7 @@ TRIALS = pa.schema(
         ("pool_source_sha", pa.string()),  # null for a pool of the shelf
         ("role", pa.string()),
         ("hidden", pa.bool_()),
-        ("status", pa.string()),  # completed, diverged, failed
+        ("status", pa.string()),  # one of STATUSES
         ("best_test_acc", pa.float64()),
         ("best_epoch", pa.int64()),
         ("final_test_acc", pa.float64()),
@@ -40,6 +41,8 @@ TRIALS = pa.schema(
         ("epochs", pa.int64()),  # how many were trained
         ("params", pa.int64()),  # of the whole network
         ("pool_params_count", pa.int64()),
+        ("pool_flops", pa.int64()),  # an image, forward and backward, in convolutions and matrix products
+        ("pool_times_gap", pa.float64()),  # its forward and backward by average pooling's, on one CPU thread
         ("train_s", pa.float64()),  # all epochs, evaluation included
         ("images_per_s", pa.float64()),  # median over epochs, of training alone
         ("peak_memory_mb", pa.float64()),  # of the process: all trials of a pack together

@@ -8,6 +8,7 @@
     RUN/ray.log                   what Ray had to say
     RUN/{trials,epochs}/merged.*  what `compact` made of many such files
     RUN/packs.json                how many trials to train side by side, as measured
+    RUN/checks.json               which pools the gate found to be one function
 
 Every file is written beside its place and renamed into it, so a reader never sees half of one.
 """
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from results import schema
+from trainer.examination import SameFunction
 from trainer.grid import Grid
 from trainer.problems import RequestError
 
@@ -101,6 +103,16 @@ class RunFolder:
 
     def write_pack_sizes(self, sizes: Mapping[str, Any]) -> None:
         _replace(self.path / "packs.json", json.dumps(sizes, indent=1).encode())
+
+    def same_functions(self) -> list[SameFunction]:
+        """Which pools of the newest sweep start as one function, by architecture."""
+        path = self.path / "checks.json"
+        found = json.loads(path.read_text(encoding="utf-8"))["same_function"] if path.exists() else []
+        return [SameFunction.from_dict(one) for one in found]
+
+    def write_same_functions(self, found: Sequence[SameFunction]) -> None:
+        data = {"same_function": [one.to_dict() for one in found]}
+        _replace(self.path / "checks.json", json.dumps(data, indent=1).encode())
 
     # What was measured
 

@@ -57,6 +57,7 @@ class Space:
         checkpoint_every: epochs between two checkpoints of a trial.
         max_failures: how often a trial is started again after its worker died.
         compiled: whether torch.compile makes the kernels: the same function, to rounding.
+        skip_invalid: whether the others run when the gate refuses a pool.
     """
 
     grid: Grid
@@ -64,6 +65,7 @@ class Space:
     checkpoint_every: int
     max_failures: int
     compiled: bool
+    skip_invalid: bool
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
@@ -155,6 +157,7 @@ class _File(_Part):
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     max_failures: Annotated[int, Field(ge=0)] = 2
     compiled: Annotated[bool, Field(alias="compile")] = False  # `on` and `off` are YAML 1.1's true and false
+    skip_invalid: bool = False
 
     @field_validator("recipe")
     @classmethod
@@ -180,7 +183,9 @@ def _space(form: _File, root: Path) -> Space:
         pairs = tuple(itertools.starmap(Pair, itertools.product(form.architectures or (), form.datasets or ())))
     entries = tuple(Entry(pool, part.role) for part in form.pools for pool in part.expand(root))
     grid = Grid(form.name, entries, pairs, tuple(form.seeds), Recipe.of(form.recipe))
-    return Space(grid, form.resources, form.checkpoint_every, form.max_failures, form.compiled)
+    return Space(
+        grid, form.resources, form.checkpoint_every, form.max_failures, form.compiled, skip_invalid=form.skip_invalid
+    )
 
 
 # What can be wrong

@@ -3,70 +3,114 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
+import math
 import pickle
+import statistics
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import pool
+from trainer import cpu, graphs, pool
 from trainer.arch import ARCHS
+from trainer.network import count_parameters
+from trainer.pools._tokens import Attention, largest_divisor, resize
 
-MAPS = sorted({arch.feature_map for arch in ARCHS.values()} | {(6, 1, 3), (5, 7, 5), (3, 2, 2)})
+ODD_MAPS = {(6, 1, 3), (5, 7, 5), (3, 2, 2), (1, 3, 1), (7, 1, 1)}
+MAPS = sorted({arch.feature_map for arch in ARCHS.values()} | ODD_MAPS)
 INPUTS = ("random", "constant", "zero", "large")
+RANDOM_IN_TRAINING = {"stochastic"}
 
 
-def build(spec: str, channels: int) -> nn.Module:
-    return pool.build(pool.expand(spec)[0], channels)
+def build(spec: str, channels: int, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return pool.build(pool.expand(spec)[0], channels)
 
 
-def maps(kind: str, shape: tuple[int, ...]) -> Tensor:
-    random = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def maps(kind: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    random = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return {"random": random, "constant": torch.full(shape, 0.7), "zero": torch.zeros(shape), "large": 1e3 * random}[
         kind
     ]
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("batch", [1, 2])
+def loss(out: Tensor) -> Tensor:
+    """Each output with a weight of its own: a layer normalisation takes the gradient of a plain sum to zero."""
+    return (out.float() * maps("random", tuple(out.shape), seed=7)).sum()
+
+
 @pytest.mark.parametrize("shape", MAPS, ids=str)
-@pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("name", pool.names())
-def test_shape_and_finite_values_and_gradients(
-    name: str, kind: str, shape: tuple[int, int, int], batch: int, autocast: bool
-) -> None:
-    module = build(name, shape[0]).train()
-    x = maps(kind, (batch, *shape)).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = module(x.bfloat16() if autocast else x)
-    assert out.shape == (batch, shape[0])
-    assert out.isfinite().all()
-    out.float().sum().backward()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
-    for parameter in module.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.isfinite().all()
+def test_shape_and_finite_values_and_gradients(name: str, shape: tuple[int, int, int]) -> None:
+    module = build(name, shape[0])
+    for kind, batch, autocast in itertools.product(INPUTS, (1, 2), (False, True)):
+        shown_by = f"a {kind} map of {(batch, *shape)}" + (" under bf16 autocast" if autocast else "")
+        x = maps(kind, (batch, *shape)).requires_grad_()
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = module.train()(x.bfloat16() if autocast else x)
+            with torch.no_grad():
+                evaluated = module.eval()(x.bfloat16() if autocast else x)
+        for mode, result in (("training", out), ("evaluation", evaluated)):
+            assert result.shape == (batch, shape[0]), f"{mode}: shape on {shown_by}"
+            assert result.is_floating_point() if autocast else result.dtype == torch.float32, f"{mode}: on {shown_by}"
+            assert result.isfinite().all(), f"{mode}: values on {shown_by}"
+        loss(out).backward()
+        for of, gradient in [("x", x.grad), *((key, value.grad) for key, value in module.named_parameters())]:
+            assert gradient is not None, f"no gradient of {of} on {shown_by}"
+            assert gradient.isfinite().all(), f"gradient of {of} on {shown_by}"
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Fails on what reads a tensor's values back to Python: a CUDA graph of the step could not be recorded."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "multinomial", "unique", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in self.WAITING
+        return func(*args, **(kwargs or {}))
+
+
+def attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module and its parts hold, tensors cloned."""
+    held = {key: value.clone() for key, value in module.state_dict().items()}
+    for path, part in module.named_modules():
+        own = {key: value for key, value in vars(part).items() if key not in ("_parameters", "_buffers", "_modules")}
+        held[f"{path}: attributes"] = copy.deepcopy(own)
+    return held
 
 
 @pytest.mark.parametrize("name", pool.names())
 class TestEveryPool:
-    def test_samples_do_not_see_each_other_in_eval(self, name: str) -> None:
-        module = build(name, 8).eval()
+    def test_samples_do_not_see_each_other(self, name: str) -> None:
+        module = build(name, 8)
         x = maps("random", (4, 8, 5, 5))
-        together, alone = module(x), torch.cat([module(x[i : i + 1]) for i in range(4)])
-        torch.testing.assert_close(together, alone)
+        for mode in (False,) if name in RANDOM_IN_TRAINING else (False, True):
+            module.train(mode)
+            together, alone = module(x), torch.cat([module(x[i : i + 1]) for i in range(4)])
+            torch.testing.assert_close(together, alone)
 
     def test_memory_layout_does_not_matter(self, name: str) -> None:
         module = build(name, 8).eval()
-        x = maps("random", (2, 8, 6, 6))
-        torch.testing.assert_close(module(x), module(x.to(memory_format=torch.channels_last)))
+        for size in ((6, 6), (1, 1), (3, 1)):
+            x = maps("random", (2, 8, *size))
+            torch.testing.assert_close(module(x), module(x.to(memory_format=torch.channels_last)))
 
     def test_state_dict_pickle_and_copy(self, name: str) -> None:
         module = build(name, 8).eval()
         for parameter in module.parameters():
             nn.init.uniform_(parameter, 1.5, 2.5)
-        fresh = build(name, 8).eval()
+        fresh = build(name, 8, seed=1).eval()
         fresh.load_state_dict(module.state_dict())
         x = maps("random", (2, 8, 4, 4))
         for other in (fresh, pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
@@ -78,32 +122,642 @@ class TestEveryPool:
         build(name, 8)(x)
         assert torch.equal(x, before)
 
+    def test_forward_leaves_nothing_behind(self, name: str) -> None:
+        module = build(name, 8).train()
+        before = attributes(module)
+        loss(module(maps("random", (2, 8, 4, 4)).requires_grad_())).backward()
+        after = attributes(module)
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            assert torch.equal(value, after[key]) if isinstance(value, Tensor) else value == after[key], key
+
+    def test_every_parameter_is_learned_from_the_start(self, name: str) -> None:
+        """A bias under a softmax has a gradient too, of rounding errors."""
+        module = build(name, 64).train()
+        loss(module(maps("random", (4, 64, 8, 8)).requires_grad_())).backward()
+        for key, parameter in module.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.abs().max() > 1e-5, key
+
+    def test_any_number_of_channels(self, name: str) -> None:
+        for channels in (*range(1, 8), 12, 65):
+            assert build(name, channels)(maps("random", (2, channels, 3, 2))).shape == (2, channels)
+
+    def test_nothing_waits_for_the_device(self, name: str) -> None:
+        for size in ((1, 1), (8, 8)):
+            module, x = build(name, 16).train(), maps("random", (2, 16, *size)).requires_grad_()
+            with _NoWaiting():
+                loss(module(x)).backward()
+
+    def test_the_fast_layers_of_the_cpu_compute_the_same(self, name: str) -> None:
+        for size in ((1, 1), (2, 2), (5, 5)):
+            module, x = build(name, 16).eval(), maps("random", (2, 16, *size))
+            expected = module(x)
+            cpu.speed_up(module)
+            torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+
+    def test_moderate_size(self, name: str) -> None:
+        assert count_parameters(build(name, 1280)) < 4e6
+
+    def test_says_what_it_computes_and_every_argument(self, name: str) -> None:
+        """A default that is no literal would not be part of a trial's identity."""
+        cls = pool.load_class(pool.expand(name)[0])
+        assert inspect.getmodule(cls).__doc__
+        arguments = [] if cls.__init__ is nn.Module.__init__ else list(inspect.signature(cls).parameters)
+        bound = dict(pool.expand(name)[0].params)
+        assert sorted(bound) == sorted(key for key in arguments if key != "channels")
+        for key in arguments:
+            assert f"{key}:" in (cls.__doc__ or ""), key
+
+
+WRONG = (
+    "lp(p=0) lp(eps=0) log_sum_exp(r=0) log_average_exp(t=0) top_k(k=0) top_k(k=1.5) top_k(k_min=-1) top_k(alpha=-1) "
+    "avg_max(weight=2) gem_per_channel(p=0) gem_per_channel(eps=0) power_mean(p=1) power_mean(p=11) power_mean(eps=0) "
+    "alpha_integration(eps=0) gated(size=0) ordinal(ranks=0) ordinal(ranks=True) lip(width=0) soft_attention(width=0) "
+    "multi_head(heads=0) self_attention(width=0) self_attention(heads=0) pma(seeds=0) pma(width=0) pma(heads=0) "
+    "latent_attention(latents=0) latent_attention(width=0) latent_attention(heads=0) simpool(gamma=0) simpool(eps=0) "
+    "clip_attention(size=0) clip_attention(width=0) clip_attention(heads=0) cross_attention(width=0) "
+    "cross_attention(heads=0) se(ratio=0) cbam(ratio=0) cbam(kernel=6) aspp(width=0) aspp(rates=2) aspp(rates=[[1,0]]) "
+    "deformable(width=0) spatial_pyramid(levels=3) spatial_pyramid(levels=[[]]) spatial_pyramid(levels=[[2,0]]) "
+    "adaptive_grid(k=0) mean_std(eps=0) covariance(width=0) covariance(iterations=0) covariance(eps=0) "
+    "netvlad(clusters=0) netvlad(width=0) gaussian_mixture(components=0) gaussian_mixture(width=0) "
+    "gap_mlp(parameters=0)"
+).split()
+
+
+@pytest.mark.parametrize("spec", WRONG)
+def test_a_wrong_argument_is_named_with_what_is_allowed(spec: str) -> None:
+    name = spec.partition("(")[2].partition("=")[0]
+    with pytest.raises(ValueError, match=rf"{name}.*must .*found "):
+        build(spec, 8)
+
 
 POSITIVE = torch.rand(3, 4, 5, 6, generator=torch.Generator().manual_seed(1)) + 0.1
+SIGNED = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(2))
 
 
-def test_formulas() -> None:
+def randomised(spec: str, channels: int, spread: float = 0.5) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A pool in evaluation mode whose parameters are none of their starting values, and these in float64."""
+    module = build(spec, channels).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += spread * torch.randn(parameter.shape, generator=generator)
+    return module, {key: value.double() for key, value in module.state_dict().items()}
+
+
+def test_formulas_without_channels() -> None:
     """Each against a definition of a line or two, in float64."""
-    x = POSITIVE.double()
-    flat = x.flatten(2)
-    wanted = {
-        "gap": flat.sum(2) / 30,
-        "global_max": flat.sort(2).values[:, :, -1],
-        "avg_max": 0.5 * (flat.sum(2) / 30 + flat.sort(2).values[:, :, -1]),
-        "avg_max(weight=0.2)": 0.8 * flat.sum(2) / 30 + 0.2 * flat.sort(2).values[:, :, -1],
-        "gem": ((flat**3).sum(2) / 30) ** (1 / 3),
-        "gem(p=5)": ((flat**5).sum(2) / 30) ** (1 / 5),
-    }
-    for spec, value in wanted.items():
-        torch.testing.assert_close(build(spec, 4)(POSITIVE).double(), value, rtol=1e-5, atol=1e-6, msg=spec)
+    for maps_ in (POSITIVE, SIGNED):
+        x = maps_.double()
+        flat, ordered = x.flatten(2), x.flatten(2).sort(2).values
+        mean, largest = flat.sum(2) / 30, ordered[:, :, -1]
+        active = flat.clamp(min=0)
+        wanted = {
+            "gap": mean,
+            "global_max": largest,
+            "avg_max": 0.5 * (mean + largest),
+            "avg_max(weight=0.2)": 0.8 * mean + 0.2 * largest,
+            "lp": ((flat**2).sum(2) / 30).sqrt(),
+            "lp(p=5)": ((flat.abs() ** 5).sum(2) / 30) ** (1 / 5),
+            "log_sum_exp": ((10 * flat).exp().sum(2) / 30).log() / 10,
+            "log_sum_exp(r=-2)": ((-2 * flat).exp().sum(2) / 30).log() / -2,
+            "log_average_exp": (flat.exp().sum(2) / 30).log(),
+            "log_average_exp(t=0.3)": 0.3 * ((flat / 0.3).exp().sum(2) / 30).log(),
+            "softpool": (flat.exp() * flat).sum(2) / flat.exp().sum(2),
+            "top_k": ordered[:, :, -4:].sum(2) / 4,
+            "top_k(k=3, k_min=2)": ordered[:, :, -3:].sum(2) / 3 + 0.7 * ordered[:, :, :2].sum(2) / 2,
+            "top_k(k=1, k_min=1, alpha=0.2)": largest + 0.2 * ordered[:, :, 0],
+            "median": (ordered[:, :, 14] + ordered[:, :, 15]) / 2,
+            "stochastic": (active * flat).sum(2) / active.sum(2),
+            "mixed": 0.5 * (mean + largest),
+            "gated": 0.5 * (mean + largest),
+            "ordinal": mean,
+        }
+        if maps_ is POSITIVE:
+            wanted |= {
+                "gem": ((flat**3).sum(2) / 30) ** (1 / 3),
+                "gem(p=5)": ((flat**5).sum(2) / 30) ** (1 / 5),
+                "gem_per_channel": ((flat**3).sum(2) / 30) ** (1 / 3),
+                "power_mean": ((flat**3).sum(2) / 30) ** (1 / 3),
+                "power_mean(p=2, p_max=4)": ((flat**2).sum(2) / 30) ** (1 / 2),
+                "alpha_integration": ((flat**2).sum(2) / 30) ** (1 / 2),
+                "alpha_integration(alpha=3)": 30 / (1 / flat).sum(2),
+                "alpha_integration(alpha=-9)": ((flat**5).sum(2) / 30) ** (1 / 5),
+            }
+        for spec, value in wanted.items():
+            found = build(spec, 4).eval()(maps_).double()
+            torch.testing.assert_close(
+                found, value, rtol=1e-5, atol=2e-6, msg=lambda text, spec=spec: f"{spec}: {text}"
+            )
+
+
+def attention(p: dict[str, Tensor], prefix: str, queries: Tensor, context: Tensor, heads: int) -> Tensor:
+    """[Q, C] and [N, C] -> [Q, C], a head and a query at a time, in numpy."""
+    q, k, v = (
+        (tensor @ p[f"{prefix}{part}.weight"].T + p.get(f"{prefix}{part}.bias", torch.zeros(1))).numpy()
+        for part, tensor in (("query", queries), ("key", context), ("value", context))
+    )
+    size = q.shape[1] // heads
+    out = np.empty_like(q)
+    for row, head in itertools.product(range(len(q)), range(heads)):
+        part = slice(head * size, (head + 1) * size)
+        scores = np.array([q[row, part] @ key[part] for key in k]) / math.sqrt(size)
+        weights = np.exp(scores - scores.max())
+        out[row, part] = (weights / weights.sum()) @ v[:, part]
+    return torch.from_numpy(out) @ p[f"{prefix}out.weight"].T + p[f"{prefix}out.bias"]
+
+
+def normed(p: dict[str, Tensor], prefix: str, x: Tensor) -> Tensor:
+    """Layer normalisation over the last dimension."""
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt() * p[f"{prefix}.weight"] + p[f"{prefix}.bias"]
+
+
+def linear(p: dict[str, Tensor], prefix: str, x: Tensor) -> Tensor:
+    """A linear layer, or a 1x1 convolution of rows of channels."""
+    return x @ p[f"{prefix}.weight"].flatten(1).T + p.get(f"{prefix}.bias", torch.zeros(1, dtype=x.dtype))
+
+
+def rows(x: Tensor) -> Tensor:
+    """[C, H, W] -> [HW, C]."""
+    return torch.stack([x[:, i, j] for i in range(x.shape[1]) for j in range(x.shape[2])])
+
+
+def of_mixed(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    share = 1 / (1 + (-p["theta"]).exp())
+    return (1 - share) * x.mean((1, 2)) + share * x.amax((1, 2))
+
+
+def of_gated(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    share = 1 / (1 + (-(p["mask"][0, 0] * x).sum((1, 2))).exp())
+    return (1 - share) * x.mean((1, 2)) + share * x.amax((1, 2))
+
+
+def of_ordinal(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    ranks = x[0].numel()
+    logits = np.interp(np.linspace(0, 1, ranks), np.linspace(0, 1, 16), p["logits"][0, 0].numpy())
+    weights = np.exp(logits) / np.exp(logits).sum()
+    return torch.stack([torch.tensor(-np.sort(-channel.flatten().numpy()) @ weights) for channel in x])
+
+
+def of_gem_per_channel(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    means = [(x[c].clamp(min=1e-6) ** p["p"][c]).mean() ** (1 / p["p"][c]) for c in range(len(x))]
+    return torch.stack(means)
+
+
+def of_power_mean(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    exponent = 1 + 9 / (1 + (-p["theta"]).exp())
+    return (x.clamp(min=1e-6) ** exponent).mean((1, 2)) ** (1 / exponent)
+
+
+def of_alpha_integration(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    exponent = (1 - p["alpha"]) / 2
+    return (x.clamp(min=1e-6) ** exponent).mean((1, 2)) ** (1 / exponent)
+
+
+def of_log_average_exp(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    t = p["log_t"].exp()
+    return t * (x / t).exp().mean((1, 2)).log()
+
+
+def of_lip(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    hidden = linear(p, "importance.0", rows(x)).clamp(min=0)
+    weights = (12 / (1 + (-linear(p, "importance.2", hidden)).exp())).exp()
+    return (weights * rows(x)).sum(0) / weights.sum(0)
+
+
+def of_soft_attention(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    scores = linear(p, "score.2", linear(p, "score.0", rows(x)).tanh())
+    return (scores.exp() * rows(x)).sum(0) / scores.exp().sum()
+
+
+def of_multi_head(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    pooled = []
+    for query, piece in zip(p["query"], rows(x).split(p["query"].shape[2], dim=1), strict=True):
+        weights = (piece @ query[0] / math.sqrt(piece.shape[1])).exp()
+        pooled.append(weights @ piece / weights.sum())
+    return torch.cat(pooled)
+
+
+def of_self_attention(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    points = normed(p, "norm", rows(x))
+    return (rows(x) + attention(p, "attention.", points, points, 4)).mean(0)
+
+
+def of_pma(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    points = linear(p, "before.2", linear(p, "before.0", rows(x)).clamp(min=0))
+    hidden = normed(p, "norm_attention", p["seeds"][0] + attention(p, "attention.", p["seeds"][0], points, 4))
+    after = linear(p, "after.2", linear(p, "after.0", hidden).clamp(min=0))
+    return normed(p, "norm_after", hidden + after).mean(0)
+
+
+def of_latent_attention(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    points = rows(x) + attention(p, "attention.", normed(p, "norm_attention", rows(x)), p["latents"][0], 4)
+    hidden = linear(p, "perceptron.1", normed(p, "perceptron.0", points))
+    gelu = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    return (points + linear(p, "perceptron.3", gelu)).mean(0)
+
+
+def of_simpool(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    points = normed(p, "norm", rows(x))
+    query = linear(p, "query", x.mean((1, 2)))
+    weights = (linear(p, "key", points) @ query / math.sqrt(len(x))).exp()
+    values = points - points.min() + 1e-6
+    return ((weights / weights.sum()) @ values**2).sqrt()
+
+
+def of_clip_attention(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    embedding = p["positions"]
+    if embedding.shape[2:] != x.shape[1:]:  # resize has a test of its own
+        embedding = resize(embedding, *x.shape[1:])
+    mean = x.mean((1, 2))[None] + p["mean_position"][0]
+    return attention(p, "attention.", mean, torch.cat([mean, rows(x) + rows(embedding[0])]), 4)[0]
+
+
+def of_cross_attention(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    return attention(p, "attention.", p["query"][0], normed(p, "norm", rows(x)), 4)[0]
+
+
+def of_se(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    mean = x.mean((1, 2))
+    hidden = linear(p, "excitation.fc1", mean).clamp(min=0)
+    return mean / (1 + (-linear(p, "excitation.fc2", hidden)).exp())
+
+
+def of_cbam(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    logits = sum(
+        linear(p, "perceptron.2", linear(p, "perceptron.0", summary).clamp(min=0))
+        for summary in (x.mean((1, 2)), x.amax((1, 2)))
+    )
+    gated = x / (1 + (-torch.as_tensor(logits)).exp())[:, None, None]
+    summary = F.pad(torch.stack([gated.mean(0), gated.amax(0)]), (3, 3, 3, 3))
+    kernel, bias = p["convolution.weight"][0], p["convolution.bias"]
+    total = torch.zeros(len(x), dtype=x.dtype)
+    for i, j in itertools.product(range(x.shape[1]), range(x.shape[2])):
+        score = (kernel * summary[:, i : i + 7, j : j + 7]).sum() + bias
+        total += gated[:, i, j] / (1 + (-score).exp())
+    return total / x[0].numel()
+
+
+def of_aspp(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    image = linear(p, "image", x.mean((1, 2))).clamp(min=0)
+    total = torch.zeros(len(x), dtype=x.dtype)
+    for i, j in itertools.product(range(x.shape[1]), range(x.shape[2])):
+        branches = [linear(p, "point", x[:, i, j]).clamp(min=0)]
+        for index, rate in enumerate((1, 2, 4)):
+            weight = p[f"dilated.{index}.weight"]
+            padded = F.pad(x, (rate,) * 4)
+            seen = padded[:, i : i + 2 * rate + 1 : rate, j : j + 2 * rate + 1 : rate]
+            branches.append(((weight * seen).sum((1, 2, 3)) + p[f"dilated.{index}.bias"]).clamp(min=0))
+        total += linear(p, "project", torch.cat([*branches, image])).clamp(min=0)
+    return total / x[0].numel()
+
+
+def cells(x: Tensor, n: int) -> list[Tensor]:
+    """The n x n bins of an adaptive pool, row by row."""
+    height, width = x.shape[1:]
+    return [
+        x[:, i * height // n : -(-(i + 1) * height // n), j * width // n : -(-(j + 1) * width // n)]
+        for i, j in itertools.product(range(n), range(n))
+    ]
+
+
+def of_spatial_pyramid(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    bins = torch.stack([cell.amax((1, 2)) for n in (1, 2, 4) for cell in cells(x, n)], dim=1)
+    return (bins * p["weight"]).sum(1)
+
+
+def of_adaptive_grid(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    return (torch.stack([cell.mean((1, 2)) for cell in cells(x, 2)], dim=1) * p["weight"]).sum(1)
+
+
+def of_avg_max_concat(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    return linear(p, "project", torch.cat([x.mean((1, 2)), x.amax((1, 2))]))
+
+
+def of_mean_std(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    mean = x.mean((1, 2))
+    variance = ((x - mean[:, None, None]) ** 2).mean((1, 2))
+    return linear(p, "project", torch.cat([mean, (variance + 1e-5).sqrt()]))
+
+
+def of_covariance(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    points = linear(p, "reduce", rows(x)).numpy()
+    covariance = np.cov(points.T, bias=True) + 1e-5 * np.eye(points.shape[1])
+    root = np.real(scipy.linalg.sqrtm(covariance))
+    upper = [root[i, j] for i in range(len(root)) for j in range(i, len(root))]
+    return linear(p, "project", torch.tensor(upper, dtype=torch.float64))
+
+
+def of_netvlad(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    residuals = torch.zeros_like(p["centres"])
+    for point in linear(p, "reduce", rows(x)):
+        shares = linear(p, "assign", point).exp()
+        for k, centre in enumerate(p["centres"]):
+            residuals[k] += shares[k] / shares.sum() * (point - centre)
+    residuals /= ((residuals**2).sum(1, keepdim=True) + 1e-6).sqrt()
+    return linear(p, "project", residuals.flatten() / ((residuals**2).sum() + 1e-6).sqrt())
+
+
+def of_gaussian_mixture(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    points, means, sigmas = linear(p, "reduce", rows(x)), p["means"], p["log_sigmas"].exp()
+    weights = p["weight_logits"].exp() / p["weight_logits"].exp().sum()
+    first, second = torch.zeros_like(means), torch.zeros_like(means)
+    for point in points:
+        densities = torch.stack(
+            [torch.distributions.Normal(means[k], sigmas[k]).log_prob(point).sum().exp() for k in range(len(means))]
+        )
+        posteriors = weights * densities / (weights * densities).sum()
+        for k in range(len(means)):
+            deviation = (point - means[k]) / sigmas[k]
+            first[k] += posteriors[k] * deviation / (len(points) * weights[k].sqrt())
+            second[k] += posteriors[k] * (deviation**2 - 1) / (len(points) * (2 * weights[k]).sqrt())
+    vector = torch.cat([torch.cat([first[k], second[k]]) for k in range(len(means))])
+    vector = vector / (vector.abs() + 1e-6).sqrt()
+    return linear(p, "project", vector / ((vector**2).sum() + 1e-6).sqrt())
+
+
+def of_gap_mlp(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    mean = x.mean((1, 2))
+    hidden = linear(p, "first", mean)
+    return mean + linear(p, "second", hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))))
+
+
+# Every pool with parameters but gem, whose tests are above and below. How it is called; a map's size.
+LEARNED: dict[str, tuple[Callable[[dict[str, Tensor], Tensor], Tensor], tuple[int, int]]] = {
+    "gem_per_channel": (of_gem_per_channel, (5, 6)),
+    "power_mean": (of_power_mean, (5, 6)),
+    "alpha_integration": (of_alpha_integration, (5, 6)),
+    "log_average_exp": (of_log_average_exp, (5, 6)),
+    "mixed": (of_mixed, (5, 6)),
+    "gated": (of_gated, (8, 8)),
+    "ordinal": (of_ordinal, (5, 6)),
+    "lip": (of_lip, (5, 6)),
+    "soft_attention": (of_soft_attention, (5, 6)),
+    "multi_head(heads=4)": (of_multi_head, (5, 6)),
+    "self_attention(heads=4)": (of_self_attention, (3, 4)),
+    "self_attention(heads=4, width=4)": (of_self_attention, (3, 4)),
+    "pma(heads=4)": (of_pma, (3, 4)),
+    "latent_attention(heads=4)": (of_latent_attention, (3, 4)),
+    "simpool": (of_simpool, (5, 6)),
+    "clip_attention(heads=4)": (of_clip_attention, (8, 8)),
+    "clip_attention(heads=4, size=3)": (of_clip_attention, (4, 2)),
+    "cross_attention(heads=4)": (of_cross_attention, (5, 6)),
+    "se": (of_se, (5, 6)),
+    "cbam": (of_cbam, (5, 6)),
+    "aspp": (of_aspp, (6, 5)),
+    "spatial_pyramid": (of_spatial_pyramid, (5, 6)),
+    "adaptive_grid": (of_adaptive_grid, (5, 6)),
+    "avg_max_concat": (of_avg_max_concat, (5, 6)),
+    "mean_std": (of_mean_std, (5, 6)),
+    "covariance(width=4, iterations=20)": (of_covariance, (5, 6)),
+    "netvlad": (of_netvlad, (5, 6)),
+    "gaussian_mixture": (of_gaussian_mixture, (5, 6)),
+    "gap_mlp": (of_gap_mlp, (5, 6)),
+}
+
+
+@pytest.mark.parametrize("spec", LEARNED)
+def test_formulas_at_chosen_parameters(spec: str) -> None:
+    """Each against its definition for one sample, in float64, with parameters that are not those it starts from."""
+    definition, size = LEARNED[spec]
+    # Softmaxes of scores in the tens, and thousands of parameters of 0.5, would hide what is small.
+    module, parameters = randomised(spec, 8, spread=0.2)
+    x = maps("random", (3, 8, *size), seed=4)
+    x = x.abs() + 0.1 if spec in ("gem_per_channel", "power_mean", "alpha_integration") else x
+    wanted = torch.stack([definition(parameters, sample) for sample in x.double()])
+    with torch.no_grad():
+        found = module(x)
+    assert found.shape == wanted.shape
+    loose = spec.startswith("covariance")  # twenty products of matrices, in fp32
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3 if loose else 1e-4, atol=1e-4 if loose else 1e-5)
+
+
+def test_every_pool_has_a_formula_here() -> None:
+    tested = {spec.partition("(")[0] for spec in LEARNED} | {"gap", "global_max", "avg_max", "gem"}
+    tested |= {"lp", "log_sum_exp", "softpool", "top_k", "median", "stochastic", "deformable"}
+    assert tested == set(pool.names())
+
+
+def test_deformable_convolution_samples_where_its_offsets_say() -> None:
+    module, p = randomised("deformable", 8, spread=0.2)
+    x = maps("random", (2, 8, 5, 6), seed=4)
+    reduced = F.conv2d(x.double(), p["reduce.weight"], p["reduce.bias"])
+    offsets = dict(module.named_parameters())
+    for down, right in ((0, 0), (1, 0), (0, -1), (2, 1)):
+        with torch.no_grad():
+            offsets["offsets.weight"].zero_()
+            offsets["offsets.bias"][0::2] = down  # y and x in turn, for each of the nine points
+            offsets["offsets.bias"][1::2] = right
+            found = module(x)
+        padded = F.pad(reduced, (1 - right, 1 + right, 1 - down, 1 + down))  # a negative pad crops
+        hidden = F.conv2d(padded, p["convolution.weight"], p["convolution.bias"]).clamp(min=0)
+        wanted = (x + F.conv2d(hidden, p["expand.weight"], p["expand.bias"])).mean((2, 3))
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_deformable_convolution_starts_as_a_plain_one() -> None:
+    module = build("deformable", 8)
+    assert all(not module.get_parameter(f"offsets.{part}").any() for part in ("weight", "bias"))
+
+
+def test_attention_is_torchs_where_the_width_is_the_channels() -> None:
+    ours, theirs = Attention(8, 6, 8, 4), nn.MultiheadAttention(8, 4, kdim=6, vdim=6, batch_first=True)
+    with torch.no_grad():
+        assert theirs.in_proj_bias is not None
+        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, torch.zeros(8), ours.value.bias]))
+        for part, letter in (("query", "q"), ("key", "k"), ("value", "v")):
+            getattr(theirs, f"{letter}_proj_weight").copy_(getattr(ours, part).weight)
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    queries, context = maps("random", (2, 3, 8)), maps("random", (2, 5, 6))
+    torch.testing.assert_close(ours(queries, context), theirs(queries, context, context)[0])
+    torch.testing.assert_close(ours(queries[:1], context), theirs(queries[:1].expand(2, -1, -1), context, context)[0])
+
+
+def test_heads_divide_the_channels() -> None:
+    assert [largest_divisor(n, 8) for n in (1, 3, 5, 6, 7, 8, 11, 12, 64, 1280)] == [1, 3, 5, 6, 7, 8, 1, 6, 8, 8]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (11, 9), (2, 16)])
+def test_a_grid_is_resized_as_an_image(size: tuple[int, int]) -> None:
+    grid = maps("random", (1, 1, 8, 8))
+    wanted = Image.fromarray(grid[0, 0].numpy()).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(resize(grid, *size)[0, 0].numpy(), np.asarray(wanted), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5])
+def test_lp_is_torchs_up_to_the_number_of_positions(p: float) -> None:
+    theirs = nn.LPPool2d(p, kernel_size=(5, 6))(POSITIVE).flatten(1)
+    torch.testing.assert_close(build(f"lp(p={p})", 4)(POSITIVE), theirs * 30 ** (-1 / p))
+
+
+def test_median_is_that_of_the_standard_library() -> None:
+    for size in ((5, 5), (5, 6), (1, 1), (1, 2)):
+        x = maps("random", (2, 3, *size))
+        wanted = [[statistics.median(channel.flatten().tolist()) for channel in sample] for sample in x]
+        torch.testing.assert_close(build("median", 3)(x), torch.tensor(wanted))
 
 
 def test_limits() -> None:
     gap, largest = build("gap", 4)(POSITIVE), build("global_max", 4)(POSITIVE)
-    torch.testing.assert_close(build("gem(p=1)", 4)(POSITIVE), gap)
-    torch.testing.assert_close(build("gem(p=200)", 4)(POSITIVE), largest, rtol=0.02, atol=0)
-    torch.testing.assert_close(build("avg_max(weight=0)", 4)(POSITIVE), gap)
-    torch.testing.assert_close(build("avg_max(weight=1)", 4)(POSITIVE), largest)
+
+    def close(spec: str, wanted: Tensor, rtol: float = 2e-6, x: Tensor = POSITIVE) -> None:
+        found = build(spec, 4).eval()(x)
+        torch.testing.assert_close(found, wanted, rtol=rtol, atol=1e-6, msg=lambda text: f"{spec}: {text}")
+
+    for spec in ("gem(p=1)", "avg_max(weight=0)", "lp(p=1)", "top_k(k=1000)", "ordinal", "multi_head"):
+        close(spec, gap)
+    for spec in ("gem_per_channel(p=1)", "alpha_integration(alpha=-1)"):
+        close(spec, gap, rtol=1e-5)
+    for spec in ("log_sum_exp(r=1e-4)", "log_average_exp(t=1e4)", "power_mean(p=1.00001)"):
+        close(spec, gap, rtol=1e-4)
+    for spec in ("avg_max(weight=1)", "top_k(k=1)", "spatial_pyramid(levels=[[1]])"):
+        close(spec, largest)
+    for spec in ("gem(p=200)", "gem_per_channel(p=200)", "lp(p=200)", "log_sum_exp(r=300)", "log_average_exp(t=0.003)"):
+        close(spec, largest, rtol=0.02)
+    close("alpha_integration(alpha=-400)", largest, rtol=0.02)
+    close("log_sum_exp(r=-300)", POSITIVE.amin((2, 3)), rtol=0.15)
+    close("alpha_integration(alpha=1)", POSITIVE.log().mean((2, 3)).exp(), rtol=1e-5)
+    close("adaptive_grid", POSITIVE[:, :, :4].mean((2, 3)), x=POSITIVE[:, :, :4])  # k divides 4x6
+    close("adaptive_grid(k=1)", gap)
+    for p in (1.5, 3.0, 7.0):
+        close(f"power_mean(p={p})", build(f"gem(p={p})", 4)(POSITIVE), rtol=1e-5)
+        close(f"gem_per_channel(p={p})", build(f"gem(p={p})", 4)(POSITIVE), rtol=1e-5)
+        close(f"alpha_integration(alpha={1 - 2 * p})", build(f"gem(p={p})", 4)(POSITIVE), rtol=1e-5)
+
+
+AVERAGES = (
+    "gap global_max avg_max gem lp log_sum_exp log_average_exp softpool top_k median stochastic gem_per_channel mixed "
+    "gated alpha_integration ordinal lip power_mean soft_attention multi_head spatial_pyramid adaptive_grid"
+).split()
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.parametrize("size", [(1, 1), (5, 3)])
+def test_a_constant_map_gives_the_constant(name: str, size: tuple[int, int]) -> None:
+    x = torch.tensor([0.3, 1.0, 2.0])[None, :, None, None].expand(2, 3, *size)
+    for mode in (False, True):
+        torch.testing.assert_close(build(name, 3).train(mode)(x), x[:, :, 0, 0])
+
+
+def test_log_sum_exp_does_not_overflow_and_keeps_its_digits() -> None:
+    x = 1e4 + POSITIVE
+    wanted = ((10 * POSITIVE.double()).exp().mean((2, 3)).log() / 10 + 1e4).float()
+    torch.testing.assert_close(build("log_sum_exp", 4)(x), wanted)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1 + 1e-7, 1 - 1e-6, 1.001, 0.999])
+def test_alpha_integration_is_smooth_through_the_geometric_mean(alpha: float) -> None:
+    """dy/dalpha at 1 is -y var(log x) / 4."""
+    module = build(f"alpha_integration(alpha={alpha})", 4)
+    x = POSITIVE.clone().requires_grad_()
+    y = module(x)
+    y.sum().backward()
+    logs = POSITIVE.log().flatten(2)
+    geometric = logs.mean(2).exp()
+    torch.testing.assert_close(y, geometric, rtol=1e-3, atol=0)
+    slope = next(module.parameters()).grad
+    assert slope is not None
+    torch.testing.assert_close(slope[0], -(geometric * logs.var(2, correction=0)).sum() / 4, rtol=2e-3, atol=0)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, (geometric / 30)[:, :, None, None] / POSITIVE, rtol=5e-3, atol=0)
+
+
+def test_power_means_stay_finite_at_their_largest_exponent() -> None:
+    """1e5 to the power of 10 is no fp32 number."""
+    x = 1e5 * POSITIVE
+    module = build("power_mean(p=9.9)", 4)
+    wanted = (x.double() ** 9.9).mean((2, 3)) ** (1 / 9.9)
+    torch.testing.assert_close(module(x).double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_stochastic_draws_in_training_average_to_the_expectation() -> None:
+    x = torch.tensor([[1.0, 2.0, 0.0, 5.0], [-1.0, 4.0, -3.0, 1.0], [-1.0, -2.0, -4.0, -5.0], [0.0, 0.0, 0.0, 0.0]])
+    x = x.reshape(1, 4, 2, 2)
+    module = build("stochastic", 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        draws = module.train()(x.expand(40000, -1, -1, -1))
+    for channel in range(4):
+        allowed = x[0, channel].flatten()
+        allowed = allowed[allowed > 0] if (allowed > 0).any() else allowed
+        assert set(draws[:, channel].tolist()) == set(allowed.tolist())  # never one of probability zero
+    expectation = module.eval()(x)[0]
+    torch.testing.assert_close(expectation, torch.tensor([30 / 8, 17 / 5, -3.0, 0.0]))
+    torch.testing.assert_close(draws.mean(0), expectation, rtol=0, atol=0.04)  # five standard errors
+
+
+def test_stochastic_takes_its_noise_from_torch() -> None:
+    module, x = build("stochastic", 4).train(), POSITIVE
+    with torch.random.fork_rng(devices=[]):
+        drawn = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            drawn.append(module(x))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_ordinal_has_maximum_and_minimum_at_its_ends() -> None:
+    module = build("ordinal(ranks=30)", 4)
+    (logits,) = module.parameters()
+    for rank, wanted in ((0, POSITIVE.amax((2, 3))), (29, POSITIVE.amin((2, 3)))):
+        with torch.no_grad():
+            logits.zero_()[0, 0, rank] = 50.0
+        torch.testing.assert_close(module(POSITIVE), wanted)
+
+
+def test_netvlad_and_gaussian_mixture_do_not_care_for_the_order_of_positions() -> None:
+    x = maps("random", (2, 8, 4, 4))
+    shuffled = x.flatten(2)[:, :, torch.randperm(16, generator=torch.Generator().manual_seed(0))].reshape(x.shape)
+    for name in ("netvlad", "gaussian_mixture", "covariance", "self_attention", "pma", "simpool", "cross_attention"):
+        module = build(name, 8)
+        torch.testing.assert_close(module(x), module(shuffled), msg=name, rtol=1e-4, atol=1e-5)
+    for name in ("clip_attention", "cbam", "aspp", "deformable", "gated", "adaptive_grid"):
+        module, _ = randomised(name, 8)
+        assert not torch.allclose(module(x), module(shuffled), atol=1e-4), name
+
+
+@pytest.mark.parametrize("channels", [64, 512, 1280])
+@pytest.mark.parametrize("asked", [10000, 123456, 1000000])
+def test_the_control_has_as_many_parameters_as_asked(channels: int, asked: int) -> None:
+    assert abs(count_parameters(build(f"gap_mlp(parameters={asked})", channels)) - asked) <= channels
+
+
+def test_the_control_is_never_without_a_hidden_unit() -> None:
+    assert count_parameters(build("gap_mlp(parameters=1)", 64)) == 2 * 64 + 1 + 64
+
+
+@pytest.mark.parametrize("name", ["se", "cbam"])
+@pytest.mark.parametrize(("channels", "hidden"), [(8, 4), (64, 4), (512, 32), (1280, 80)])
+def test_a_gate_has_no_fewer_than_four_units(name: str, channels: int, hidden: int) -> None:
+    spatial = 2 * 7 * 7 + 1 if name == "cbam" else 0
+    assert count_parameters(build(name, channels)) == 2 * channels * hidden + hidden + channels + spatial
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", pool.names())
+def test_a_gpu_records_it_as_a_graph(name: str) -> None:
+    module, device = build(name, 64).train(), torch.device("cuda", 0)
+    inputs = maps("random", (4, 64, 8, 8)).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(module(inputs)), inputs)
+    weights, stream = maps("random", (4, 64), seed=7).to(device), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        module, x = module.to(device), inputs.detach().to(device).requires_grad_()
+        found = torch.empty_like(x)
+
+        def step() -> None:
+            found.copy_(torch.autograd.grad((module(x) * weights).sum(), x)[0])
+
+        (replay,) = graphs.record([step], module, rewind=lambda: None)
+        found.fill_(math.nan)
+        replay()
+    stream.synchronize()
+    assert found.isfinite().all()
+    if name not in RANDOM_IN_TRAINING:
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-3)  # convolutions may use TF32
 
 
 def test_gem_learns_its_exponent_from_where_it_is_told() -> None:
@@ -111,9 +765,10 @@ def test_gem_learns_its_exponent_from_where_it_is_told() -> None:
     assert [parameter.item() for parameter in module.parameters()] == [2.5]
 
 
-def test_gem_takes_what_relu_never_gives() -> None:
+@pytest.mark.parametrize("name", ["gem", "gem_per_channel", "power_mean", "alpha_integration"])
+def test_power_means_take_what_relu_never_gives(name: str) -> None:
     """Negative activations are clamped: a power of one would be NaN."""
-    assert build("gem", 4)(-POSITIVE).isfinite().all()
+    assert build(name, 4)(-POSITIVE).isfinite().all()
 
 
 def test_the_mean_of_ties_goes_to_all_of_them() -> None:

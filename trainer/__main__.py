@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from trainer import arch, contract, data, log, pool
+from trainer import arch, data, log, pool
 from trainer.augment import Images
+from trainer.gate import Gate
 from trainer.pool import Pool
 from trainer.problems import RequestError, gather
 from trainer.program import Program, default_device
@@ -29,12 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a field of the recipe")
     parser.add_argument("--data-dir", metavar="DIR", type=Path, default=Path("data"))
+    parser.add_argument("--check", action="store_true", help="check the pool and what it costs; train nothing")
     args = parser.parse_args(argv)
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
         trial = request(args.arch, args.dataset, args.pool, args.seed, args.set)
-        if findings := contract.check(trial.pool, trial.arch):
-            raise RequestError(finding.problem(trial.pool) for finding in findings)
+        with Gate([trial.pool], [trial.arch], trial.recipe.precision) as gate:
+            report = gate.report
+        if args.check:
+            Console().print(report.table())
+        for note in report.notes:
+            say(f"note: {note}")
+        report.refuse()
+        if args.check:
+            return 0
         dataset = data.load(trial.dataset, args.data_dir, say)
         say(f"{trial.id} on {default_device()}")
         say(str(dataset))

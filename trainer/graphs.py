@@ -17,6 +17,7 @@ from torch import nn
 from trainer.randomness import Noise
 
 Step = Callable[[], None]
+TENSOR = "tensor"
 WARM_UP = 3  # calls: libraries load, choose kernels and take their workspaces, none of which may be recorded
 
 
@@ -51,7 +52,7 @@ def record(steps: Sequence[Step], modules: nn.Module, rewind: Step) -> list[Step
 
 
 def _refuse_host_work(step: Step, modules: nn.Module) -> None:
-    attributes, generators = _attributes(modules), Noise.host_state()
+    held, generators = attributes(modules), Noise.host_state()
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
@@ -63,7 +64,7 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
         torch.cuda.set_sync_debug_mode("default")
     if not _same(generators, Noise.host_state()):
         raise RecordError("a step draws random numbers on the CPU")
-    if changed := [name for name, value in _attributes(modules).items() if attributes.get(name) != value]:
+    if changed := [name for name, value in attributes(modules).items() if held.get(name) != value]:
         raise RecordError(f"a step changes what Python holds: {', '.join(changed)}")
 
 
@@ -81,16 +82,22 @@ def _capture(step: Step, pool: Any, stream: torch.cuda.Stream) -> Step:
     return graph.replay
 
 
-def _attributes(modules: nn.Module) -> dict[str, object]:
-    """{name: value} of all that a module's Python object holds; a tensor by where its data are."""
-    found: dict[str, object] = {}
-    for name, module in modules.named_modules():
+def attributes(modules: nn.Module) -> dict[str, str]:
+    """{name: value} of all that a module's Python objects hold, spelled out; tensors by where their data are."""
+    found: dict[str, str] = {}
+    for path, module in modules.named_modules():
         for key, value in [*vars(module).items(), *module._buffers.items()]:
-            if isinstance(value, torch.Tensor):
-                found[f"{name}.{key}"] = value.data_ptr()
-            elif key not in ("_parameters", "_buffers", "_modules"):
-                found[f"{name}.{key}"] = repr(value)
+            if key not in ("_parameters", "_buffers", "_modules"):
+                found[f"{path}.{key}".lstrip(".")] = _spell(value)
     return found
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{TENSOR} at {value.data_ptr()}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_spell, value))}]"
+    return repr(value)
 
 
 def _same(first: object, second: object) -> bool:
