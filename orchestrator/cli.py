@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 import shlex
 import sys
@@ -17,7 +16,7 @@ from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
 from results import leaderboard, schema
 from results.store import RunFolder
 from search_spaces import space as spaces
-from trainer.gate import Gate
+from trainer.gate import Gate, Report
 from trainer.grid import Grid
 from trainer.problems import RequestError, did_you_mean, gather
 from trainer.trial import slug
@@ -80,8 +79,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         for planned in plan.planned:
             print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}")
         with Gate.over(space.grid) as gate:
-            for same in gate.report.same_function():
-                console.print(f"note: {same}", highlight=False, soft_wrap=True)
+            _notes(gate.report, console)
         return OK
     if args.status:
         return _exit_code(plan)
@@ -95,18 +93,23 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _check(name: str, grid: Grid, plan: Plan, console: Console) -> int:
-    """What the gate says of every pool: the table, the notes, and the reasons if it refuses one."""
-    say = functools.partial(console.print, highlight=False, soft_wrap=True)
+    """What the gate says of every pool: the table of costs, the notes, and the reasons if it refuses one."""
     with Gate.over(grid) as gate:
         report = gate.report
-    say(report.table())
-    for same in report.same_function():
-        say(f"note: {same}")
-    for note in report.notes:
-        say(f"note: {note}")
-    report.refuse()
-    say(f"{name}: {len(plan.planned)} trials, every pool may be trained")
-    return OK
+    console.print(report.table(), soft_wrap=True)
+    _notes(report, console)
+    if not report.refused:
+        console.print(f"{name}: {len(plan.planned)} trials, every pool may be trained", highlight=False)
+    return REFUSED if report.refused else OK
+
+
+def _notes(report: Report, console: Console) -> None:
+    """What a reader of the table should know of the pools before there is one."""
+    lines = [f"same function: {same}" for same in report.same_function()]
+    lines += [f"note: {note}" for note in report.notes]
+    lines += [f"refused: {problem}" for problem in report.refused]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show(run: RunFolder, plan: Plan) -> int:

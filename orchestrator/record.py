@@ -33,6 +33,7 @@ class Job:
         compiled: whether torch.compile makes the kernels.
         git_commit: of this project, for the record.
         costs: {(entry of the grid, arch): what the gate measured}.
+        keep_weights: whether a trial that completes leaves its final weights.
     """
 
     run: Path
@@ -42,6 +43,7 @@ class Job:
     compiled: bool
     git_commit: str | None
     costs: Mapping[tuple[int, str], Cost] = field(default_factory=dict)
+    keep_weights: bool = False
 
     def cost(self, planned: Planned) -> Cost | None:
         return self.costs.get((planned.place[0], planned.trial.arch))

@@ -123,9 +123,8 @@ def _set_aside(
 ) -> Sequence[Planned]:
     """The trials whose pools the gate lets pass; the others are marked as invalid."""
     refused = {(one.pool, one.arch): one.refused for one in report.examinations if one.refused}
-    for problems in refused.values():
-        for problem in problems:
-            say(f"invalid: {problem}")
+    for problem in report.refused:
+        say(f"invalid: {problem}")
     passed = []
     for planned in todo:
         if problems := refused.get((planned.trial.pool, planned.trial.arch)):
@@ -165,6 +164,7 @@ def _run(
             space.compiled,
             _git_commit(),
             _costs(space.grid, report),
+            space.keep_weights,
         )
         packs = _packs(space, run, plan.todo, data, job, each, nodes, say)
         with Progress(plan.todo, len(plan.planned) - len(plan.todo), console) as progress:

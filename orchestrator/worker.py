@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import platform
 import socket
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from orchestrator import record
 from orchestrator.packs import MOST
@@ -163,6 +165,8 @@ class _Attempt:
         """Writes everything down, the row last: it is what says that the trial has ended."""
         trial, program, device = self.planned.trial, self._program, _device(self._job)
         self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
+        if self._job.keep_weights and program and status == schema.COMPLETED:
+            self._run.weights(trial.id).write(_encoded(program.network))
         self._run.write_trial(
             {
                 **record.row(self.planned, status, self._history, error, self._job.cost(self.planned)),
@@ -184,6 +188,13 @@ class _Attempt:
         best = max((epoch.test_acc for epoch in self._history), default=None)
         train_s = sum(epoch.epoch_s for epoch in self._history)
         self._report({"status": status, "best_test_acc": best, "train_s": train_s, "error": error})
+
+
+def _encoded(network: nn.Module) -> bytes:
+    """Its state_dict, as `torch.load` reads it on a machine without a GPU too."""
+    buffer = io.BytesIO()
+    torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, buffer)
+    return buffer.getvalue()
 
 
 def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> list[dict[str, Any]]:

@@ -22,10 +22,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     table.add_argument("--allow-mixed", action="store_true", help="let trials of different recipes share the table")
     merge = commands.add_parser("compact", help="merge the small files of ended trials; readers and a sweep may go on")
     merge.add_argument("run", metavar="RUN", type=Path, help="the --out of a sweep")
+    maps = commands.add_parser("cam", help="draw what in its test images a trial's predictions come from")
+    maps.add_argument("run", metavar="RUN", type=Path, help="the --out of a sweep with `keep_weights: true`")
+    maps.add_argument("trial", metavar="TRIAL", help="the trial's id, or the beginning of it; its pool's code is run")
+    maps.add_argument("--data-dir", metavar="DIR", type=Path, default=Path("data"), help="as for the sweep")
+    maps.add_argument("--images", metavar="N", type=int, default=16, help="how many, from the first on")
+    maps.add_argument("--wrong", action="store_true", help="only images that are misclassified")
+    maps.add_argument("--output", metavar="FILE", type=Path, help="the PNG; RUN/cam/TRIAL.png unless given")
     args = parser.parse_args(argv)
     try:
         if args.command == "compact":
             print(f"{load(args.run).folder.compact()} trials merged")
+            return 0
+        if args.command == "cam":
+            from results import cam  # only here: it needs torch, which takes seconds
+
+            folder = load(args.run).folder
+            where = cam.draw(
+                folder, args.trial, args.data_dir, args.images, wrong=args.wrong, output=args.output, say=print
+            )
+            print(where)
             return 0
         text = render(args.run, args.metric, args.format, args.allow_mixed)
     except RequestError as error:

@@ -4,7 +4,9 @@
     RUN/trials/<trial id>.parquet one row, written last: it marks the trial as ended
     RUN/epochs/<trial id>.parquet one row an epoch, rewritten as the trial goes
     RUN/checkpoints/<trial id>.pt for resuming; gone when the trial has completed or diverged
+    RUN/weights/<trial id>.pt     its final weights, if the sweep keeps them and the trial has completed
     RUN/logs/<trial id>.log       what the trial printed; the traceback of a failure
+    RUN/cam/<trial id>.png        its class activation maps, once they were asked for
     RUN/ray.log                   what Ray had to say
     RUN/{trials,epochs}/merged.*  what `compact` made of many such files
     RUN/packs.json                how many trials to train side by side, as measured
@@ -68,7 +70,7 @@ class RunFolder:
             RequestError: nothing can be written there.
         """
         try:
-            for name in ("trials", "epochs", "checkpoints", "logs"):
+            for name in ("trials", "epochs", "checkpoints", "weights", "logs"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
             probe = self.path / f".tmp-{uuid.uuid4().hex}"
             probe.touch()
@@ -184,6 +186,10 @@ class RunFolder:
     def checkpoint(self, trial_id: str) -> CheckpointFile:
         return CheckpointFile(self.path / "checkpoints" / f"{trial_id}.pt")
 
+    def weights(self, trial_id: str) -> CheckpointFile:
+        """Its final weights, a state_dict as `torch.save` writes it; there before its row is."""
+        return CheckpointFile(self.path / "weights" / f"{trial_id}.pt")
+
     def log_path(self, trial_id: str) -> Path:
         return self.path / "logs" / f"{trial_id}.log"
 
@@ -194,6 +200,13 @@ class RunFolder:
     def ray_log(self) -> TextIO:
         """What Ray itself had to say, over all sweeps on this folder; open for appending."""
         return (self.path / "ray.log").open("a", encoding="utf-8", buffering=1)
+
+    def write_picture(self, trial_id: str, png: bytes) -> Path:
+        """The trial's class activation maps; where they are."""
+        path = self.path / "cam" / f"{trial_id}.png"
+        path.parent.mkdir(exist_ok=True)
+        _replace(path, png)
+        return path
 
     def _read(self, name: str, wanted: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
         wanted = pa.schema([wanted.field(column) for column in columns or wanted.names])
@@ -223,7 +236,7 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFile:
-    """The place of one trial's checkpoint (`trainer.checkpoint.Slot`)."""
+    """The place of one trial's checkpoint (`trainer.checkpoint.Slot`), or of its weights."""
 
     path: Path
 

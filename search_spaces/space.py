@@ -58,6 +58,7 @@ class Space:
         max_failures: how often a trial is started again after its worker died.
         compiled: whether torch.compile makes the kernels: the same function, to rounding.
         skip_invalid: whether the others run when the gate refuses a pool.
+        keep_weights: whether a trial that completes leaves its final weights in the run folder.
     """
 
     grid: Grid
@@ -66,6 +67,7 @@ class Space:
     max_failures: int
     compiled: bool
     skip_invalid: bool
+    keep_weights: bool
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
@@ -158,6 +160,7 @@ class _File(_Part):
     max_failures: Annotated[int, Field(ge=0)] = 2
     compiled: Annotated[bool, Field(alias="compile")] = False  # `on` and `off` are YAML 1.1's true and false
     skip_invalid: bool = False
+    keep_weights: bool = False
 
     @field_validator("recipe")
     @classmethod
@@ -184,7 +187,13 @@ def _space(form: _File, root: Path) -> Space:
     entries = tuple(Entry(pool, part.role) for part in form.pools for pool in part.expand(root))
     grid = Grid(form.name, entries, pairs, tuple(form.seeds), Recipe.of(form.recipe))
     return Space(
-        grid, form.resources, form.checkpoint_every, form.max_failures, form.compiled, skip_invalid=form.skip_invalid
+        grid,
+        form.resources,
+        form.checkpoint_every,
+        form.max_failures,
+        form.compiled,
+        skip_invalid=form.skip_invalid,
+        keep_weights=form.keep_weights,
     )
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import io
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -156,20 +156,18 @@ def _training(subject: Subject) -> Iterator[Finding]:
     saved, held = copy.deepcopy(module.state_dict()), attributes(module)
     known = set(map(id, module.parameters()))
     outs = []
+    drawn = on_host = ()
     for _ in range(3):
         module.load_state_dict(saved)
         with seeded(0, Purpose.NOISE):
             drawn = Noise.host_state()[1:]
-            out, _ = forward(module, subject.maps())
-            on_host = str(drawn) != str(Noise.host_state()[1:])
-        outs.append(out.detach())
+            outs.append(forward(module, subject.maps())[0])
+            on_host = Noise.host_state()[1:]
         if late := [name for name, parameter in module.named_parameters() if id(parameter) not in known]:
             what = f"{', '.join(late)} come to life after the dry pass, where the optimizer does not know them"
-            yield Finding(
-                "late-parameter", where, what, "Make them in __init__ or in the first forward, and only once."
-            )
+            yield Finding("late-parameter", where, what, "Make them in __init__, or in the first forward.")
             return
-    out.float().sum().backward()
+    outs[-1].float().sum().backward()
     if idle := [name for name, parameter in module.named_parameters() if parameter.grad is None]:
         what = f"{', '.join(idle)} receive no gradient, so they stay as they are"
         yield Finding("idle-parameter", where, what, "Use them in forward, or take them out.", refused=False)
@@ -185,7 +183,7 @@ def _training(subject: Subject) -> Iterator[Finding]:
         what = f"{', '.join(changed)} are bound anew in every step, so that it cannot be a CUDA graph, and is slower"
         mend = "Keep no activations, or copy them into a buffer."
         yield Finding("rebinding", where, what, mend, refused=False)
-    if on_host:
+    if str(drawn) != str(on_host):
         what = "it draws random numbers on the CPU, so that a step cannot be a CUDA graph, and is slower"
         yield Finding("host-noise", where, what, "Draw with torch, on x.device.", refused=False)
 
@@ -193,7 +191,7 @@ def _training(subject: Subject) -> Iterator[Finding]:
 def _checkpoints(subject: Subject) -> Iterator[Finding]:
     """A trial that is resumed must be the one that was stopped."""
     module, other, where = subject.build(seed=0), subject.build(seed=1), _place(subject, mode="evaluation")
-    mend = "Keep tensors as nn.Parameter or register_buffer, modules in lists as nn.ModuleList, all of them from the start."
+    mend = "Keep tensors as nn.Parameter or register_buffer and modules in nn.ModuleList, all of them from the start."
     try:
         other.load_state_dict(module.state_dict())
     except RuntimeError as error:
@@ -248,9 +246,8 @@ def _device(subject: Subject) -> Iterator[Finding]:
         except Exception as error:
             # Whatever else fake tensors cannot do, real ones may.
             if type(error).__name__ == "FakeTensorDeviceMismatchError":
-                yield Finding(
-                    "device", where, f"it mixes tensors of the GPU and of the CPU: {_first_line(error)}", mend
-                )
+                what = f"it mixes tensors of the GPU and of the CPU: {_first_line(error)}"
+                yield Finding("device", where, what, mend)
         else:
             if isinstance(out, Tensor) and out.device.type != "cuda":
                 yield Finding("device", where, f"its output is on the {out.device.type}", mend)
@@ -262,13 +259,17 @@ _OWN = frozenset(vars(nn.Module()))
 def _out_of_reach(module: nn.Module) -> Iterator[tuple[str, int]]:
     """Tensors and modules that `module.to` does not find, by name and identity. A scalar may be on any device."""
     for path, part in module.named_modules():
-        for key, value in vars(part).items():
-            several = (
-                value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-            )
-            for item in (value, *several):
-                if key not in _OWN and (isinstance(item, nn.Module) or (isinstance(item, Tensor) and item.dim() > 0)):
+        for key in vars(part).keys() - _OWN:
+            for item in _items(vars(part)[key]):
+                if isinstance(item, nn.Module) or (isinstance(item, Tensor) and item.dim() > 0):
                     yield f"{path}.{key}".lstrip("."), id(item)
+
+
+def _items(value: object) -> Iterable[object]:
+    """What a list, a tuple or a mapping holds; anything else alone."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (

@@ -7,7 +7,9 @@ here as 32x32 images in the same form, so that nothing downstream knows where it
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -119,6 +121,24 @@ def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None)
 
     stamps = [[str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards]
     return decoded.load([name, stamps, source.columns], Dataset, decode)
+
+
+def class_names(name: str, data_dir: Path) -> list[str] | None:
+    """What the classes are called, by the metadata of the dataset's Parquet files; None where it does not say.
+
+    Either the Hugging Face form's own, or `class_names`, one a line.
+    """
+    source = get(name)
+    shards = sorted((data_dir / source.folder).glob("test-*.parquet")) if source.folder else []
+    if not shards:
+        return None
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_schema(shards[0]).metadata or {}
+    found = metadata.get(b"class_names", b"").decode().splitlines()
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        found = json.loads(metadata[b"huggingface"])["info"]["features"][source.columns[1]]["names"]
+    return found if len(found) == source.classes else None
 
 
 def subset(total: int, samples: int | None) -> npt.NDArray[np.int64]:

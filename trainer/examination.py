@@ -79,11 +79,8 @@ class Examination:
 
     @property
     def refused(self) -> list[Problem]:
+        """Why it may not be trained."""
         return [finding.problem(self.pool) for finding in self.findings if finding.refused]
-
-    @property
-    def notes(self) -> list[Problem]:
-        return [finding.problem(self.pool) for finding in self.findings if not finding.refused]
 
     @classmethod
     def of(cls, pool: Pool, arch: str, found: Mapping[str, Any]) -> Self:
@@ -122,10 +119,8 @@ class SameFunction:
 
     def __str__(self) -> str:
         """`vgg16bn: gap and gem start as the same function, and nothing that they learn can part them`."""
-        learned = [f"{pool} by {', '.join(names)}" for pool, names in self.parting.items()]
-        later = (
-            f"; learning may part {', '.join(learned)}" if learned else ", and nothing that they learn can part them"
-        )
+        learned = ", ".join(f"{pool} by {', '.join(names)}" for pool, names in self.parting.items())
+        later = f"; learning may part {learned}" if learned else ", and nothing that they learn can part them"
         return f"{self.arch}: {', '.join(self.pools[:-1])} and {self.pools[-1]} start as the same function{later}"
 
     def to_dict(self) -> dict[str, Any]:

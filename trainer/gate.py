@@ -6,6 +6,7 @@ that never returns, or ends its process, is a finding like any other.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 from rich import box
 from rich.table import Table
@@ -51,21 +52,33 @@ class Report:
 
     @property
     def refused(self) -> list[Problem]:
-        return [problem for examination in self.examinations for problem in examination.refused]
+        """Each once, however many architectures show it."""
+        return self._problems(refused=True)
 
     @property
     def notes(self) -> list[Problem]:
-        """Each once, however many architectures show it."""
-        return list({note.where: note for one in reversed(self.examinations) for note in one.notes}.values())[::-1]
+        return self._problems(refused=False)
+
+    def _problems(self, refused: bool) -> list[Problem]:
+        found: dict[tuple[Pool, str], list[tuple[str, Finding]]] = {}
+        for one in self.examinations:
+            for finding in one.findings:
+                if finding.refused == refused:
+                    found.setdefault((one.pool, finding.check), []).append((one.arch, finding))
+        problems = []
+        for (pool, _), ((_, first), *others) in found.items():
+            problem = first.problem(pool)
+            also = f" (the same on {', '.join(arch for arch, _ in others)})" if others else ""
+            problems.append(dataclasses.replace(problem, what=problem.what + also))
+        return problems
 
     def same_function(self) -> list[SameFunction]:
         return same_function(self.examinations)
 
     def table(self) -> Table:
         """What each pool costs in each architecture, and whether it may be trained there."""
-        table = Table(
-            "pool", "arch", "parameters", "FLOPs an image", "ms a batch of 128", "by gap", "", box=box.SIMPLE_HEAD
-        )
+        head = ("pool", "arch", "parameters", "FLOPs an image", "ms a batch of 128", "by gap", "verdict")
+        table = Table(*head, box=box.SIMPLE_HEAD)
         for index, one in enumerate(self.examinations):
             last = index + 1 == len(self.examinations) or self.examinations[index + 1].pool != one.pool
             cost = one.cost
@@ -163,7 +176,7 @@ class _Examiner:
         Raises:
             _NoAnswerError: there was none.
         """
-        assert self.machine
+        self.machine  # noqa: B018 (its line comes before any answer)
         stdin, stdout = self._pipes
         late = threading.Event()
         timer = threading.Timer(limit_s, lambda: (late.set(), self._process.kill()))
@@ -195,7 +208,7 @@ class _Examiner:
         with self._closing:
             if self._closed:
                 return
-            self._errors = tempfile.TemporaryFile("w+", errors="replace")
+            self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (as long as the process)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trainer.examine"],
                 stdin=subprocess.PIPE,
@@ -204,8 +217,7 @@ class _Examiner:
                 text=True,
                 env=os.environ | {"PYTHONPATH": code.python_path()},
             )
-            assert self._process.stdin and self._process.stdout
-            self._pipes = self._process.stdin, self._process.stdout
+            self._pipes = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
             self.__dict__.pop("machine", None)
 
     def _last_words(self) -> str:

@@ -23,7 +23,7 @@ def outputs(subject: Subject) -> list[float]:
 def parting(subject: Subject) -> list[str]:
     """The parameters that change the function when they change.
 
-    By a step in a random direction and not by the gradient, which is zero at many a starting point that learning leaves.
+    By a step in a random direction: the gradient is zero at many a point from where learning starts.
     """
     before = _function(subject.build(), subject)
     names = [name for name, _ in subject.build().named_parameters()]

@@ -12,16 +12,14 @@ import hashlib
 import importlib
 import itertools
 import json
-import linecache
 import math
-import sys
-import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import candidate
 from trainer.problems import Problem, RequestError, did_you_mean, unknown
 
 if TYPE_CHECKING:
@@ -33,16 +31,23 @@ DEFAULT_CLASS = "CustomPool"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A pool in a user's single file: the text itself, so that it reaches a worker on any machine."""
+    """A pool in a user's single file: the text itself, so that it reaches a worker on any machine.
+
+    Attributes:
+        path: for messages and tracebacks only.
+        helpers: (name, text) of the modules beside the file that it imports, directly or through one of them.
+    """
 
     text: str = field(repr=False)
     class_name: str = DEFAULT_CLASS
-    path: str = field(default="<candidate>", compare=False)  # for messages and tracebacks only
+    path: str = field(default="<candidate>", compare=False)
+    helpers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @property
     def sha(self) -> str:
-        """SHA-256 of the text, 64 hex digits: the candidate's revision."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """SHA-256 of the text and of its helpers', 64 hex digits: the candidate's revision."""
+        parts = [self.text, *(f"\0{name}\0{text}" for name, text in self.helpers)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +84,14 @@ class Pool:
             "text": self.source.text,
             "class_name": self.source.class_name,
             "path": self.source.path,
+            "helpers": dict(self.source.helpers),
         }
         return {"name": self.name, "params": dict(self.params), "source": source, "label": self.label}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Pool:
-        source = Source(**data["source"]) if data.get("source") else None
+        given = data.get("source")
+        source = given and Source(**{**given, "helpers": tuple(given.get("helpers", {}).items())})
         return cls(data["name"], _frozen(data["params"]), source, data["label"])
 
 
@@ -160,15 +167,7 @@ def load_class(pool: Pool) -> type[nn.Module]:
     if pool.source is None:
         module = importlib.import_module(f"trainer.pools.{pool.name}")
         return getattr(module, _shelf_source(pool.name).class_name)
-    # A name of its own keeps two revisions apart in one process; run anew for every trial, so that nothing that one
-    # left in the module's globals reaches the next.
-    module = types.ModuleType(f"candidate_{pool.source.sha[:16]}")
-    module.__file__ = pool.source.path
-    lines = pool.source.text.splitlines(keepends=True)
-    linecache.cache[pool.source.path] = (len(pool.source.text), None, lines, pool.source.path)
-    sys.modules[module.__name__] = module
-    exec(compile(pool.source.text, pool.source.path, "exec"), module.__dict__)
-    return getattr(module, pool.source.class_name)
+    return getattr(candidate.load(pool.source), pool.source.class_name)
 
 
 def build(pool: Pool, channels: int) -> nn.Module:
@@ -260,19 +259,45 @@ def _shelf_source(name: str) -> Source:
 
 
 def _read_source(path: Path, class_name: str) -> Source:
+    text, tree = _read(path)
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    if class_name not in classes:
+        has = f"it has {', '.join(classes)}; name one with `class`" if classes else "it has no class at all"
+        raise RequestError.of(f"the pool file {path} has no class {class_name!r}; {has}")
+    return Source(text, class_name, str(path.resolve()), _helpers(path, tree))
+
+
+def _read(path: Path) -> tuple[str, ast.Module]:
     try:
         text = path.read_text(encoding="utf-8")
-        classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+        return text, ast.parse(text)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise RequestError.of(f"the pool file {path} cannot be read: {reason}") from None
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise RequestError.of(f"the pool file {path}{line} is not Python: {error}") from None
-    if class_name not in classes:
-        has = f"it has {', '.join(classes)}; name one with `class`" if classes else "it has no class at all"
-        raise RequestError.of(f"the pool file {path} has no class {class_name!r}; {has}")
-    return Source(text, class_name, str(path.resolve()))
+
+
+def _helpers(path: Path, tree: ast.Module) -> tuple[tuple[str, str], ...]:
+    """The modules beside a file that it imports, and those that they import, by name."""
+    found: dict[str, str] = {}
+    waiting = [tree]
+    while waiting:
+        for name in _imported(waiting.pop()):
+            beside = path.parent / f"{name}.py"
+            if name not in found and name != path.stem and beside.is_file():
+                found[name], helper = _read(beside)
+                waiting.append(helper)
+    return tuple(sorted(found.items()))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from [node.module] if node.module else (alias.name for alias in node.names)
 
 
 def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:

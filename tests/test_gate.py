@@ -1,0 +1,142 @@
+"""The gate: every way to be wrong is caught under its name, and nothing on the shelf is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer import pool
+from trainer.contract import check
+from trainer.cost import measure
+from trainer.examination import Examination, SameFunction
+from trainer.gate import Gate, Report
+from trainer.problems import RequestError
+from trainer.subject import Subject
+
+ARCHS = ["resnet56", "vgg16bn", "mobilenetv2"]
+BROKEN = sorted((Path(__file__).parent / "broken").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def broken() -> dict[tuple[str, str], Examination]:
+    """{(candidate, arch): what the gate says of it}."""
+    pools = [pool.expand(str(file))[0] for file in BROKEN]
+    with Gate(pools, ["resnet56", "vgg16bn"], time_limit_s=8) as gate:
+        return {(one.pool.name, one.arch): one for one in gate.report.examinations}
+
+
+@pytest.mark.parametrize("file", BROKEN, ids=lambda file: file.stem)
+def test_a_broken_candidate_is_refused_under_the_right_name(
+    broken: dict[tuple[str, str], Examination], file: Path
+) -> None:
+    """The docstring of each says by which check, and in which architecture."""
+    wanted, on, arch, *_ = file.read_text().strip('"').split()
+    assert on == "on"
+    found = broken[file.stem, arch.strip(":")]
+    refused = [finding for finding in found.findings if finding.refused]
+    assert wanted in [finding.check for finding in refused], found.findings
+    finding = next(finding for finding in refused if finding.check == wanted)
+    assert finding.what
+    assert finding.mend.endswith(".")
+    assert found.cost is None
+
+
+@pytest.fixture(scope="module")
+def shelf() -> Report:
+    with Gate([pool.expand(name)[0] for name in pool.names()], ARCHS) as gate:
+        return gate.report
+
+
+def test_there_is_no_false_alarm_on_the_shelf(shelf: Report) -> None:
+    assert len(shelf.examinations) == len(pool.names()) * len(ARCHS)
+    assert shelf.refused == []
+    assert shelf.notes == []
+
+
+def test_same_function(shelf: Report) -> None:
+    classes = shelf.same_function()
+    at_8x8 = [set(one.pools) for one in classes if one.arch == "resnet56"]
+    assert {"avg_max", "mixed", "gated"} in at_8x8, "a learned share of one half, before it has learned"
+    assert not any({"gap", "gem"} <= names or {"gap", "global_max"} <= names for names in at_8x8)
+    for arch in ("vgg16bn", "mobilenetv2"):
+        (identity,) = [one for one in classes if one.arch == arch and "gap" in one.pools]
+        assert {"gap", "global_max", "avg_max", "gem", "softpool", "median", "stochastic"} <= set(identity.pools)
+        assert not set(identity.pools) & {"se", "mean_std", "gap_mlp", "netvlad"}
+        assert "gem" not in identity.parting, "no exponent changes the power mean of one value"
+        assert identity.parting["spatial_pyramid"] == ("weight",)
+
+
+def test_a_class_says_what_may_part_it() -> None:
+    one = SameFunction("vgg16bn", ("gap", "gem", "mine"), {"mine": ("weight", "bias")})
+    assert str(one) == "vgg16bn: gap, gem and mine start as the same function; learning may part mine by weight, bias"
+    assert str(SameFunction("vgg16bn", ("gap", "gem"), {})).endswith(", and nothing that they learn can part them")
+    assert SameFunction.from_dict(one.to_dict()) == one
+
+
+def test_costs(shelf: Report) -> None:
+    (concat,) = pool.expand("avg_max_concat")
+    cost = shelf.of(concat, "vgg16bn").cost
+    assert cost is not None
+    assert cost.parameters == 2 * 512 * 512 + 512
+    assert cost.flops == 3 * 2 * 1024 * 512, "a product forward and two backward, two operations a weight"
+    assert cost.time_ms > 0
+    assert all(one.cost and one.cost.times_gap > 0 for one in shelf.examinations)
+    assert measure(Subject(pool.expand("gap")[0], "resnet56")).flops == 0
+
+
+def test_the_precision_decides_whether_bf16_matters(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(
+        "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+        "        return x.mean((2, 3)) if x.element_size() == 4 else x.mean((2, 3)) / 0\n"
+    )
+    (mine,) = pool.expand(str(tmp_path / "half.py"))
+    (note,) = check(Subject(mine, "resnet20"))
+    assert (note.check, note.refused) == ("bf16", False)
+    (finding,) = check(Subject(mine, "resnet20", half=True))
+    assert (finding.check, finding.refused) == ("finite-output", True)
+
+
+def test_a_size_that_no_architecture_of_the_space_has_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "eight.py").write_text(
+        "import torch\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.mask = nn.Parameter(torch.full((8, 8), 1 / 64))\n"
+        "    def forward(self, x):\n        return (x * self.mask).sum((2, 3))\n"
+    )
+    (mine,) = pool.expand(str(tmp_path / "eight.py"))
+    (note,) = check(Subject(mine, "resnet20"))
+    assert (note.check, note.refused) == ("other-size", False)
+    assert "[4, 64, 7, 5]" in note.shown_by
+
+
+def test_what_only_slows_it_down_is_a_note(tmp_path: Path) -> None:
+    bodies = {
+        "host-sync": "return x.mean((2, 3)) * (1 if x.sum().item() >= 0 else 2)",
+        "rebinding": "self.attention = x.softmax(1)\n        return x.mean((2, 3))",
+        "host-noise": "return x.mean((2, 3)) * (1 + random.random() * self.training)",
+        "idle-parameter": "return x.mean((2, 3))",
+    }
+    for name, body in bodies.items():
+        (tmp_path / "slow.py").write_text(
+            "import random, torch\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def __init__(self):\n"
+            "        super().__init__()\n"
+            + ("        self.weight = nn.Parameter(torch.ones(3))\n" if name == "idle-parameter" else "")
+            + f"    def forward(self, x):\n        {body}\n"
+        )
+        found = check(Subject(pool.expand(str(tmp_path / "slow.py"))[0], "resnet20"))
+        assert [(finding.check, finding.refused) for finding in found] == [(name, False)]
+
+
+def test_a_lazy_parameter_is_made_in_time(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text(
+        "from torch import nn\nclass CustomPool(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.scale = nn.LazyLinear(64)\n    def forward(self, x):\n        return self.scale(x.mean((2, 3)))\n"
+    )
+    assert check(Subject(pool.expand(str(tmp_path / "lazy.py"))[0], "resnet20")) == []
+
+
+def test_a_report_refuses_all_at_once(broken: dict[tuple[str, str], Examination]) -> None:
+    report = Report(list(broken.values()))
+    with pytest.raises(RequestError) as caught:
+        report.refuse()
+    assert {f"pool {file.stem}" for file in BROKEN} <= {p.where.split(",")[0] for p in caught.value.problems}

@@ -1,0 +1,136 @@
+"""Class activation maps: how much each position of the feature map says for the class that the network predicts.
+
+With x the feature maps [C, H, W] and w the weights of the last layer, there are two kinds:
+
+    CAM        m(pos) = sum_c w_c x_c(pos)              if the pool is the average: mean_pos m + bias is the logit
+    Grad-CAM   m(pos) = relu(sum_c a_c x_c(pos)),       for every other pool:
+               a_c = mean_pos of d logit / d x_c(pos)   the gradient goes through the pool
+
+CAM is a decomposition of the logit, exact to rounding, and its values may be negative. Grad-CAM is a first-order
+reading of it; of the average pool it is relu(CAM) / (H W).
+
+Zhou et al., Learning Deep Features for Discriminative Localization (CVPR 2016). Selvaraju et al., Grad-CAM: Visual
+Explanations from Deep Networks via Gradient-based Localization (ICCV 2017).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from trainer import network
+from trainer.augment import Images
+from trainer.data import Dataset
+from trainer.network import Network
+from trainer.problems import RequestError
+from trainer.trial import Trial
+
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What a network looks at in N test images.
+
+    Attributes:
+        index: [N] int64, which images of the test set.
+        predicted: [N] int64, the class with the largest logit: that of the map.
+        probability: [N] float32, of that class, by the softmax.
+        maps: [N, H, W] float32, in units of the logit.
+        exact: whether they are CAM; Grad-CAM if not.
+    """
+
+    index: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    probability: npt.NDArray[np.float32]
+    maps: npt.NDArray[np.float32]
+    exact: bool
+
+
+def look(trial: Trial, weights: bytes, data: Dataset, count: int, wrong: bool = False) -> Activations:
+    """The maps of the first `count` test images, or of the first that are misclassified. In fp32, on the CPU.
+
+    Args:
+        weights: of the trial's network, a state_dict as `torch.save` writes it.
+
+    Raises:
+        RequestError: these are no weights of this network, or no image is misclassified.
+        whatever the pool raises.
+    """
+    net = restore(trial, weights, data.classes)
+    images = Images(data, torch.device("cpu"))
+    index, maps = _chosen(net, images, count, wrong)
+    if not len(index):
+        raise RequestError.of(f"all {len(images.test_labels)} test images are classified right; leave --wrong out")
+    with torch.no_grad():
+        probability, predicted = _logits(net, maps).softmax(1).max(1)
+    exact = averages(net, maps)
+    found = cam(net, maps, predicted) if exact else grad_cam(net, maps, predicted)
+    return Activations(index.numpy(), predicted.numpy(), probability.numpy(), found.numpy(), exact)
+
+
+def restore(trial: Trial, weights: bytes, classes: int) -> Network:
+    """The trial's network as it was when its training ended, in eval mode. Never unpickles code (`weights_only`).
+
+    Raises:
+        RequestError: these are no weights of this network.
+    """
+    net = network.build(trial.pool, trial.arch, classes, trial.seed)
+    try:
+        net.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+    except Exception as error:  # a cut or overwritten file raises whatever its bytes happen to mean
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError.of(f"the weights of {trial.id} do not fit its network: {reason}; train it again") from None
+    return net.requires_grad_(False).eval()
+
+
+def averages(net: Network, maps: Tensor) -> bool:
+    """Whether the last layer is linear, and the pool gives the average of these very maps [B, C, H, W].
+
+    Read off the values and not the name, because the identity of CAM needs no more: `gem(p=1)` and a user's own mean
+    have it as well, and at 1x1 every pool that gives one position back as it is.
+    """
+    with torch.no_grad():
+        pooled = net.pool(maps * 1)  # a pool may write into what it is given
+    return isinstance(net.head, nn.Linear) and torch.allclose(pooled, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def cam(net: Network, maps: Tensor, classes: Tensor) -> Tensor:
+    """[B, H, W]: the class activation maps of `classes` [B] in feature maps [B, C, H, W]."""
+    return torch.einsum("bc,bchw->bhw", net.head.get_parameter("weight").detach()[classes], maps)
+
+
+def grad_cam(net: Network, maps: Tensor, classes: Tensor) -> Tensor:
+    """[B, H, W]: the gradient-weighted class activation maps of `classes` [B] in feature maps [B, C, H, W]."""
+    inputs = maps.detach().clone().requires_grad_()
+    logits = _logits(net, inputs).gather(1, classes[:, None])
+    (gradient,) = torch.autograd.grad(logits.sum(), inputs)  # no image has a part in another's logit
+    return torch.einsum("bc,bchw->bhw", gradient.mean((2, 3)), maps).relu()
+
+
+def _logits(net: Network, maps: Tensor) -> Tensor:
+    return net.head(net.pool(maps * 1))  # a pool may write into what it is given
+
+
+@torch.no_grad()
+def _chosen(net: Network, images: Images, count: int, wrong: bool) -> tuple[Tensor, Tensor]:
+    """Which test images [N], and their feature maps [N, C, H, W]."""
+    index, maps = [torch.empty(0, dtype=torch.int64)], []
+    total, found = len(images.test_labels), 0
+    for start in range(0, total, BATCH):
+        batch = torch.arange(start, min(start + BATCH, total))
+        features = net.features(images.test(batch))
+        if wrong:
+            keep = (_logits(net, features).argmax(1) != images.test_labels[batch]).nonzero().flatten()
+            batch, features = batch[keep], features[keep]
+        index.append(batch[: count - found])
+        maps.append(features[: count - found])
+        found += len(maps[-1])
+        if found == count:
+            break
+    return torch.cat(index), torch.cat(maps)
