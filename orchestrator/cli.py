@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
 import sys
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="a recipe field, or a path of keys of the file")
     add("--only", metavar="KEY=VALUE,...", default="", help=f"a part of the grid, by {', '.join(FILTERS)}")
-    add("--final", action="store_true", help="train on the hidden pairs too")
+    add("--final", action="store_true", help="train baselines and submitted candidates on the hidden pairs too")
     add("--retry-failed", action="store_true", help="train failed trials again")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="list the trials and what is done; start nothing")
@@ -71,10 +72,13 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace, console: Console) -> int:
     space, only = gather(("", lambda: spaces.load(args.space, args.set)), ("", lambda: _only(args.only)))
     run = RunFolder(args.out or Path("runs") / slug(space.grid.name))
+    if args.final:  # an entry is trained as it was submitted, whatever its file says by now
+        entries = (pool for pool, _ in run.submissions().values())
+        space = dataclasses.replace(space, grid=space.grid.with_candidates(entries))
     plan = make_plan(space, run, final=args.final, retry_failed=args.retry_failed, only=only)
     if args.check:
         return _check(args.space, space.grid, plan, console)
-    console.print(_summary(space.grid.name, run, plan), highlight=False, soft_wrap=True)
+    console.print(_summary(space.grid.name, run, plan, args.final), highlight=False, soft_wrap=True)
     if args.plan:
         for planned in plan.planned:
             print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}")
@@ -96,7 +100,7 @@ def _check(name: str, grid: Grid, plan: Plan, console: Console) -> int:
     """What the gate says of every pool: the table of costs, the notes, and the reasons if it refuses one."""
     with Gate.over(grid) as gate:
         report = gate.report
-    console.print(report.table(), soft_wrap=True)
+    print(report.table())
     _notes(report, console)
     if not report.refused:
         console.print(f"{name}: {len(plan.planned)} trials, every pool may be trained", highlight=False)
@@ -114,7 +118,8 @@ def _notes(report: Report, console: Console) -> None:
 
 def _show(run: RunFolder, plan: Plan) -> int:
     """Prints the table, and what is not in it."""
-    table = leaderboard.to_text(results.load(run.path).leaderboard(), leaderboard.METRICS[0])
+    loaded = results.load(run.path)
+    table = leaderboard.to_text(loaded.leaderboard(), leaderboard.METRICS[0], loaded.notes())
     print(f"\n{table}")
     counts = plan.counts()
     if counts[schema.FAILED]:
@@ -128,11 +133,12 @@ def _exit_code(plan: Plan) -> int:
     return OK if counts[schema.COMPLETED] == counts.total() else INCOMPLETE
 
 
-def _summary(name: str, run: RunFolder, plan: Plan) -> str:
+def _summary(name: str, run: RunFolder, plan: Plan, final: bool) -> str:
     counts = plan.counts()
     ended = [f"{counts[status]} {status}" for status in schema.STATUSES if counts[status]]
     done = f", of which {', '.join(ended)}" if ended else ""
-    withheld = f"; {plan.withheld} more on hidden pairs wait for --final" if plan.withheld else ""
+    waits = "are of candidates that are not submitted: python -m results submit" if final else "wait for --final"
+    withheld = f"; {plan.withheld} more on hidden pairs {waits}" if plan.withheld else ""
     return f"{name}: {len(plan.planned)} trials{done}, {len(plan.todo)} to run, into {run}{withheld}"
 
 

@@ -20,13 +20,13 @@ from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
 from orchestrator.record import Job, give_up, refuse
 from orchestrator.resources import Node, Share, share, slow_precision, this_machine
-from results import schema
+from results import schema, submissions
 from results.store import RunFolder
 from search_spaces.space import Space
 from trainer.data import Dataset
 from trainer.examination import Cost
 from trainer.gate import Gate, Report
-from trainer.grid import Grid, Planned
+from trainer.grid import BASELINE, CANDIDATE, Grid, Planned
 from trainer.problems import Problem, RequestError, did_you_mean, gather
 from trainer.trial import PROTOCOL
 
@@ -47,7 +47,8 @@ class Plan:
         planned: the trials asked for, in the order in which they run.
         ended: {trial id: status} of those that have ended.
         todo: those that have not.
-        withheld: how many trials of hidden pairs were left out.
+        withheld: how many trials of hidden pairs were left out: all, or in a final run those of candidates that are not
+            submitted.
     """
 
     planned: Sequence[Planned]
@@ -71,20 +72,23 @@ def make_plan(
     """The plan for a space on a run folder. Starts nothing, writes nothing, runs no candidate's code.
 
     Args:
-        final: hidden pairs too.
+        final: hidden pairs too, for baselines and for submitted candidates.
         retry_failed: failed and invalid trials count as not ended.
         only: {key of FILTERS: value}; trials that differ in any are left out.
 
     Raises:
-        RequestError: `only` leaves nothing, or the folder holds trials of another recipe.
+        RequestError: `only` leaves nothing, the folder holds trials of another recipe, or a candidate has more
+            revisions than the space allows.
     """
     everything = list(space.grid)
-    shown = [planned for planned in everything if final or not planned.hidden]
+    entries = {pool.key for pool, _ in run.submissions().values()} if final else set()
+    shown = [p for p in everything if not p.hidden or (final and (p.role == BASELINE or p.trial.pool.key in entries))]
     planned = [p for p in shown if all(FILTERS[key](p) == value for key, value in (only or {}).items())]
     if not planned:
         raise RequestError(_nothing_left(shown, only or {}))
     known = run.ended()
     _refuse_other_recipes(space, run, {(one.recipe, one.protocol) for one in known.values()})
+    _refuse_over_budget(space, run)
     again = {schema.FAILED, schema.INVALID} if retry_failed else set()
     ids = [p.trial.id for p in planned]
     ended = {i: known[i].status for i in ids if i in known and known[i].status not in again}
@@ -262,9 +266,30 @@ def _refuse_other_recipes(space: Space, run: RunFolder, found: set[tuple[str, in
         )
 
 
+def _refuse_over_budget(space: Space, run: RunFolder) -> None:
+    """Every revision that is tried on the test set is a draw more from which the best is picked."""
+    if space.test_budget is None:
+        return
+    problems = []
+    candidates = [entry.pool for entry in space.grid.entries if entry.role == CANDIDATE]
+    for name in dict.fromkeys(pool.name for pool in candidates):
+        asked = {pool.key[1:] for pool in candidates if pool.name == name}
+        trained = submissions.revisions(run, name)
+        if len(asked | trained) > space.test_budget:
+            what = (
+                f"{len(trained)} revisions of {name} have been trained on these test sets, and this space asks for "
+                f"{len(asked - trained)} more, where {space.test_budget} are allowed; take some out, or raise it and "
+                "say so beside the table"
+            )
+            problems.append(Problem("test_budget", what))
+    if problems:
+        raise RequestError(problems)
+
+
 def _nothing_left(shown: Sequence[Planned], only: Mapping[str, str]) -> list[Problem]:
     if not shown:
-        return [Problem("pairs", "every pair is hidden, and hidden pairs run only with --final")]
+        what = "every pair is hidden, and those run with --final only, for baselines and for submitted candidates"
+        return [Problem("pairs", what)]
     strange = [
         Problem(f"--only {key}={value}", f"no trial has it; {did_you_mean(value, {FILTERS[key](p) for p in shown})}")
         for key, value in only.items()

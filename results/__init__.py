@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from results import leaderboard
+from results import leaderboard, submissions
 from results.store import RunFolder
 from trainer.problems import RequestError
 
@@ -28,10 +28,18 @@ class Run:
         """One row for each epoch on record, those of running trials too: `results.schema.EPOCHS`."""
         return self.folder.read_epochs().to_pandas()
 
-    def leaderboard(self, metric: str = "best_test_acc", allow_mixed: bool = False) -> pd.DataFrame:
+    def leaderboard(
+        self, metric: str = "best_test_acc", allow_mixed: bool = False, latest: bool = False
+    ) -> pd.DataFrame:
         """The tidy table, one row for each (pool, arch, dataset, baseline); see `results.leaderboard.cells`."""
         trials = self.folder.read_trials(leaderboard.NEEDS).to_pandas()
-        return leaderboard.cells(trials, self.folder.grid(), metric, allow_mixed)
+        return leaderboard.cells(trials, self.folder.grid(), metric, allow_mixed, latest)
+
+    def notes(self) -> list[str]:
+        """What a reader of the table should know that is not in it."""
+        lines = [f"On {same}." for same in self.folder.same_functions()]
+        submitted = [f"{submissions.spell(pool)} ({when})" for pool, when in self.folder.submissions().values()]
+        return lines + ([f"Submitted: {', '.join(submitted)}."] if submitted else [])
 
 
 def load(run: str | Path) -> Run:

@@ -19,11 +19,12 @@ from rich.text import Text
 
 from results import schema, stats
 from trainer.grid import BASELINE, Grid
-from trainer.pool import Pool
+from trainer.pool import slug
 from trainer.problems import RequestError, unknown
-from trainer.trial import PROTOCOL, slug
+from trainer.trial import PROTOCOL
 
 METRICS = ("best_test_acc", "final_test_acc")
+GAPS = ("diverged", "failed", "invalid", "missing")  # what no mean is made of
 CELL = ["pool", "revision", "role", "arch", "dataset", "hidden"]
 NEEDS = [
     *("trial_id", "pool", "pool_params", "pool_source_sha", "role", "arch", "dataset", "hidden", "seed", "status"),
@@ -34,7 +35,7 @@ COLUMNS = {
     "hidden": "bool",
     "n": "int64",
     **dict.fromkeys(["mean", "std", "min", "max"], "float64"),
-    **dict.fromkeys(["completed", "diverged", "failed", "missing"], "int64"),
+    **dict.fromkeys([*schema.STATUSES, "missing"], "int64"),
     "baseline": "string",
     "n_pairs": "int64",
     **dict.fromkeys(["diff", "diff_lo", "diff_hi", "p"], "float64"),
@@ -42,7 +43,11 @@ COLUMNS = {
 
 
 def cells(
-    trials: pd.DataFrame, grid: Grid | None, metric: str = "best_test_acc", allow_mixed: bool = False
+    trials: pd.DataFrame,
+    grid: Grid | None,
+    metric: str = "best_test_acc",
+    allow_mixed: bool = False,
+    latest: bool = False,
 ) -> pd.DataFrame:
     """The tidy frame: one row for each (pool, revision, arch, dataset, baseline).
 
@@ -52,6 +57,7 @@ def cells(
             record is counted as missing.
         metric: `best_test_acc`, the benchmark's, or `final_test_acc`; percent.
         allow_mixed: let trials of different recipes or protocols stand in one table, each in rows of its own.
+        latest: of a candidate with several revisions, only those that the grid asks for.
 
     Returns:
         The columns of `COLUMNS`. `revision` is the short hash of a candidate's file, null for the shelf. `n`, `mean`,
@@ -67,7 +73,10 @@ def cells(
     if not allow_mixed:
         _refuse_mixed(trials)
     summaries, values = [], {}
-    for key, group in _groups(_with_planned(trials, grid), [*CELL, *_IDENTITY]):
+    everything = _with_planned(trials, grid)
+    if latest and grid is not None:
+        everything = _without_older(everything, grid)
+    for key, group in _groups(everything, [*CELL, *_IDENTITY]):
         cell = _Cell(*key)
         if group["seed"].duplicated().any():
             raise AssertionError(f"two trials of one seed in {cell}")
@@ -81,7 +90,7 @@ def cells(
         mine = {
             **{name: getattr(cell, name) for name in CELL},
             **{name: getattr(summary, name) for name in ("n", "mean", "std", "min", "max")},
-            **{status: int(counts.get(status, 0)) for status in ("completed", "diverged", "failed", "missing")},
+            **{status: int(counts.get(status, 0)) for status in (*schema.STATUSES, "missing")},
         }
         others = [c for c in values if c.role == BASELINE and c.column == cell.column and c != cell]
         for baseline in others or [None]:
@@ -109,8 +118,8 @@ def best_baselines(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
     return dict(zip(zip(best["arch"], best["dataset"], strict=True), best["pool"], strict=True))
 
 
-def to_text(frame: pd.DataFrame, metric: str) -> str:
-    """The wide table as plain text, as wide as it needs to be, and its footer under it."""
+def to_text(frame: pd.DataFrame, metric: str, notes: Sequence[str] = ()) -> str:
+    """The wide table as plain text, as wide as it needs to be, and its footer and notes under it."""
     wide = _Wide(frame)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("pool")
@@ -124,17 +133,17 @@ def to_text(frame: pd.DataFrame, metric: str) -> str:
     console.print(table)
     lines = [line.rstrip() for line in sink.getvalue().splitlines()]
     width = max(80, *map(len, lines))
-    footer = [textwrap.fill(line, width) for line in _footer(frame, metric).splitlines()]
+    footer = [textwrap.fill(line, width) for line in _footer(frame, metric, notes).splitlines()]
     return "\n".join([*lines, *footer, ""])
 
 
-def to_markdown(frame: pd.DataFrame, metric: str) -> str:
-    """The wide table as GitHub's Markdown, with its footer."""
+def to_markdown(frame: pd.DataFrame, metric: str, notes: Sequence[str] = ()) -> str:
+    """The wide table as GitHub's Markdown, with its footer and notes."""
     wide = _Wide(frame)
     lines = [["pool", "role", *map("-".join, wide.pairs)], ["---", "---", *["---:"] * len(wide.pairs)]]
     lines += [[row.name, row.role, *("<br>".join(cell) for cell in row.cells)] for row in wide.rows]
     table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
-    return f"{table}\n\n{_footer(frame, metric)}\n"
+    return f"{table}\n\n{_footer(frame, metric, notes)}\n"
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -199,9 +208,16 @@ def _with_planned(trials: pd.DataFrame, grid: Grid | None) -> pd.DataFrame:
     return _tell_apart(recorded)
 
 
+def _without_older(everything: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    asked = {(slug(entry.pool.name), entry.pool.revision) for entry in grid.entries}
+    names = {name for name, _ in asked}
+    mine = zip(everything["pool_name"], everything["revision"].fillna(""), strict=True)
+    return everything[[key[0] not in names or key in asked for key in mine]]
+
+
 def _renamed(recorded: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Trials that the grid no longer asks for, under the labels and parts that it gives their pools and pairs."""
-    entries = {_pool_key(entry.pool): (entry.pool.label, entry.role) for entry in grid.entries}
+    entries = {entry.pool.key: (entry.pool.label, entry.role) for entry in grid.entries}
     pairs = {(pair.arch, pair.dataset): pair.hidden for pair in grid.pairs}
     rows = []
     for row in recorded.to_dict("records"):
@@ -227,15 +243,11 @@ def _tell_apart(everything: pd.DataFrame) -> pd.DataFrame:
     return everything.assign(pool=label)
 
 
-def _pool_key(pool: Pool) -> tuple[str, str, str]:
-    return slug(pool.name), pool.params_json, pool.source.sha[:8] if pool.source else ""
-
-
 def _planned_rows(grid: Grid) -> Iterator[tuple[Any, ...]]:
     recipe = grid.recipe.to_json()
     for planned in grid:
         trial = planned.trial
-        name, params, revision = _pool_key(trial.pool)
+        name, params, revision = trial.pool.key
         cell = (trial.pool.label, revision or None, planned.role, trial.arch, trial.dataset, planned.hidden)
         yield (trial.id, *cell, trial.seed, name, params, recipe, PROTOCOL)
 
@@ -301,14 +313,14 @@ def _cell_lines(mine: pd.DataFrame, pair: tuple[str, str], best: str | None) -> 
     if _is_withheld(row):
         lines.append("withheld")
     else:
-        gaps = [f"{row[status]} {status}" for status in ("diverged", "failed", "missing") if row[status]]
+        gaps = [f"{row[status]} {status}" for status in GAPS if row[status]]
         lines += [", ".join(gaps)] if gaps else []
     return tuple(lines)
 
 
 def _is_withheld(row: Any) -> bool:
     """Whether a hidden cell has not been started: nothing in it has ended."""
-    return bool(row.hidden and row.missing and not (row.completed or row.diverged or row.failed))
+    return bool(row.hidden and row.missing and not (row.completed or row.diverged or row.failed or row.invalid))
 
 
 def _spell_difference(row: Any) -> str:
@@ -317,7 +329,7 @@ def _spell_difference(row: Any) -> str:
     return f"{row['diff']:+.2f} [{row['diff_lo']:+.2f}, {row['diff_hi']:+.2f}]"
 
 
-def _footer(frame: pd.DataFrame, metric: str) -> str:
+def _footer(frame: pd.DataFrame, metric: str, notes: Sequence[str]) -> str:
     """What a reader has to know before believing the table, and every gap in it by name."""
     one = frame.drop_duplicates(CELL)
     picked = "best epoch on the test set, as the benchmark publishes it" if metric == METRICS[0] else "last epoch"
@@ -326,7 +338,7 @@ def _footer(frame: pd.DataFrame, metric: str) -> str:
         "Below it, the difference to the best baseline of the column, paired by seed, with its 95 % t interval; "
         "a single seed has no interval, and says nothing about the next one.",
     ]
-    for status in ("diverged", "failed", "missing"):
+    for status in GAPS:
         named = [
             f"{row.pool} on {row.arch}-{row.dataset} ({getattr(row, status)})"
             for row in one.itertuples()
@@ -337,4 +349,4 @@ def _footer(frame: pd.DataFrame, metric: str) -> str:
     withheld = dict.fromkeys(f"{row.arch}-{row.dataset}" for row in one.itertuples() if _is_withheld(row))
     if withheld:
         lines.append(f"Withheld until the final run (--final): {', '.join(withheld)}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes])

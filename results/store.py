@@ -11,6 +11,8 @@
     RUN/{trials,epochs}/merged.*  what `compact` made of many such files
     RUN/packs.json                how many trials to train side by side, as measured
     RUN/checks.json               which pools the gate found to be one function
+    RUN/pools.json                every pool that was ever asked for, with its text
+    RUN/submitted.json            which revision of a candidate is its entry
 
 Every file is written beside its place and renamed into it, so a reader never sees half of one.
 """
@@ -35,6 +37,7 @@ import yaml
 from results import schema
 from trainer.examination import SameFunction
 from trainer.grid import Grid
+from trainer.pool import Pool
 from trainer.problems import RequestError
 
 MERGED = "merged."  # a trial's id has no dot
@@ -97,24 +100,36 @@ class RunFolder:
     def write_grid(self, grid: Grid) -> None:
         text = yaml.safe_dump(grid.to_dict(), sort_keys=False, allow_unicode=True)
         _replace(self.path / "space.yaml", text.encode())
+        everything = {pool.key: pool for pool in [*self.pools(), *(entry.pool for entry in grid.entries)]}
+        self._write_json("pools.json", [pool.to_dict() for pool in everything.values()])
+
+    def pools(self) -> list[Pool]:
+        """Every pool that a sweep on this folder has asked for, all revisions, under its newest label."""
+        return [Pool.from_dict(pool) for pool in self._read_json("pools.json", [])]
+
+    def submissions(self) -> dict[str, tuple[Pool, str]]:
+        """{name of a candidate: the entry, when it was submitted}."""
+        found = self._read_json("submitted.json", {})
+        return {name: (Pool.from_dict(entry["pool"]), entry["when"]) for name, entry in found.items()}
+
+    def write_submissions(self, submissions: Mapping[str, tuple[Pool, str]]) -> None:
+        data = {name: {"pool": pool.to_dict(), "when": when} for name, (pool, when) in submissions.items()}
+        self._write_json("submitted.json", data)
 
     def pack_sizes(self) -> dict[str, Any]:
         """What was measured about how many trials to train side by side: {what and where: measurements}."""
-        path = self.path / "packs.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return self._read_json("packs.json", {})
 
     def write_pack_sizes(self, sizes: Mapping[str, Any]) -> None:
-        _replace(self.path / "packs.json", json.dumps(sizes, indent=1).encode())
+        self._write_json("packs.json", sizes)
 
     def same_functions(self) -> list[SameFunction]:
         """Which pools of the newest sweep start as one function, by architecture."""
-        path = self.path / "checks.json"
-        found = json.loads(path.read_text(encoding="utf-8"))["same_function"] if path.exists() else []
+        found = self._read_json("checks.json", {}).get("same_function", [])
         return [SameFunction.from_dict(one) for one in found]
 
     def write_same_functions(self, found: Sequence[SameFunction]) -> None:
-        data = {"same_function": [one.to_dict() for one in found]}
-        _replace(self.path / "checks.json", json.dumps(data, indent=1).encode())
+        self._write_json("checks.json", {"same_function": [one.to_dict() for one in found]})
 
     # What was measured
 
@@ -207,6 +222,16 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         _replace(path, png)
         return path
+
+    def _read_json(self, name: str, default: Any) -> Any:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+        except (OSError, ValueError) as error:
+            raise RequestError.of(f"{path} is not what a sweep wrote: {error}") from None
+
+    def _write_json(self, name: str, data: Any) -> None:
+        _replace(self.path / name, json.dumps(data, indent=1).encode())
 
     def _read(self, name: str, wanted: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
         wanted = pa.schema([wanted.field(column) for column in columns or wanted.names])

@@ -58,6 +58,7 @@ class Space:
         max_failures: how often a trial is started again after its worker died.
         compiled: whether torch.compile makes the kernels: the same function, to rounding.
         skip_invalid: whether the others run when the gate refuses a pool.
+        test_budget: how many revisions of a candidate may be trained on the visible pairs.
         keep_weights: whether a trial that completes leaves its final weights in the run folder.
     """
 
@@ -68,6 +69,7 @@ class Space:
     compiled: bool
     skip_invalid: bool
     keep_weights: bool
+    test_budget: int | None
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
@@ -160,6 +162,7 @@ class _File(_Part):
     max_failures: Annotated[int, Field(ge=0)] = 2
     compiled: Annotated[bool, Field(alias="compile")] = False  # `on` and `off` are YAML 1.1's true and false
     skip_invalid: bool = False
+    test_budget: Annotated[int | None, Field(ge=1)] = None
     keep_weights: bool = False
 
     @field_validator("recipe")
@@ -194,6 +197,7 @@ def _space(form: _File, root: Path) -> Space:
         form.compiled,
         skip_invalid=form.skip_invalid,
         keep_weights=form.keep_weights,
+        test_budget=form.test_budget,
     )
 
 

@@ -103,11 +103,12 @@ def test_a_sweep_a_rerun_and_one_more_seed(sweep, space_file: Path, tmp_path: Pa
     assert written_at(run) == before
 
     space_file.write_text(SPACE.replace("[1, 2]", "[1, 2, 3]"))
-    assert sweep() == cli.OK
+    assert sweep("--set", "keep_weights=true") == cli.OK
     assert "12 trials, of which 8 completed, 4 to run" in capfd.readouterr().out
     after = written_at(run)
     assert len(after) == 12
     assert {name: after[name] for name in before} == before
+    assert {path.stem for path in (run / "weights").iterdir()} == {Path(name).stem for name in after.keys() - before}
     assert (results.load(run).leaderboard()["n"] == 3).all()
 
 

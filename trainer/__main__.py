@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from trainer import arch, data, log, pool
 from trainer.augment import Images
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Gate([trial.pool], [trial.arch], trial.recipe.precision) as gate:
             report = gate.report
         if args.check:
-            Console().print(report.table())
+            say(report.table())
         for note in report.notes:
             say(f"note: {note}")
         report.refuse()

@@ -93,11 +93,14 @@ def averages(net: Network, maps: Tensor) -> bool:
     """Whether the last layer is linear, and the pool gives the average of these very maps [B, C, H, W].
 
     Read off the values and not the name, because the identity of CAM needs no more: `gem(p=1)` and a user's own mean
-    have it as well, and at 1x1 every pool that gives one position back as it is.
+    have it as well, and at 1x1 every pool that gives one position back as it is. It must hold on random maps too: of
+    the zeros that a dead network makes, every pool is the average.
     """
+    random = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        pooled = net.pool(maps * 1)  # a pool may write into what it is given
-    return isinstance(net.head, nn.Linear) and torch.allclose(pooled, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+        return isinstance(net.head, nn.Linear) and all(
+            torch.allclose(net.pool(given * 1), given.mean((2, 3)), rtol=1e-4, atol=1e-5) for given in (maps, random)
+        )
 
 
 def cam(net: Network, maps: Tensor, classes: Tensor) -> Tensor:

@@ -131,13 +131,14 @@ def _evaluation(subject: Subject) -> Iterator[Finding]:
     before, given = copy.deepcopy(module.state_dict()), maps.clone(memory_format=torch.preserve_format)
     with torch.no_grad():
         out = module(given)
-        if not torch.equal(given, maps):
+        if not _same(given, maps):
             what = "it changes its input in place, which the backbone's backward still needs"
             yield Finding("in-place", where, what, "No relu_(), no x += ..., or work on a copy: x = x.clone().")
-        if changed := [name for name, value in module.state_dict().items() if not _equal(before.get(name), value)]:
+        after = module.state_dict()
+        if changed := [name for name in after if name not in before or not _same(before[name], after[name])]:
             what = f"{', '.join(changed)} change while it is evaluated, so the test set would train it"
             yield Finding("eval-state", where, what, "Update statistics only if self.training.")
-        if not torch.equal(module(maps.clone()), out):
+        if not _same(module(maps.clone()), out):
             what = "two evaluations of one input differ, and so would the test accuracies of one network"
             yield Finding("eval-noise", where, what, "Draw random numbers only if self.training, and keep no state.")
             return
@@ -171,7 +172,7 @@ def _training(subject: Subject) -> Iterator[Finding]:
     if idle := [name for name, parameter in module.named_parameters() if parameter.grad is None]:
         what = f"{', '.join(idle)} receive no gradient, so they stay as they are"
         yield Finding("idle-parameter", where, what, "Use them in forward, or take them out.", refused=False)
-    if not all(torch.equal(out, outs[0]) for out in outs):
+    if not all(_same(out, outs[0]) for out in outs):
         what = "one input, one set of weights and one seed give several outputs: no trial could be repeated or resumed"
         mend = "Keep state in buffers, changed in place, and draw from torch's own generator, which is seeded."
         yield Finding("repeatability", where, what, mend)
@@ -200,7 +201,7 @@ def _checkpoints(subject: Subject) -> Iterator[Finding]:
         return
     with torch.no_grad():
         outs = [each.eval()(subject.maps()) for each in (module, other)]
-    if not torch.equal(*outs):
+    if not _same(*outs):
         what = "with the state_dict of another it computes something else: weights stand outside of it"
         yield Finding("state-dict", where, what, mend)
 
@@ -313,8 +314,9 @@ def _gap(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().max().item()
 
 
-def _equal(one: Tensor | None, other: Tensor) -> bool:
-    return one is not None and torch.equal(one, other)
+def _same(one: Tensor, other: Tensor) -> bool:
+    """To the bit, where NaN is NaN."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _spell(shape: tuple[int, ...] | torch.Size) -> str:

@@ -118,9 +118,9 @@ class SameFunction:
     parting: Mapping[str, tuple[str, ...]]
 
     def __str__(self) -> str:
-        """`vgg16bn: gap and gem start as the same function, and nothing that they learn can part them`."""
+        """`vgg16bn: gap and mine start as the same function; learning may part mine by weight`."""
         learned = ", ".join(f"{pool} by {', '.join(names)}" for pool, names in self.parting.items())
-        later = f"; learning may part {learned}" if learned else ", and nothing that they learn can part them"
+        later = f"; learning may part {learned}" if learned else ", and nothing that they learn parts them: chance does"
         return f"{self.arch}: {', '.join(self.pools[:-1])} and {self.pools[-1]} start as the same function{later}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,9 +19,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import StringIO
 from typing import IO, Any, Self, cast
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from trainer import code
@@ -57,13 +59,15 @@ class Report:
 
     @property
     def notes(self) -> list[Problem]:
+        """Likewise, of pools that are refused nowhere."""
         return self._problems(refused=False)
 
     def _problems(self, refused: bool) -> list[Problem]:
+        broken = {one.pool for one in self.examinations if one.refused}
         found: dict[tuple[Pool, str], list[tuple[str, Finding]]] = {}
         for one in self.examinations:
             for finding in one.findings:
-                if finding.refused == refused:
+                if finding.refused == refused and (refused or one.pool not in broken):
                     found.setdefault((one.pool, finding.check), []).append((one.arch, finding))
         problems = []
         for (pool, _), ((_, first), *others) in found.items():
@@ -75,10 +79,12 @@ class Report:
     def same_function(self) -> list[SameFunction]:
         return same_function(self.examinations)
 
-    def table(self) -> Table:
-        """What each pool costs in each architecture, and whether it may be trained there."""
+    def table(self) -> str:
+        """What each pool costs in each architecture, and whether it may be trained there, as wide as it needs to be."""
         head = ("pool", "arch", "parameters", "FLOPs an image", "ms a batch of 128", "by gap", "verdict")
-        table = Table(*head, box=box.SIMPLE_HEAD)
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in head:
+            table.add_column(name, no_wrap=True, justify="left" if name in ("pool", "arch", "verdict") else "right")
         for index, one in enumerate(self.examinations):
             last = index + 1 == len(self.examinations) or self.examinations[index + 1].pool != one.pool
             cost = one.cost
@@ -88,7 +94,9 @@ class Report:
                 else ("",) * 4
             )
             table.add_row(one.pool.label, one.arch, *numbers, one.verdict, end_section=last)
-        return table
+        sink = StringIO()
+        Console(file=sink, width=1000, color_system=None).print(table)
+        return "\n".join(line.rstrip() for line in sink.getvalue().splitlines())
 
     def refuse(self) -> None:
         """Raises a RequestError if a pool is refused."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,12 @@ class Grid:
         entry, pair, seed = self.entries[place[0]], self.pairs[place[1]], self.seeds[place[2]]
         trial = Trial(entry.pool, pair.arch, pair.dataset, seed, self.recipe)
         return Planned(trial, entry.role, pair.hidden, place)
+
+    def with_candidates(self, pools: Iterable[Pool]) -> Grid:
+        """The same, and these pools after the others where it does not have them."""
+        mine = {entry.pool.key for entry in self.entries}
+        more = (Entry(pool) for pool in pools if pool.key not in mine)
+        return dataclasses.replace(self, entries=(*self.entries, *more))
 
     def to_dict(self) -> dict[str, Any]:
         return {

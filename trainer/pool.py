@@ -13,6 +13,7 @@ import importlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -76,6 +77,16 @@ class Pool:
         return {"pool": self.name, "params": dict(self.params), "source": self.source.sha if self.source else None}
 
     @property
+    def revision(self) -> str:
+        """The short hash of a user's file; empty for a pool of the shelf."""
+        return self.source.sha[:8] if self.source else ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(name, parameters, revision), as a trial's id and row spell them."""
+        return slug(self.name), self.params_json, self.revision
+
+    @property
     def params_json(self) -> str:
         return json.dumps(dict(self.params), sort_keys=True)
 
@@ -93,6 +104,12 @@ class Pool:
         given = data.get("source")
         source = given and Source(**{**given, "helpers": tuple(given.get("helpers", {}).items())})
         return cls(data["name"], _frozen(data["params"]), source, data["label"])
+
+
+@cache
+def slug(name: str) -> str:
+    """A name as a harmless part of a file name: lower-case letters, digits and underscores, at most 40."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] or "pool"
 
 
 def names() -> list[str]:

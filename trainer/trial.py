@@ -6,12 +6,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.pool import Pool
+from trainer.pool import Pool, slug
 from trainer.recipe import Recipe
 
 # Raised by hand whenever training semantics change, so that old and new results never mix under one id.
@@ -73,9 +72,3 @@ def _around_the_seed(pool: str, arch: str, dataset: str, recipe: Recipe, protoco
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     before, after = canonical.rsplit(f'["{here}"]', 1)  # no parameter of a pool comes after it
     return before, after
-
-
-@functools.cache
-def slug(name: str) -> str:
-    """A name as a harmless part of a file name: lower-case letters, digits and underscores, at most 40."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] or "pool"

@@ -1,0 +1,80 @@
+"""Which revision of a candidate is the entry: the one, and the only one, that the hidden pairs will see.
+
+Whoever tries ten revisions on a test set and reports the best has fitted it. So the hidden pairs are asked about a
+candidate once, about a revision that was named before.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pandas as pd
+
+from results.store import RunFolder
+from trainer.grid import CANDIDATE
+from trainer.pool import Pool
+from trainer.problems import RequestError, did_you_mean
+from trainer.trial import slug
+
+
+def submit(run: RunFolder, spec: str) -> Pool:
+    """Records a revision as the entry of its candidate, in place of an earlier one.
+
+    Args:
+        spec: `POOL` or `POOL@REVISION`: the label of a candidate on record, and the first digits of its short hash.
+
+    Raises:
+        RequestError: there is no such candidate, or several; or the hidden pairs have been asked already.
+    """
+    label, _, revision = spec.partition("@")
+    trained = _trained(run)
+    named = {key: pool for key, pool in trained.items() if label in (pool.label, pool.name)}
+    if not named:
+        raise RequestError.of(f"no candidate {label!r} has been trained here; {_known(trained)}")
+    found = [pool for pool in named.values() if pool.revision.startswith(revision)]
+    if len(found) != 1:
+        which = ", ".join(spell(pool) for pool in named.values())
+        raise RequestError.of(f"{spec!r} names {len(found) or 'none'} of {which}; write one of them")
+    (entry,) = found
+    if asked := _asked(run, entry.name):
+        raise RequestError.of(f"{asked} has been trained on the hidden pairs, so that is the entry of {entry.name!r}")
+    run.write_submissions(run.submissions() | {entry.name: (entry, datetime.now(UTC).isoformat(timespec="seconds"))})
+    return entry
+
+
+def spell(pool: Pool) -> str:
+    """`mine@3f2a91bc`; without a hash for a pool of the shelf."""
+    return f"{pool.label}@{pool.revision}" if pool.revision else pool.label
+
+
+def revisions(run: RunFolder, name: str) -> set[tuple[str, str]]:
+    """(parameters, short hash) of all that has been trained of a candidate."""
+    return {key[1:] for key in _trained(run) if key[0] == slug(name)}
+
+
+def _trained(run: RunFolder) -> dict[tuple[str, str, str], Pool]:
+    """{key: candidate} of those with trials on record."""
+    keys = set(_keys(_candidates(run)))
+    return {pool.key: pool for pool in run.pools() if pool.key in keys}
+
+
+def _asked(run: RunFolder, name: str) -> str | None:
+    """The entry of a candidate that has trials on hidden pairs."""
+    trials = _candidates(run)
+    keys = [key for key in _keys(trials[trials["hidden"]]) if key[0] == slug(name)]
+    return next((spell(pool) for pool in run.pools() if pool.key in keys), None)
+
+
+def _candidates(run: RunFolder) -> pd.DataFrame:
+    trials = run.read_trials(["trial_id", "pool_params", "pool_source_sha", "role", "hidden", "status"]).to_pandas()
+    return trials[(trials["role"] == CANDIDATE) & (trials["status"] != "invalid")]
+
+
+def _keys(trials: pd.DataFrame) -> list[tuple[str, str, str]]:
+    names = trials["trial_id"].str.split("-").str[0]
+    shas = trials["pool_source_sha"].fillna("").str[:8]
+    return list(zip(names, trials["pool_params"], shas, strict=True))
+
+
+def _known(trained: dict[tuple[str, str, str], Pool]) -> str:
+    return did_you_mean("", {pool.label for pool in trained.values()}) if trained else "none has"
