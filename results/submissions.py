@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
+from results import schema
 from results.store import RunFolder
 from trainer.grid import CANDIDATE
 from trainer.pool import Pool
@@ -28,12 +29,13 @@ def submit(run: RunFolder, spec: str) -> Pool:
     """
     label, _, revision = spec.partition("@")
     trained = _trained(run)
-    named = {key: pool for key, pool in trained.items() if label in (pool.label, pool.name)}
+    named = [pool for pool in trained if pool.label == label] or [pool for pool in trained if pool.name == label]
     if not named:
-        raise RequestError.of(f"no candidate {label!r} has been trained here; {_known(trained)}")
-    found = [pool for pool in named.values() if pool.revision.startswith(revision)]
+        known = did_you_mean(label, {pool.label for pool in trained}) if trained else "none has"
+        raise RequestError.of(f"no candidate {label!r} has been trained here; {known}")
+    found = [pool for pool in named if pool.revision.startswith(revision)]
     if len(found) != 1:
-        which = ", ".join(spell(pool) for pool in named.values())
+        which = ", ".join(map(spell, named))
         raise RequestError.of(f"{spec!r} names {len(found) or 'none'} of {which}; write one of them")
     (entry,) = found
     if asked := _asked(run, entry.name):
@@ -49,13 +51,13 @@ def spell(pool: Pool) -> str:
 
 def revisions(run: RunFolder, name: str) -> set[tuple[str, str]]:
     """(parameters, short hash) of all that has been trained of a candidate."""
-    return {key[1:] for key in _trained(run) if key[0] == slug(name)}
+    return {key[1:] for key in _keys(_candidates(run)) if key[0] == slug(name)}
 
 
-def _trained(run: RunFolder) -> dict[tuple[str, str, str], Pool]:
-    """{key: candidate} of those with trials on record."""
+def _trained(run: RunFolder) -> list[Pool]:
+    """The candidates with trials on record."""
     keys = set(_keys(_candidates(run)))
-    return {pool.key: pool for pool in run.pools() if pool.key in keys}
+    return [pool for pool in run.pools() if pool.key in keys]
 
 
 def _asked(run: RunFolder, name: str) -> str | None:
@@ -67,14 +69,10 @@ def _asked(run: RunFolder, name: str) -> str | None:
 
 def _candidates(run: RunFolder) -> pd.DataFrame:
     trials = run.read_trials(["trial_id", "pool_params", "pool_source_sha", "role", "hidden", "status"]).to_pandas()
-    return trials[(trials["role"] == CANDIDATE) & (trials["status"] != "invalid")]
+    return trials[(trials["role"] == CANDIDATE) & (trials["status"] != schema.INVALID)]
 
 
 def _keys(trials: pd.DataFrame) -> list[tuple[str, str, str]]:
     names = trials["trial_id"].str.split("-").str[0]
     shas = trials["pool_source_sha"].fillna("").str[:8]
     return list(zip(names, trials["pool_params"], shas, strict=True))
-
-
-def _known(trained: dict[tuple[str, str, str], Pool]) -> str:
-    return did_you_mean("", {pool.label for pool in trained.values()}) if trained else "none has"

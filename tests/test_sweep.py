@@ -258,3 +258,35 @@ def heeds_interrupts(pid: int) -> bool:
         return True
     masks = dict(line.split(":\t") for line in status.read_text().splitlines() if line.startswith("Sig"))
     return not any(int(masks[name], 16) & 1 << signal.SIGINT - 1 for name in ("SigBlk", "SigIgn"))
+
+
+def test_an_invalid_pool_lets_the_rest_run_if_it_may(
+    sweep, space_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\nclass CustomPool(nn.Module):\n"
+        "    def forward(self, x):\n        return x.mean((2, 3)) + x.std((2, 3))\n"
+    )
+    space_file.write_text(SPACE.replace("- gem", "- {file: mine.py}"))
+    assert sweep() == cli.REFUSED
+    assert "check finite-output: on mobilenetv2's feature map" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "space.yaml").exists()
+    space_file.write_text(SPACE.replace("- gem", "- {file: mine.py}").replace("seeds: [1, 2]", "seeds: [1]"))
+    with space_file.open("a") as file:
+        file.write("skip_invalid: true\n")
+    assert sweep() == cli.INCOMPLETE
+    assert "1 invalid" in capfd.readouterr().out
+    trials = results.load(tmp_path / "run").trials().set_index(["pool", "arch"])
+    assert trials["status"].to_dict() == {
+        ("gap", "resnet20"): "completed",
+        ("gap", "mobilenetv2"): "completed",
+        ("mine", "resnet20"): "completed",
+        ("mine", "mobilenetv2"): "invalid",
+    }
+    assert "finite-output" in str(trials.loc[("mine", "mobilenetv2"), "error"])
+    completed = trials[trials["status"] == "completed"]
+    assert (completed["pool_times_gap"] > 0).all()
+    assert (completed["pool_flops"] == 0).all()
+    capfd.readouterr()
+    assert sweep() == cli.INCOMPLETE
+    assert "nothing to do" in capfd.readouterr().out

@@ -1,0 +1,144 @@
+"""Hidden pairs, the budget of revisions, and the one revision that is the entry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import results
+from orchestrator.record import row
+from orchestrator.sweep import make_plan
+from results import leaderboard, schema, submissions
+from results.__main__ import main
+from results.store import RunFolder
+from search_spaces import space as spaces
+from search_spaces.space import Space
+from trainer.problems import RequestError
+
+SPACE = """
+name: hidden
+recipe: {epochs: 2}
+pairs:
+  - {arch: resnet20, dataset: digits}
+  - {arch: vgg11bn, dataset: digits, hidden: true}
+pools:
+  - {name: gap, role: baseline}
+  - {file: mine.py}
+  - {file: other.py, params: {k: [1, 2]}}
+seeds: [1, 2]
+"""
+POOL = "from torch import nn\nclass CustomPool(nn.Module):\n    def __init__(self, k=1):\n        super().__init__()\n"
+
+Train = Callable[..., Space]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    return folder
+
+
+@pytest.fixture
+def train(tmp_path: Path, run: RunFolder) -> Train:
+    """`train(revision, final=False)`: as a sweep would, without training; the space."""
+
+    def make(revision: int = 1, final: bool = False, **changes: object) -> Space:
+        (tmp_path / "mine.py").write_text(POOL + f"        self.revision = {revision}\n")
+        (tmp_path / "other.py").write_text(POOL)
+        (tmp_path / "space.yaml").write_text(SPACE)
+        space = dataclasses.replace(spaces.load(tmp_path / "space.yaml"), **changes)
+        run.write_grid(space.grid)
+        for planned in make_plan(space, run, final=final).todo:
+            measured = {"best_test_acc": 50.0 + planned.trial.seed, "final_test_acc": 50.0}
+            run.write_trial(row(planned, schema.COMPLETED, (), None) | measured)
+        return space
+
+    return make
+
+
+def planned(space: Space, run: RunFolder, final: bool = False) -> list[str]:
+    return [str(one.trial) for one in make_plan(space, run, final=final).planned if one.trial.seed == 1]
+
+
+def test_hidden_pairs_are_for_baselines_and_for_what_was_submitted(train: Train, run: RunFolder) -> None:
+    space = train()
+    assert not any("vgg11bn" in trial for trial in planned(space, run))
+    assert [trial for trial in planned(space, run, final=True) if "vgg11bn" in trial] == ["gap vgg11bn-digits seed 1"]
+    assert make_plan(space, run, final=True).withheld == 6
+    submissions.submit(run, "other(k=2)")
+    hidden = [trial for trial in planned(space, run, final=True) if "vgg11bn" in trial]
+    assert hidden == ["gap vgg11bn-digits seed 1", "other(k=2) vgg11bn-digits seed 1"]
+
+
+def test_an_entry_is_a_revision_not_a_file(train: Train, run: RunFolder) -> None:
+    old = train(revision=1).grid.entries[1].pool
+    space = train(revision=2)
+    with pytest.raises(RequestError, match=rf"names 2 of mine@{old.revision}, mine@.*write one of them"):
+        submissions.submit(run, "mine")
+    assert submissions.submit(run, f"mine@{old.revision[:5]}") == old
+    final = dataclasses.replace(space, grid=space.grid.with_candidates(p for p, _ in run.submissions().values()))
+    hidden = [one.trial.pool for one in make_plan(final, run, final=True).todo if one.hidden]
+    assert [pool.key for pool in hidden if pool.name == "mine"] == [old.key] * 2
+    assert [pool.source for pool in hidden if pool.name == "mine"] == [old.source] * 2, "with its text of then"
+
+
+def test_an_entry_may_change_until_the_hidden_pairs_were_asked(train: Train, run: RunFolder) -> None:
+    train()
+    submissions.submit(run, "other")
+    submissions.submit(run, "other(k=2)")
+    train(final=True)
+    with pytest.raises(RequestError, match=r"other\(k=2\)@\w+ has been trained on the hidden pairs"):
+        submissions.submit(run, "other")
+    submissions.submit(run, "mine")  # another candidate
+
+
+def test_what_cannot_be_submitted(train: Train, run: RunFolder) -> None:
+    with pytest.raises(RequestError, match="none has"):
+        submissions.submit(run, "mine")
+    train()
+    with pytest.raises(RequestError, match="did you mean 'mine'"):
+        submissions.submit(run, "mime")
+    with pytest.raises(RequestError, match=r"'mine@ffffffff' names none of mine@"):
+        submissions.submit(run, "mine@ffffffff")
+    with pytest.raises(RequestError, match="no candidate 'gap'"):
+        submissions.submit(run, "gap")
+
+
+def test_a_budget_of_revisions(train: Train, run: RunFolder) -> None:
+    train(revision=1, test_budget=2)
+    train(revision=2, test_budget=2)
+    train(revision=1, test_budget=2)  # nothing new
+    with pytest.raises(RequestError, match=r"2 revisions of mine .* asks for 1 more, where 2 are allowed"):
+        train(revision=3, test_budget=2)
+    with pytest.raises(RequestError, match=r"2 revisions of mine") as caught:
+        train(revision=3, test_budget=1)
+    assert any("of other" in problem.what for problem in caught.value.problems), "parameters are revisions too"
+
+
+def test_the_command_and_the_table(train: Train, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    train()
+    assert main(["submit", str(run.path), "mine"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("mine@")
+    assert main(["leaderboard", str(run.path)]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert f"Submitted: {said.split()[0]}" in table
+    assert "Withheld until the final run (--final): vgg11bn-digits" in table
+    assert main(["submit", str(run.path), "nothing"]) == 2
+
+
+def test_the_latest_revision_alone(train: Train, run: RunFolder) -> None:
+    train(revision=1)
+    train(revision=2)
+    loaded = results.load(run.path)
+    assert loaded.leaderboard().query("pool == 'mine'")["revision"].nunique() == 2
+    latest = loaded.leaderboard(latest=True)
+    assert set(latest["pool"]) == set(loaded.leaderboard()["pool"])
+    assert leaderboard.to_text(latest, "best_test_acc").count("mine") < leaderboard.to_text(
+        loaded.leaderboard(), "best_test_acc"
+    ).count("mine")
+    assert latest.query("pool == 'mine'")["revision"].nunique() == 1
