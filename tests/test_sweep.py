@@ -115,14 +115,14 @@ def test_a_sweep_a_rerun_and_one_more_seed(sweep, space_file: Path, tmp_path: Pa
 def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     sweep, space_file: Path, tmp_path: Path, capfd
 ) -> None:
-    # In the contract's check the batch has 4 maps; in training 32.
+    # The gate gives it batches of 4 and 128 maps, training of 32.
     head = "import os\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
     for name, fault in (
         ("raises", "raise ValueError('thirty-two')"),
         ("dies", "os._exit(7)"),
         ("leaves", "raise SystemExit(0)"),
     ):
-        body = f"        if len(x) == 32: {fault}\n        print('hello')\n        return x.mean((2, 3))\n"
+        body = f"        if len(x) == 32: {fault}\n        return x.mean((2, 3))\n"
         (tmp_path / f"{name}.py").write_text(head + body)
     text = SPACE.replace("  - gem", "  - {file: raises.py}\n  - {file: dies.py}\n  - {file: leaves.py}").replace(
         "[1, 2]", "[1]"
