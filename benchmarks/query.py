@@ -39,7 +39,8 @@ POOLS = 20
 QUESTIONS = {
     "what has ended": "from results.store import RunFolder; answer = len(RunFolder(run).ended())",
     "leaderboard": "import results; answer = len(results.load(run).leaderboard())",
-    "as text": "from results.__main__ import render; answer = len(render(run, 'best_test_acc', 'text', False))",
+    "as text": "import results, results.views as v; "
+    "answer = len(v.to_text(results.load(run).leaderboard(), 'best_test_acc'))",
     "load trials": "import results; answer = len(results.load(run).trials())",
     "load epochs": "import results; answer = len(results.load(run).epochs())",
 }

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import results
 from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
-from results import leaderboard, schema
+from results import leaderboard, schema, views
 from results.store import RunFolder
 from search_spaces import space as spaces
 from trainer.gate import Gate, Report
@@ -119,7 +119,7 @@ def _notes(report: Report, console: Console) -> None:
 def _show(run: RunFolder, plan: Plan) -> int:
     """Prints the table, and what is not in it."""
     loaded = results.load(run.path)
-    table = leaderboard.to_text(loaded.leaderboard(), leaderboard.METRICS[0], loaded.notes())
+    table = views.to_text(loaded.leaderboard(), leaderboard.METRICS[0], loaded.notes())
     print(f"\n{table}")
     counts = plan.counts()
     if counts[schema.FAILED]:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from results import schema
+from results.status import spell_seconds
 from trainer.grid import Planned
 
 PLAIN_EVERY_S = 30.0
@@ -84,7 +85,7 @@ class Progress:
         self._ended[status] += 1
         facts = [status]
         if status == schema.COMPLETED and best is not None:
-            facts += [f"best {best:.2f} %", _spell_seconds(seconds)]
+            facts += [f"best {best:.2f} %", spell_seconds(seconds)]
             self._pace[_pair(planned)].append(seconds / planned.trial.recipe.epochs)
         if result["error"]:
             facts.append(result["error"].splitlines()[0])
@@ -110,7 +111,7 @@ class Progress:
             return ""
         typical = statistics.median(known.values())  # for a pair that nothing is known of yet
         seconds = sum(epochs * known.get(pair, typical) for pair, epochs in self._epochs_left.items())
-        return f"; about {_spell_seconds(seconds / self._most_at_once)} left"
+        return f"; about {spell_seconds(seconds / self._most_at_once)} left"
 
     def _render(self) -> Group:
         statuses = [f"{self._ended[s]} {s}" for s in (schema.DIVERGED, schema.FAILED) if self._ended[s]]
@@ -136,10 +137,3 @@ class _Running:
         accuracy = "" if self.test_acc is None else f", {self.test_acc:.2f} %"
         speed = "" if self.images_per_s is None else f", {self.images_per_s:,.0f} images/s"
         return f"{self.planned.trial}: epoch {self.epoch}/{self.planned.trial.recipe.epochs}{accuracy}{speed}"
-
-
-def _spell_seconds(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

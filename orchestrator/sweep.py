@@ -16,10 +16,12 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestrator import trackers
 from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
 from orchestrator.record import Job, give_up, refuse
 from orchestrator.resources import Node, Share, share, slow_precision, this_machine
+from orchestrator.trackers import Trackers
 from results import schema, submissions
 from results.store import RunFolder
 from search_spaces.space import Space
@@ -110,7 +112,8 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
     with Gate.over(space.grid) as gate:  # beside the loading, in processes of its own
         shares = [("", lambda: share(space.resources, [this_machine(gate.report.gpus)]))] if local else []
         refusals = [] if space.skip_invalid else [("", lambda: gate.report.refuse())]
-        loaded = gather(*loads, *refusals, ("", run.create), *shares)
+        loggers = ("loggers", functools.partial(trackers.check, space.loggers))
+        loaded = gather(*loads, *refusals, ("", run.create), *shares, loggers)
         report = gate.report
     for note in report.notes:
         say(f"note: {note}")
@@ -171,8 +174,11 @@ def _run(
             space.keep_weights,
         )
         packs = _packs(space, run, plan.todo, data, job, each, nodes, say)
-        with Progress(plan.todo, len(plan.planned) - len(plan.todo), console) as progress:
-            watcher = Watcher(progress, job)
+        with (
+            Trackers(space.loggers, run, space.grid.name, say) as logged,
+            Progress(plan.todo, len(plan.planned) - len(plan.todo), console) as progress,
+        ):
+            watcher = Watcher(progress, job, logged)
             start = functools.partial(ray_tune.run, space.grid, data=data, job=job, share=each, watcher=watcher)
             # Packs of several first. One that died twice is split: nobody knows whose fault it was.
             if several := [pack for pack in packs if len(pack) > 1]:
@@ -214,14 +220,15 @@ def _packs(
 
 
 class Watcher:
-    """Shows how trials go, and decides what becomes of those whose workers died.
+    """Shows how trials go, has those that end logged, and decides what becomes of those whose workers died.
 
     Attributes:
         split: packs of one, of the trials that a pack of several left behind.
     """
 
-    def __init__(self, progress: Progress, job: Job):
+    def __init__(self, progress: Progress, job: Job, logged: Trackers | None = None):
         self._progress = progress
+        self._logged = logged
         self._job = job
         self._ended: set[str] = set()
         self.split: list[Pack] = []
@@ -234,6 +241,8 @@ class Watcher:
         self._progress.reported(planned, result)
 
     def ended(self, planned: Planned, result: Mapping[str, Any]) -> None:
+        if self._logged and planned.trial.id not in self._ended:
+            self._logged.ended(planned, result)
         self._ended.add(planned.trial.id)
         self._progress.ended(planned, result)
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from results import leaderboard, load, submissions
+from rich.live import Live
+from rich.text import Text
+
+from results import leaderboard, load, reproduce, status, submissions, topup, views
 from trainer.problems import RequestError
 
 
@@ -34,11 +40,43 @@ def _parser() -> argparse.ArgumentParser:
         return one.add_argument
 
     add = command("leaderboard", _leaderboard, "the baseline-vs-candidate table")
-    add("--metric", choices=leaderboard.METRICS, default=leaderboard.METRICS[0])
-    add("--format", choices=("text", "markdown", "csv"), default="text")
+    _add_choice(add)
+    add("--baseline", nargs="+", metavar="POOL", help="show differences to these, and not to the best of each column")
+    add("--pools", nargs="+", metavar="POOL", help="only these rows")
+    add("--sort", choices=views.SORTS, default=views.SORTS[0], help="within baselines and candidates (default: gain)")
+    add("--format", choices=views.FORMATS, default="text")
     add("--output", metavar="FILE", type=Path, help="write it there instead of to the terminal")
-    add("--latest", action="store_true", help="of a candidate's revisions only those of the newest sweep")
-    add("--allow-mixed", action="store_true", help="let trials of different recipes share the table")
+
+    add = command("report", _report, "one page with the table, the curves and every trial, to read or to mail")
+    _add_choice(add)
+    add("--output", metavar="FILE", type=Path, help="the HTML; RUN/report.html unless given")
+
+    add = command("curves", _curves, "the report's pictures as files")
+    _add_choice(add)
+    add("--output", metavar="DIR", type=Path, required=True, help="the folder that they are written into")
+    add("--format", choices=("png", "svg"), default="png")
+
+    add = command("reproduce", _reproduce, "what was measured beside what was published, with a verdict a cell")
+    add("--against", metavar="FILE", type=Path, default=reproduce.PUBLISHED, help="another paper's table, as CSV")
+    add("--metric", choices=leaderboard.METRICS, default=leaderboard.METRICS[0])
+    add("--margin", metavar="POINTS", type=float, default=reproduce.MARGIN, help="how near is agreement (default: 1)")
+    add("--format", choices=reproduce.FORMATS, default="text")
+
+    add = command("topup", _topup, "write the spaces that add seeds where they could settle something")
+    add(
+        "--target",
+        metavar="POINTS",
+        type=float,
+        default=topup.TARGET,
+        help="what matters (default: 0.5)",
+    )
+    add("--most", metavar="SEEDS", type=int, default=topup.MOST, help="that a cell may have (default: 20)")
+
+    command("status", _status, "how far the sweep is: what runs, what failed and why, how long still")
+
+    add = command("watch", _watch, "the table and the status, drawn again and again until all has ended")
+    _add_choice(add)
+    add("--every", metavar="SECONDS", type=float, default=5.0)
 
     command("compact", _compact, "merge the small files of ended trials; readers and a sweep may go on")
 
@@ -54,20 +92,74 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_choice(add: Callable[..., argparse.Action]) -> None:
+    """What of the run folder is in a table, the same for all that show one."""
+    add("--metric", choices=leaderboard.METRICS, default=leaderboard.METRICS[0])
+    add("--pairs", nargs="+", metavar="ARCH-DATASET", help="only these columns")
+    add("--seeds", nargs="+", metavar="N", type=int, help="only these seeds")
+    add("--latest", action="store_true", help="of a candidate's revisions only those of the newest sweep")
+    add("--allow-mixed", action="store_true", help="let trials of different recipes share the table")
+
+
 def _leaderboard(args: argparse.Namespace) -> None:
     run = load(args.run)
-    frame = run.leaderboard(args.metric, args.allow_mixed, args.latest)
-    if args.format == "csv":
-        text = leaderboard.to_csv(frame)
-    elif args.format == "markdown":
-        text = leaderboard.to_markdown(frame, args.metric, run.notes())
-    else:
-        text = leaderboard.to_text(frame, args.metric, run.notes())
+    frame = run.leaderboard(**_chosen(args), baselines=args.baseline, pools=args.pools)
+    text = views.FORMATS[args.format](frame, args.metric, run.notes(), args.sort, bool(args.baseline))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text, encoding="utf-8")
     else:
         print(text, end="")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from results import report  # only here, and below: matplotlib takes most of a second
+
+    print(report.write(load(args.run), args.output, **_chosen(args)))
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from results import figures
+
+    print(figures.save(load(args.run), args.output, args.format, **_chosen(args)))
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("metric", "allow_mixed", "latest", "pairs", "seeds")
+    return {name: getattr(args, name) for name in names}
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    published = reproduce.load_published(args.against)
+    cells = reproduce.compare(load(args.run).trials(), published, args.metric, args.margin)
+    print(reproduce.FORMATS[args.format](cells, args.margin), end="")
+
+
+def _topup(args: argparse.Namespace) -> None:
+    run = load(args.run)
+    comparisons, paths = topup.write(run.folder, run.leaderboard(), args.target, args.most)
+    for comparison in comparisons:
+        print(comparison)
+    for path in paths:
+        print(f"python run_sweep.py --space {path} --out {args.run}")
+    if not paths:
+        print("nothing that more seeds could settle")
+
+
+def _status(args: argparse.Namespace) -> None:
+    print(status.status(load(args.run).folder))
+
+
+def _watch(args: argparse.Namespace) -> None:
+    run = load(args.run)
+    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            now = status.status(run.folder)
+            table = views.to_text(run.leaderboard(**_chosen(args)), args.metric, run.notes())
+            live.update(Text(f"{table}\n{now}"), refresh=True)
+            if not now.counts["running"] and not now.counts["to do"]:
+                return
+            time.sleep(args.every)
 
 
 def _compact(args: argparse.Namespace) -> None:

@@ -1,26 +1,21 @@
-"""The leaderboard: one tidy frame, and the text, Markdown and CSV views of it."""
+"""The leaderboard as one tidy frame; `results.views` shows it."""
 
 from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from results import schema, stats
+from trainer.examination import SameFunction
 from trainer.grid import BASELINE, Grid
 from trainer.pool import slug
-from trainer.problems import RequestError, unknown
+from trainer.problems import Problem, RequestError, did_you_mean, unknown
 from trainer.trial import PROTOCOL
 
 METRICS = ("best_test_acc", "final_test_acc")
@@ -38,8 +33,33 @@ COLUMNS = {
     **dict.fromkeys([*schema.STATUSES, "missing"], "int64"),
     "baseline": "string",
     "n_pairs": "int64",
-    **dict.fromkeys(["diff", "diff_lo", "diff_hi", "p"], "float64"),
+    **dict.fromkeys(["diff", "diff_lo", "diff_hi", "p", "p_holm"], "float64"),
+    **dict.fromkeys(["paired", "alike", "better", "worse"], "bool"),
+    "detectable": "float64",
+    "rank": "Int64",
+    **dict.fromkeys(["same_as", "flags"], "string"),
 }
+ALPHA = 1 - stats.CONFIDENCE
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which part of a run stands in the table; None is all of it.
+
+    Attributes:
+        baselines: the labels of the baselines that others are compared with. The family of tests shrinks with them.
+        pools: whose rows are shown; baselines are compared with all the same.
+        pairs: `arch-dataset` each.
+        seeds: that count.
+    """
+
+    baselines: Sequence[str] | None = None
+    pools: Sequence[str] | None = None
+    pairs: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+
+
+EVERYTHING = Selection()
 
 
 def cells(
@@ -48,6 +68,8 @@ def cells(
     metric: str = "best_test_acc",
     allow_mixed: bool = False,
     latest: bool = False,
+    selection: Selection = EVERYTHING,
+    same: Sequence[SameFunction] = (),
 ) -> pd.DataFrame:
     """The tidy frame: one row for each (pool, revision, arch, dataset, baseline).
 
@@ -58,25 +80,33 @@ def cells(
         metric: `best_test_acc`, the benchmark's, or `final_test_acc`; percent.
         allow_mixed: let trials of different recipes or protocols stand in one table, each in rows of its own.
         latest: of a candidate with several revisions, only those that the grid asks for.
+        same: what the gate found to be one function.
 
     Returns:
         The columns of `COLUMNS`. `revision` is the short hash of a candidate's file, null for the shelf. `n`, `mean`,
-        `std`, `min`, `max` are over the completed trials only; diverged, failed and missing ones are counted beside
-        them. `diff` is to `baseline`, paired by seed, with its 95 % t interval and p. A baseline's own rows carry its
-        differences to the other baselines; a cell without any to compare with has one row, its baseline null.
+        `std`, `min`, `max` are over the completed trials only; diverged, failed, invalid and missing ones are counted
+        beside them. `diff` is to `baseline`, over the `n_pairs` seeds that both have, with its 95 % t interval and p;
+        where they share none it is Welch's, and not `paired`. `p_holm` is p in the family of all rows of candidates,
+        in which `better` and `worse` (`p_holm` < 0.05) are wrong in one table of twenty at most; a baseline's own rows
+        carry its differences to the other baselines, outside of the family. `detectable` is what so many pairs find
+        with 80 % power, at the spread that the column's pairs have. `rank` is 1 and how many cells of the column have
+        an interval wholly above. `same_as` are the pools that are the same function there, `alike` whether `baseline`
+        is one, `flags` the values far from their siblings. A cell with nothing to compare with has one row, its
+        baseline null.
 
     Raises:
-        RequestError: an unknown metric, or trials of several recipes without `allow_mixed`.
+        RequestError: an unknown metric, pool, pair or seed, or trials of several recipes without `allow_mixed`.
     """
     if metric not in METRICS:
         raise RequestError.of(unknown("metric", metric, METRICS))
     if not allow_mixed:
         _refuse_mixed(trials)
-    summaries, values = [], {}
     everything = _with_planned(trials, grid)
     if latest and grid is not None:
         everything = _without_older(everything, grid)
-    for key, group in _groups(everything, [*CELL, *_IDENTITY]):
+    everything = _selected(everything, selection)
+    summaries, values = [], {}
+    for key, group in groups(everything, [*CELL, *_IDENTITY]):
         cell = _Cell(*key)
         if group["seed"].duplicated().any():
             raise AssertionError(f"two trials of one seed in {cell}")
@@ -85,28 +115,63 @@ def cells(
         counts = group["status"].value_counts()
         summaries.append((cell, stats.summary(completed.to_numpy(np.float64)), counts))
 
+    columns: dict[Any, list[_Cell]] = {}
+    for cell in values:
+        columns.setdefault(cell.column, []).append(cell)
+    flags, ranks = {}, {}
+    for members in columns.values():
+        found = [values[cell].to_numpy(np.float64) for cell in members]
+        flags |= dict(zip(members, stats.outliers(found), strict=True))
+        ranks |= dict(zip(members, stats.ranks(found), strict=True))
+
     rows = []
     for cell, summary, counts in summaries:
+        alike = [one.pools for one in same if one.arch == cell.arch and cell.pool in one.pools]
+        far = values[cell][flags[cell]]
         mine = {
             **{name: getattr(cell, name) for name in CELL},
             **{name: getattr(summary, name) for name in ("n", "mean", "std", "min", "max")},
             **{status: int(counts.get(status, 0)) for status in (*schema.STATUSES, "missing")},
+            "rank": ranks[cell],
+            "same_as": ", ".join(pool for pools in alike for pool in pools if pool != cell.pool) or None,
+            "flags": "; ".join(f"seed {seed}: {value:.2f}" for seed, value in far.items()) or None,
         }
-        others = [c for c in values if c.role == BASELINE and c.column == cell.column and c != cell]
+        others = [c for c in columns[cell.column] if c.role == BASELINE and c != cell]
+        if selection.baselines is not None:
+            others = [c for c in others if c.pool in selection.baselines]
         for baseline in others or [None]:
             difference = _difference(values[cell], values[baseline]) if baseline else _NO_DIFFERENCE
             rows.append(
                 {
                     **mine,
                     "baseline": baseline and baseline.pool,
-                    "n_pairs": difference.n,
+                    "n_pairs": difference.n if difference.paired else 0,
                     "diff": difference.diff,
                     "diff_lo": difference.lo,
                     "diff_hi": difference.hi,
                     "p": difference.p,
+                    "paired": difference.paired,
+                    "alike": baseline is not None and any(baseline.pool in pools for pools in alike),
+                    "std_of_pairs": difference.std,
                 }
             )
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "std_of_pairs"])
+    if selection.pools is not None:
+        frame = frame[frame["pool"].isin(selection.pools)].reset_index(drop=True)
+    return _judged(frame)[list(COLUMNS)].astype(COLUMNS)
+
+
+def _judged(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds what follows from all rows together: the family's p, the marks, and what the seeds can find."""
+    family = frame["role"] != BASELINE
+    p_holm = np.full(len(frame), np.nan)
+    p_holm[family] = stats.holm(frame.loc[family, "p"].to_numpy(np.float64))
+    sure = p_holm < ALPHA
+    gain = frame["diff"].to_numpy(np.float64)
+    spread = frame["std_of_pairs"].astype(float)  # the median: a runaway trial must not hide what the others can find
+    typical = spread.groupby([frame["arch"], frame["dataset"]]).transform("median")
+    found = [stats.detectable(std, n) for std, n in zip(typical, frame["n_pairs"], strict=True)]
+    return frame.assign(p_holm=p_holm, better=sure & (gain > 0), worse=sure & (gain < 0), detectable=found)
 
 
 def best_baselines(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -118,39 +183,24 @@ def best_baselines(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
     return dict(zip(zip(best["arch"], best["dataset"], strict=True), best["pool"], strict=True))
 
 
-def to_text(frame: pd.DataFrame, metric: str, notes: Sequence[str] = ()) -> str:
-    """The wide table as plain text, as wide as it needs to be, and its footer and notes under it."""
-    wide = _Wide(frame)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("pool")
-    for pair in wide.pairs:
-        table.add_column("-".join(pair), justify="right", no_wrap=True)
-    for row, below in zip(wide.rows, [*wide.rows[1:], None], strict=False):
-        last_of_role = below is not None and row.role != below.role
-        table.add_row(Text(row.name), *(Text("\n".join(cell)) for cell in row.cells), end_section=last_of_role)
-    sink = StringIO()
-    console = Console(file=sink, width=1000, color_system=None)
-    console.print(table)
-    lines = [line.rstrip() for line in sink.getvalue().splitlines()]
-    width = max(80, *map(len, lines))
-    footer = [textwrap.fill(line, width) for line in _footer(frame, metric, notes).splitlines()]
-    return "\n".join([*lines, *footer, ""])
+def across(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for each candidate with two pairs and more: its mean difference over them, and whether that is chance.
 
-
-def to_markdown(frame: pd.DataFrame, metric: str, notes: Sequence[str] = ()) -> str:
-    """The wide table as GitHub's Markdown, with its footer and notes."""
-    wide = _Wide(frame)
-    lines = [["pool", "role", *map("-".join, wide.pairs)], ["---", "---", *["---:"] * len(wide.pairs)]]
-    lines += [[row.name, row.role, *("<br>".join(cell) for cell in row.cells)] for row in wide.rows]
-    table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
-    return f"{table}\n\n{_footer(frame, metric, notes)}\n"
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """The tidy frame, every digit of it."""
-    sink = StringIO()
-    frame.to_csv(sink, index=False, lineterminator="\n")
-    return sink.getvalue()
+    Returns:
+        pool, baseline (the one with the highest mean over the pairs), pairs, diff, and p of the exact sign-flip test.
+    """
+    finished = frame[(frame["role"] == BASELINE) & (frame["n"] > 0)].drop_duplicates(CELL)
+    rows = []
+    if not finished.empty:
+        overall = finished.groupby("pool")["mean"].agg(["size", "mean"])
+        baseline = str(overall.sort_values(["size", "mean"]).index[-1])
+        against = frame[(frame["role"] != BASELINE) & (frame["baseline"] == baseline) & frame["diff"].notna()]
+        for (pool, revision), mine in groups(against, ["pool", "revision"]):
+            gaps = mine["diff"].to_numpy(np.float64)
+            if len(gaps) > 1:
+                name = pool if against.loc[against["pool"] == pool, "revision"].nunique() < 2 else f"{pool} @{revision}"
+                rows.append((name, baseline, len(gaps), float(gaps.mean()), stats.sign_flip(gaps)))
+    return pd.DataFrame(rows, columns=["pool", "baseline", "pairs", "diff", "p"])
 
 
 # What makes a pool that pool, and a trial comparable to another, whatever it is called.
@@ -179,15 +229,17 @@ class _Cell:
 _NO_DIFFERENCE = stats.Difference(0, math.nan, math.nan, math.nan, math.nan)
 
 
-def _groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """Groups in order of appearance; a null in a key is None."""
+def groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """(key, rows) in order of appearance; a null in a key is None."""
     for key, group in frame.groupby(keys, sort=False, dropna=False):
         yield tuple(None if part is pd.NA or part != part else part for part in cast("tuple[Any, ...]", key)), group
 
 
 def _difference(ours: pd.Series, theirs: pd.Series) -> stats.Difference:
-    """By the seeds that both have."""
+    """By the seeds that both have; unpaired where they have none in common."""
     common = ours.index.intersection(theirs.index)
+    if common.empty:
+        return stats.welch_difference(ours.to_numpy(np.float64), theirs.to_numpy(np.float64))
     return stats.paired_difference(ours.loc[common].to_numpy(np.float64), theirs.loc[common].to_numpy(np.float64))
 
 
@@ -206,6 +258,32 @@ def _with_planned(trials: pd.DataFrame, grid: Grid | None) -> pd.DataFrame:
         beyond = recorded[~recorded["trial_id"].isin(planned["trial_id"])]
         recorded = pd.concat([asked, _renamed(beyond, grid)], ignore_index=True) if len(beyond) else asked
     return _tell_apart(recorded)
+
+
+def _selected(everything: pd.DataFrame, selection: Selection) -> pd.DataFrame:
+    """The trials of the pairs and seeds that were chosen, once all that was chosen is known to be there."""
+    pairs = everything["arch"] + "-" + everything["dataset"]
+    baselines = everything.loc[everything["role"] == BASELINE, "pool"]
+    chosen = {
+        "--pools": (selection.pools, set(everything["pool"])),
+        "--baseline": (selection.baselines, set(baselines)),
+        "--pairs": (selection.pairs, set(pairs)),
+        "--seeds": (selection.seeds, set(everything["seed"])),
+    }
+    problems = [
+        Problem(option, f"{value!r} is not in this table; {did_you_mean(value, map(str, there))}")
+        for option, (values, there) in chosen.items()
+        for value in values or ()
+        if value not in there
+    ]
+    if problems:
+        raise RequestError(problems)
+    kept = pd.Series(data=True, index=everything.index)
+    if selection.pairs is not None:
+        kept &= pairs.isin(selection.pairs)
+    if selection.seeds is not None:
+        kept &= everything["seed"].isin(selection.seeds)
+    return everything[kept]
 
 
 def _without_older(everything: pd.DataFrame, grid: Grid) -> pd.DataFrame:
@@ -268,85 +346,3 @@ def _refuse_mixed(trials: pd.DataFrame) -> None:
             f"the run folder holds trials of {len(kinds)} recipes ({found}), which one table must not mix; "
             f"keep each recipe in a run folder of its own, or pass --allow-mixed to see them side by side"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    name: str
-    role: str
-    cells: tuple[tuple[str, ...], ...]  # a cell is its lines
-
-
-class _Wide:
-    """Rows are pools, baselines first and the best of each role on top; columns are pairs."""
-
-    def __init__(self, frame: pd.DataFrame):
-        self.pairs = list(frame[["arch", "dataset"]].drop_duplicates().itertuples(index=False, name=None))
-        best = best_baselines(frame)
-        revisions = frame.groupby("pool")["revision"].nunique()
-        crowded = set(revisions.index[revisions > 1])
-        rows = []
-        for (pool, revision, role), mine in _groups(frame, ["pool", "revision", "role"]):
-            shown = [_cell_lines(mine, pair, best.get(pair)) for pair in self.pairs]
-            means = mine.drop_duplicates(["arch", "dataset"]).set_index(["arch", "dataset"])["mean"]
-            rank = means.sum()  # over the pairs that it has finished: a pool with the easy half only is not ahead
-            name = f"{pool} @{revision}" if pool in crowded and revision else pool
-            order = (role != BASELINE, -rank)
-            rows.append((order, _Row(name, role, tuple(shown))))
-        self.rows: Sequence[_Row] = [row for _, row in sorted(rows, key=lambda item: item[0])]
-
-
-def _cell_lines(mine: pd.DataFrame, pair: tuple[str, str], best: str | None) -> tuple[str, ...]:
-    """`72.31 ± 0.22 (3)`, the difference to the best baseline, and what is not in the mean."""
-    here = mine[(mine["arch"] == pair[0]) & (mine["dataset"] == pair[1])]
-    if here.empty:
-        return ("",)
-    row: Any = here.iloc[0]
-    lines = []
-    if row.n:
-        spread = f" ± {row['std']:.2f}" if row.n > 1 else ""
-        lines.append(f"{row['mean']:.2f}{spread} ({row.n})")
-        if row.pool == best:
-            lines.append("best baseline")
-        elif (against := here[here["baseline"] == best]).size and against.iloc[0]["n_pairs"]:
-            lines.append(_spell_difference(against.iloc[0]))
-    if _is_withheld(row):
-        lines.append("withheld")
-    else:
-        gaps = [f"{row[status]} {status}" for status in GAPS if row[status]]
-        lines += [", ".join(gaps)] if gaps else []
-    return tuple(lines)
-
-
-def _is_withheld(row: Any) -> bool:
-    """Whether a hidden cell has not been started: nothing in it has ended."""
-    return bool(row.hidden and row.missing and not (row.completed or row.diverged or row.failed or row.invalid))
-
-
-def _spell_difference(row: Any) -> str:
-    if math.isnan(row["diff_lo"]):
-        return f"{row['diff']:+.2f}"
-    return f"{row['diff']:+.2f} [{row['diff_lo']:+.2f}, {row['diff_hi']:+.2f}]"
-
-
-def _footer(frame: pd.DataFrame, metric: str, notes: Sequence[str]) -> str:
-    """What a reader has to know before believing the table, and every gap in it by name."""
-    one = frame.drop_duplicates(CELL)
-    picked = "best epoch on the test set, as the benchmark publishes it" if metric == METRICS[0] else "last epoch"
-    lines = [
-        f"{metric} in percent ({picked}): mean ± standard deviation (seeds).",
-        "Below it, the difference to the best baseline of the column, paired by seed, with its 95 % t interval; "
-        "a single seed has no interval, and says nothing about the next one.",
-    ]
-    for status in GAPS:
-        named = [
-            f"{row.pool} on {row.arch}-{row.dataset} ({getattr(row, status)})"
-            for row in one.itertuples()
-            if getattr(row, status) and not _is_withheld(row)
-        ]
-        if named:
-            lines.append(f"{status.capitalize()}, not in any mean: {'; '.join(named)}.")
-    withheld = dict.fromkeys(f"{row.arch}-{row.dataset}" for row in one.itertuples() if _is_withheld(row))
-    if withheld:
-        lines.append(f"Withheld until the final run (--final): {', '.join(withheld)}.")
-    return "\n".join([*lines, *notes])

@@ -7,12 +7,15 @@
     RUN/weights/<trial id>.pt     its final weights, if the sweep keeps them and the trial has completed
     RUN/logs/<trial id>.log       what the trial printed; the traceback of a failure
     RUN/cam/<trial id>.png        its class activation maps, once they were asked for
+    RUN/report.html               all of it as one page, once it was asked for
     RUN/ray.log                   what Ray had to say
     RUN/{trials,epochs}/merged.*  what `compact` made of many such files
     RUN/packs.json                how many trials to train side by side, as measured
     RUN/checks.json               which pools the gate found to be one function
     RUN/pools.json                every pool that was ever asked for, with its text
     RUN/submitted.json            which revision of a candidate is its entry
+    RUN/topups.json               when seeds were added after looking, and RUN/topup-*.yaml, the spaces that add them
+    RUN/tensorboard, RUN/mlruns   what trackers make of it, if the sweep names them
 
 Every file is written beside its place and renamed into it, so a reader never sees half of one.
 """
@@ -22,15 +25,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import operator
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -38,10 +43,12 @@ from results import schema
 from trainer.examination import SameFunction
 from trainer.grid import Grid
 from trainer.pool import Pool
-from trainer.problems import RequestError
+from trainer.problems import Problem, RequestError, did_you_mean
 
 MERGED = "merged."  # a trial's id has no dot
+Where = Mapping[str, Any]  # {column: a value, or an iterable of those that are allowed}
 MERGE = 20_000  # files at a time: 4 million epochs, 300 MB while they are merged
+ROW_GROUP = 65_536  # of a merged file: sorted by id, so that a filter skips most, in a tenth of the time for one trial
 
 
 class Ended(NamedTuple):
@@ -112,6 +119,13 @@ class RunFolder:
         found = self._read_json("submitted.json", {})
         return {name: (Pool.from_dict(entry["pool"]), entry["when"]) for name, entry in found.items()}
 
+    def topups(self) -> list[dict[str, Any]]:
+        """When seeds were added after looking: {when, target, columns}."""
+        return self._read_json("topups.json", [])
+
+    def write_topups(self, topups: Sequence[Mapping[str, Any]]) -> None:
+        self._write_json("topups.json", list(topups))
+
     def write_submissions(self, submissions: Mapping[str, tuple[Pool, str]]) -> None:
         data = {name: {"pool": pool.to_dict(), "when": when} for name, (pool, when) in submissions.items()}
         self._write_json("submitted.json", data)
@@ -152,13 +166,17 @@ class RunFolder:
         found = ds.dataset(merged, schema=schema.TRIALS).to_table(["status"], ds.field("trial_id") == trial_id)
         return found["status"][0].as_py() if len(found) else None
 
-    def read_trials(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Every trial that has ended, as `schema.TRIALS`."""
-        return self._read("trials", schema.TRIALS, columns)
+    def read_trials(self, columns: Sequence[str] | None = None, where: Where | None = None) -> pa.Table:
+        """Every trial that has ended, as `schema.TRIALS`; of those only what `where` asks for.
 
-    def read_epochs(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Every epoch on record, of running trials too, as `schema.EPOCHS`."""
-        return self._read("epochs", schema.EPOCHS, columns)
+        Raises:
+            RequestError: there is no such column, or a value in `where` is none of its type.
+        """
+        return self._read("trials", schema.TRIALS, columns, where)
+
+    def read_epochs(self, columns: Sequence[str] | None = None, where: Where | None = None) -> pa.Table:
+        """Every epoch on record, of running trials too, as `schema.EPOCHS`; as `read_trials`."""
+        return self._read("epochs", schema.EPOCHS, columns, where)
 
     def write_trial(self, row: Mapping[str, Any]) -> None:
         self._write("trials", row["trial_id"], [row], schema.TRIALS)
@@ -193,7 +211,7 @@ class RunFolder:
     def write_merged(self, name: str, rows: pa.Table) -> None:
         """Rows of many trials, as one file of `trials` or `epochs`."""
         sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd")
+        pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP)
         _replace(self.path / name / f"{MERGED}{uuid.uuid4().hex[:12]}.parquet", sink.getvalue())
 
     # What a trial needs while it runs
@@ -204,6 +222,10 @@ class RunFolder:
     def weights(self, trial_id: str) -> CheckpointFile:
         """Its final weights, a state_dict as `torch.save` writes it; there before its row is."""
         return CheckpointFile(self.path / "weights" / f"{trial_id}.pt")
+
+    def tracker_path(self, name: str) -> Path:
+        """Where a tracker may write; RUN/`name`."""
+        return self.path / name
 
     def log_path(self, trial_id: str) -> Path:
         return self.path / "logs" / f"{trial_id}.log"
@@ -223,6 +245,12 @@ class RunFolder:
         _replace(path, png)
         return path
 
+    def write_report(self, page: str) -> Path:
+        """The page of the run; where it is."""
+        path = self.path / "report.html"
+        _replace(path, page.encode())
+        return path
+
     def _read_json(self, name: str, default: Any) -> Any:
         path = self.path / name
         try:
@@ -233,18 +261,22 @@ class RunFolder:
     def _write_json(self, name: str, data: Any) -> None:
         _replace(self.path / name, json.dumps(data, indent=1).encode())
 
-    def _read(self, name: str, wanted: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
-        wanted = pa.schema([wanted.field(column) for column in columns or wanted.names])
+    def _read(self, name: str, whole: pa.Schema, columns: Sequence[str] | None, where: Where | None = None) -> pa.Table:
+        allowed = _allowed_values(whole, columns or (), where or {})
+        shown = list(columns or whole.names)
         while True:
-            files = self._files(name)
+            files = list(filter(_by_name(allowed), self._files(name)))
+            keys = [key for key in ("trial_id", "epoch") if key in whole.names] if any(map(_is_merged, files)) else []
+            wanted = pa.schema([whole.field(column) for column in dict.fromkeys([*shown, *allowed, *keys])])
             try:
-                table = _concatenated(files, wanted)
+                table = _concatenated(files, wanted, allowed)
             except FileNotFoundError:
                 continue  # `compact` has just put what was in it elsewhere
             except (OSError, pa.ArrowException) as error:
                 what = f"{self.path / name} cannot be read: {error}; move what is no file of this run away"
                 raise RequestError.of(what) from None
-            return _without_repeats(table) if any(map(_is_merged, files)) else table
+            table = _without_repeats(table, keys) if keys else table  # before the filter: the newer row may not match
+            return _matching(table, allowed).select(shown)
 
     def _files(self, name: str) -> list[Path]:
         """Small files first: where a trial stands in a merged one too, its own is the newer."""
@@ -275,11 +307,70 @@ class CheckpointFile:
         self.path.unlink(missing_ok=True)
 
 
-def _concatenated(files: Sequence[Path], wanted: pa.Schema) -> pa.Table:
-    tables = list(_each(functools.partial(_read_file, columns=wanted.names), files))
+def _concatenated(files: Sequence[Path], wanted: pa.Schema, allowed: Mapping[str, pa.Array] | None = None) -> pa.Table:
+    """The rows of all files, and of merged ones only those with the allowed values."""
+    filtered = [file for file in files if allowed and _is_merged(file)]
+    whole = files[: len(files) - len(filtered)]  # merged ones come last
+    tables = list(_each(functools.partial(_read_file, columns=wanted.names), whole))
+    if filtered:
+        tables.append(_read_merged(filtered, wanted, allowed or {}))
     # Whatever an older version of this project did not write yet is null.
     table = pa.concat_tables([*tables, wanted.empty_table()], promote_options="permissive")
     return table.select(wanted.names).cast(wanted).combine_chunks()
+
+
+def _read_merged(files: Sequence[Path], wanted: pa.Schema, allowed: Mapping[str, pa.Array]) -> pa.Table:
+    import pyarrow.dataset as ds  # half a second, which most readers need not pay
+
+    tests = [ds.field(name).isin(values) for name, values in allowed.items()]
+    return ds.dataset(files, schema=wanted).to_table(filter=functools.reduce(operator.and_, tests))
+
+
+def _allowed_values(whole: pa.Schema, columns: Sequence[str], where: Where) -> dict[str, pa.Array]:
+    """`where` with its values as arrays of their columns' types."""
+    problems = [Problem(name, f"no such column; {did_you_mean(name, whole.names)}") for name in columns]
+    problems = [problem for problem in problems if problem.where not in whole.names]
+    allowed = {}
+    for name, given in where.items():
+        if name not in whole.names:
+            problems.append(Problem(name, f"no such column; {did_you_mean(name, whole.names)}"))
+            continue
+        several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+        kind = whole.field(name).type
+        try:
+            allowed[name] = pa.array(list(given) if several else [given], kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            problems.append(Problem(name, f"found {given!r}, allowed is a value of type {kind}, or a list of such"))
+    if problems:
+        raise RequestError(problems)
+    return allowed
+
+
+def _by_name(allowed: Mapping[str, pa.Array]) -> Callable[[Path], bool]:
+    """Whether a file may have such rows: a trial's file is named by its id, <pool>-<arch>-<dataset>-s<seed>-<hash>."""
+    texts = {name: set(map(str, allowed[name].to_pylist())) for name in ("trial_id", *_IN_NAME) if name in allowed}
+
+    def may_match(file: Path) -> bool:
+        if _is_merged(file):
+            return True
+        if "trial_id" in texts and file.stem not in texts["trial_id"]:
+            return False
+        parts = file.stem.split("-")
+        if len(parts) != 5:
+            return True
+        told = dict(zip(_IN_NAME, (parts[1], parts[2], parts[3].removeprefix("s")), strict=True))
+        return all(told[name] in texts[name] for name in _IN_NAME if name in texts)
+
+    return may_match
+
+
+_IN_NAME = ("arch", "dataset", "seed")
+
+
+def _matching(table: pa.Table, allowed: Mapping[str, pa.Array]) -> pa.Table:
+    for name, values in allowed.items():
+        table = table.filter(pc.is_in(table[name], value_set=values))  # pyright: ignore
+    return table
 
 
 def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
@@ -306,13 +397,9 @@ def _is_merged(file: Path) -> bool:
     return file.name.startswith(MERGED)
 
 
-def _without_repeats(table: pa.Table) -> pa.Table:
+def _without_repeats(table: pa.Table, keys: Sequence[str]) -> pa.Table:
     """The first row of each trial, or of each epoch of it, where `compact` was at work at the same moment."""
-    keys = [name for name in ("trial_id", "epoch") if name in table.column_names]
-    if "trial_id" not in keys:
-        return table
-    frame = table.select(keys).to_pandas()
-    repeated = frame.duplicated()
+    repeated = table.select(keys).to_pandas().duplicated()
     return table.filter(pa.array(~repeated)) if repeated.any() else table
 
 

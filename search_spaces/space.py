@@ -20,10 +20,11 @@ from trainer import data
 from trainer import pool as pools
 from trainer.grid import CANDIDATE, Entry, Grid, Pair
 from trainer.pool import Pool
-from trainer.problems import Problem, RequestError, did_you_mean, gather
+from trainer.problems import Problem, RequestError, did_you_mean, gather, unknown
 from trainer.recipe import Recipe
 
 SHIPPED = Path(__file__).parent
+LOGGERS = ("tensorboard", "mlflow", "wandb")
 
 
 class _Part(BaseModel):
@@ -60,6 +61,7 @@ class Space:
         skip_invalid: whether the others run when the gate refuses a pool.
         test_budget: how many revisions of a candidate may be trained on the visible pairs.
         keep_weights: whether a trial that completes leaves its final weights in the run folder.
+        loggers: of LOGGERS those that every trial is logged with when it has ended.
     """
 
     grid: Grid
@@ -70,6 +72,7 @@ class Space:
     skip_invalid: bool
     keep_weights: bool
     test_budget: int | None
+    loggers: tuple[str, ...] = ()
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
@@ -164,6 +167,7 @@ class _File(_Part):
     skip_invalid: bool = False
     test_budget: Annotated[int | None, Field(ge=1)] = None
     keep_weights: bool = False
+    loggers: list[str] = []
 
     @field_validator("recipe")
     @classmethod
@@ -180,6 +184,12 @@ class _File(_Part):
     @classmethod
     def _known_datasets(cls, names: list[str] | None) -> list[str] | None:
         return _each(data.get, names)
+
+    @field_validator("loggers")
+    @classmethod
+    def _known_loggers(cls, names: list[str]) -> list[str]:
+        _each(_known_logger, names)
+        return names
 
 
 def _space(form: _File, root: Path) -> Space:
@@ -198,6 +208,7 @@ def _space(form: _File, root: Path) -> Space:
         skip_invalid=form.skip_invalid,
         keep_weights=form.keep_weights,
         test_budget=form.test_budget,
+        loggers=tuple(form.loggers),
     )
 
 
@@ -244,7 +255,7 @@ def _problems_across(document: Mapping[str, Any]) -> Iterator[Found]:
     elif document.get("pairs") is None and len(product) < 2:
         has = f"; found only {product[0]}" if product else ""
         yield (), Problem("pairs", f"missing; give pairs, or both architectures and datasets{has}")
-    for key in ("seeds", "pairs", "architectures", "datasets"):
+    for key in ("seeds", "pairs", "architectures", "datasets", "loggers"):
         values = document.get(key)
         items = [_spell_pair(value) for value in values] if isinstance(values, list) else []
         for index, item in enumerate(items):
@@ -280,6 +291,11 @@ def _problems_of_pools(form: _File, root: Path) -> Iterator[Found]:
 def _each(get: Callable[[str], Any], names: list[str] | None) -> list[str] | None:
     gather(*((f"[{index}]", functools.partial(get, name)) for index, name in enumerate(names or ())))
     return names
+
+
+def _known_logger(name: str) -> None:
+    if name not in LOGGERS:
+        raise RequestError.of(unknown("logger", name, LOGGERS))
 
 
 def _find(file: Path) -> Path:

@@ -11,7 +11,7 @@ import pytest
 import results
 from orchestrator.record import row
 from orchestrator.sweep import make_plan
-from results import leaderboard, schema, submissions
+from results import schema, submissions, views
 from results.__main__ import main
 from results.store import RunFolder
 from search_spaces import space as spaces
@@ -138,7 +138,7 @@ def test_the_latest_revision_alone(train: Train, run: RunFolder) -> None:
     assert loaded.leaderboard().query("pool == 'mine'")["revision"].nunique() == 2
     latest = loaded.leaderboard(latest=True)
     assert set(latest["pool"]) == set(loaded.leaderboard()["pool"])
-    assert leaderboard.to_text(latest, "best_test_acc").count("mine") < leaderboard.to_text(
+    assert views.to_text(latest, "best_test_acc").count("mine") < views.to_text(
         loaded.leaderboard(), "best_test_acc"
     ).count("mine")
     assert latest.query("pool == 'mine'")["revision"].nunique() == 1

@@ -1,0 +1,175 @@
+"""The statistics: against scipy and statsmodels, and against what they promise, by simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
+from scipy import stats as reference
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from results import stats
+
+SEEDS = [3, 5, 10]
+SD = 0.37  # of seeds, published: ResNet-56 on CIFAR-100
+
+
+def accuracies(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(72, SD, n).round(2)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+@pytest.mark.parametrize("seed", range(5))
+def test_paired_is_scipys(n: int, seed: int) -> None:
+    ours, theirs = accuracies(n, seed), accuracies(n, seed + 100)
+    mine, theirs_ = stats.paired_difference(ours, theirs), cast(Any, reference.ttest_rel(ours, theirs))
+    interval = theirs_.confidence_interval(0.95)
+    assert mine.p == pytest.approx(theirs_.pvalue, rel=1e-10, abs=1e-10)
+    assert (mine.lo, mine.hi) == pytest.approx((interval.low, interval.high), rel=1e-10, abs=1e-10)
+    assert (mine.n, mine.paired) == (n, True)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (2, 7), (3, 10), (10, 3)])
+@pytest.mark.parametrize("seed", range(5))
+def test_welch_is_scipys(n: int, m: int, seed: int) -> None:
+    ours, theirs = accuracies(n, seed), 2 * accuracies(m, seed + 100)
+    mine = stats.welch_difference(ours, theirs)
+    theirs_: Any = reference.ttest_ind(ours, theirs, equal_var=False)
+    interval = theirs_.confidence_interval(0.95)
+    assert mine.p == pytest.approx(theirs_.pvalue, rel=1e-10, abs=1e-10)
+    assert (mine.lo, mine.hi) == pytest.approx((interval.low, interval.high), rel=1e-10, abs=1e-10)
+    assert not mine.paired
+
+
+def test_too_little_to_say_is_nothing_said() -> None:
+    one, none, same = accuracies(1), accuracies(0), np.full(3, 70.0)
+    for difference in (
+        stats.paired_difference(one, one),
+        stats.paired_difference(none, none),
+        stats.paired_difference(same, same + 0.1),
+        stats.welch_difference(one, accuracies(5)),
+        stats.welch_difference(none, accuracies(5)),
+        stats.welch_difference(same, same),
+    ):
+        assert math.isnan(difference.lo)
+        assert math.isnan(difference.p)
+    assert stats.paired_difference(one, one - 1).diff == pytest.approx(1)
+    assert math.isnan(stats.summary(one).std)
+    assert math.isnan(stats.mean_interval(one)[0])
+    assert math.isnan(stats.detectable(0.5, 1))
+    assert math.isnan(stats.sign_flip(none))
+
+
+@given(hypothesis_numpy.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)))
+def test_holm_is_statsmodels(p: np.ndarray) -> None:
+    wanted: Any = multipletests(p, method="holm")[1]
+    np.testing.assert_allclose(stats.holm(p), wanted, atol=1e-12)
+
+
+def test_what_is_no_test_does_not_count_in_the_family() -> None:
+    p = np.array([0.01, np.nan, 0.04])
+    np.testing.assert_allclose(stats.holm(p), [0.02, np.nan, 0.04])
+    assert stats.holm(np.array([])).shape == (0,)
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_sign_flip_is_scipys(k: int) -> None:
+    gaps = accuracies(k) - 71.9
+    exact = reference.permutation_test((gaps,), np.mean, permutation_type="samples", vectorized=True, n_resamples=2**k)
+    assert stats.sign_flip(gaps) == pytest.approx(exact.pvalue, rel=1e-10, abs=1e-10)
+    assert stats.sign_flip(np.full(k, 0.3)) == pytest.approx(2 / 2**k)
+
+
+def test_sign_flip_of_many_draws_signs() -> None:
+    gaps = np.random.default_rng(0).normal(0.3, 1, 40)
+    wanted: Any = reference.ttest_1samp(gaps, 0)
+    assert stats.sign_flip(gaps) == pytest.approx(wanted.pvalue, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 30])
+@pytest.mark.parametrize("effect", [0.2, 1.0, 1.5])
+def test_power_is_statsmodels(n: int, effect: float) -> None:
+    wanted = TTestPower().power(effect, nobs=n, alpha=0.05, alternative="two-sided")
+    assert stats.power(effect * SD, SD, n) == pytest.approx(wanted, abs=1e-8)
+
+
+@pytest.mark.parametrize("n", SEEDS)
+def test_what_is_detectable_has_the_power(n: int) -> None:
+    assert stats.power(stats.detectable(SD, n), SD, n) == pytest.approx(0.8, abs=1e-9)
+
+
+def test_seeds_needed() -> None:
+    gaps = SD * math.sqrt(2)  # of two pools whose seeds have SD each and nothing in common
+    assert stats.seeds_needed(0.5, gaps) == 11
+    assert stats.seeds_needed(0.3, gaps) == 26
+    for difference in (0.2, 0.5, 1.0):
+        n = stats.seeds_needed(difference, gaps)
+        assert n is not None
+        assert stats.power(difference, gaps, n) >= 0.8 > stats.power(difference, gaps, n - 1)
+    assert stats.seeds_needed(1e-6, gaps) is None
+    assert stats.seeds_needed(0.0, gaps) is None
+
+
+def test_outliers() -> None:
+    """The published column of MobileNetV2 on Fashion-MNIST, and the two that have none."""
+    fmnist = [[94.32, 94.52, 94.36], [94.61, 94.81, 94.12], [61.22, 94.27, 94.29]]
+    found = stats.outliers([np.array(cell) for cell in fmnist])
+    assert [flags.tolist() for flags in found] == [[False] * 3, [False] * 3, [True, False, False]]
+    cifar = [[71.60, 71.06, 71.84], [72.00, 72.39, 72.49], [70.49, 69.96, 67.84]]
+    vgg = [[73.96, 72.55, 72.52], [72.48, 74.02, 73.83], [73.93, 74.43, 73.04]]
+    for column in (cifar, vgg):
+        assert not any(flags.any() for flags in stats.outliers([np.array(cell) for cell in column]))
+    assert not stats.outliers([np.array([1.0, 99.0])])[0].any(), "which of two is the odd one?"
+
+
+def test_outliers_are_rare_where_there_is_only_noise() -> None:
+    for n in SEEDS:
+        draws = np.random.default_rng(0).normal(72, SD, (2000, 8, n))
+        wrong = [any(flags.any() for flags in stats.outliers(list(column))) for column in draws]
+        assert np.mean(wrong) < 0.015
+
+
+def test_ranks() -> None:
+    low, middle, high = (np.array([x, x + 0.1, x + 0.2]) for x in (70.0, 71.0, 72.0))
+    wide = np.array([68.0, 71.0, 74.0])
+    assert stats.ranks([low, middle, high]) == [3, 2, 1]
+    assert stats.ranks([low, wide, high]) == [2, 1, 1]
+    assert stats.ranks([low, np.array([99.0])]) == [1, None]
+
+
+# What they promise
+
+
+@pytest.mark.parametrize("n", SEEDS)
+def test_the_family_errs_in_one_leaderboard_of_twenty_at_most(n: int) -> None:
+    """10,000 leaderboards of 6 candidates, 4 baselines and 3 pairs in which nothing is better than anything."""
+    boards, candidates, baselines, pairs = 10_000, 6, 4, 3
+    draws = np.random.default_rng(n).normal(72, SD, (boards, candidates + baselines, pairs, n)).astype(np.float64)
+    ps = [
+        stats.paired_test(draws[:, candidate] - draws[:, candidates + baseline])[2]
+        for candidate, baseline in itertools.product(range(candidates), range(baselines))
+    ]
+    family = np.concatenate(ps, axis=1)  # [boards, 72]
+    wrong = np.array([(stats.holm(p) < 0.05).any() for p in family])
+    assert wrong.mean() <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / boards)
+
+
+@pytest.mark.parametrize("n", SEEDS)
+def test_intervals_cover(n: int) -> None:
+    gaps = np.random.default_rng(n).normal(0.5, SD, (20_000, n))
+    mean, half, _, _ = stats.paired_test(gaps)
+    assert 0.94 <= np.mean(np.abs(mean - 0.5) <= half) <= 0.96
+
+
+@pytest.mark.parametrize("n", SEEDS)
+def test_a_true_gain_is_found_as_often_as_promised(n: int) -> None:
+    draws = np.random.default_rng(n).normal(72, SD, (20_000, 2, n))
+    _, _, p, _ = stats.paired_test(draws[:, 0] + 0.5 - draws[:, 1])
+    assert np.mean(p < 0.05) == pytest.approx(stats.power(0.5, SD * math.sqrt(2), n), abs=0.015)

@@ -1,0 +1,105 @@
+"""Seeds that are added after looking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import results
+from orchestrator.record import row
+from orchestrator.sweep import make_plan
+from results import schema, stats, topup, views
+from results.__main__ import main
+from results.store import RunFolder
+from search_spaces import space as spaces
+from trainer.grid import Planned
+
+SPACE = """
+name: looked
+recipe: {epochs: 2}
+architectures: [resnet20, resnet32, resnet44]
+datasets: [digits]
+pools:
+  - {name: gap, role: baseline}
+  - {name: global_max, role: baseline}
+  - gem(p=2)
+  - {file: mine.py}
+seeds: [3, 4, 5]
+"""
+# Gain over gap by (pool, arch): settled, open and wide, open and narrow.
+GAINS = {
+    ("gem(p=2)", "resnet20"): [2.0, 2.1, 2.2],
+    ("gem(p=2)", "resnet32"): [9.0, -9.0, 0.0],
+    ("gem(p=2)", "resnet44"): [0.5, -0.3, 0.1],
+    ("mine", "resnet44"): [0.2, -0.1, 0.0],
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    (tmp_path / "mine.py").write_text("class CustomPool: ...\n")
+    (tmp_path / "space.yaml").write_text(SPACE)
+    space = spaces.load(tmp_path / "space.yaml")
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.write_grid(space.grid)
+    for planned in space.grid:
+        folder.write_trial(measured(planned))
+    return folder
+
+
+def measured(planned: Planned) -> dict[str, Any]:
+    trial = planned.trial
+    gains = GAINS.get((trial.pool.label, trial.arch), [-1.0, -1.1, -0.8] if trial.pool.name != "gap" else [0.0] * 3)
+    value = 90 + trial.seed / 10 + gains[(trial.seed - 3) % 3]
+    return row(planned, schema.COMPLETED, (), None) | {"best_test_acc": value, "final_test_acc": value}
+
+
+def test_only_what_is_open_and_can_be_settled(run: RunFolder) -> None:
+    found = {(one.pool, one.arch): one for one in topup.still_open(results.load(run.path).leaderboard())}
+    assert set(found) == {("gem(p=2)", "resnet32"), ("gem(p=2)", "resnet44"), ("mine", "resnet44")}
+    assert found["gem(p=2)", "resnet32"].seeds is None, "with a spread of nine points"
+    narrow = found["gem(p=2)", "resnet44"]
+    std = float(np.std(GAINS["gem(p=2)", "resnet44"], ddof=1))
+    assert narrow.std == pytest.approx(std)
+    assert narrow.seeds == stats.seeds_needed(0.5, std)
+    assert found["mine", "resnet44"].seeds in (3, 4)
+
+
+def test_the_spaces_add_these_seeds_and_nothing_else(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topup", str(run.path), "--target", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "gem(p=2) against gap on resnet32-digits: +0.00 over 3 seeds, more are needed than can be had" in said
+    (path,) = run.path.glob("topup-*.yaml")
+    assert f"--space {path} --out {run.path}" in said
+    plan = make_plan(spaces.load(path), run)
+    needed = stats.seeds_needed(0.5, float(np.std(GAINS["gem(p=2)", "resnet44"], ddof=1)))
+    assert needed is not None
+    assert {(p.trial.pool.label, p.trial.arch) for p in plan.planned} == {
+        ("gap", "resnet44"),
+        ("gem(p=2)", "resnet44"),
+        ("mine", "resnet44"),
+    }
+    assert sorted({p.trial.seed for p in plan.todo}) == list(range(6, 3 + needed))
+    assert len(plan.ended) == 9, "what is on record is not trained again"
+    for planned in plan.todo:
+        run.write_trial(measured(planned))
+    frame = results.load(run.path).leaderboard()
+    assert frame.query("pool == 'mine' and arch == 'resnet44'")["n"].eq(needed).all()
+
+
+def test_every_table_says_so_from_then_on(run: RunFolder) -> None:
+    loaded = results.load(run.path)
+    assert not loaded.notes()
+    topup.write(run, loaded.leaderboard())
+    text = " ".join(views.to_text(loaded.leaderboard(), "best_test_acc", loaded.notes()).split())
+    assert "to find 0.5 points) on resnet44-digits: intervals and p there err more often than they say" in text
+
+
+def test_where_nothing_can_be_settled_nothing_is_written(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topup", str(run.path), "--target", "0.001"]) == 0
+    assert "nothing that more seeds could settle" in capsys.readouterr().out
+    assert not list(run.path.glob("topup*"))

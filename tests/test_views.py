@@ -1,0 +1,140 @@
+"""The views of the table: each read back by what is made to read it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from results import leaderboard, stats, views
+from trainer.examination import SameFunction
+from trainer.problems import RequestError
+
+PAIRS = [("resnet56", "cifar100"), ("vgg16bn", "cifar100")]
+VALUES = {
+    ("gap", "baseline"): [[72.0, 72.4, 71.8, 72.3, 72.2], [73.0, 73.1, 72.9, 73.3, 73.2]],
+    ("gem", "baseline"): [[71.0, 71.6, 70.8, 71.2, 71.1], [73.1, 73.0, 73.2, 73.1, 73.3]],
+    ("mine_50%", "candidate"): [[74.1, 74.3, 73.9, 74.5, 74.2], [73.0, 73.1, 72.9, 73.3, 73.1]],
+    ("odd|<b>", "candidate"): [[60.0, 71.8, 71.9, 72.1, 72.0], [73.0, 73.2]],
+}
+
+
+def trials() -> pd.DataFrame:
+    rows = []
+    for (pool, role), columns in VALUES.items():
+        for (arch, dataset), found in zip(PAIRS, columns, strict=True):
+            for seed, value in enumerate(found):
+                key = {"pool": pool, "role": role, "arch": arch, "dataset": dataset, "seed": seed, "hidden": False}
+                identity = {"trial_id": f"{pool}-{arch}-{dataset}-s{seed}-x", "pool_params": "{}", "recipe": "{}"}
+                measured = {"best_test_acc": value, "final_test_acc": value, "status": "completed", "protocol": 1}
+                rows.append({**key, **identity, **measured, "pool_source_sha": None})
+    return pd.DataFrame(rows).astype({"pool_source_sha": "string"})
+
+
+def frame(**selection: object) -> pd.DataFrame:
+    same = [SameFunction("vgg16bn", ("gap", "gem", "mine_50%"), {})]
+    return leaderboard.cells(trials(), None, selection=leaderboard.Selection(**selection), same=same)  # type: ignore[arg-type]
+
+
+def test_marks_and_flags() -> None:
+    found = frame()
+    best = found.query("pool == 'mine_50%' and arch == 'resnet56'").set_index("baseline")
+    assert best["better"].all()
+    assert (best["p_holm"] < 0.05).all()
+    assert (best["p_holm"] >= best["p"]).all()
+    assert found.query("role == 'baseline'")["p_holm"].isna().all(), "baselines are no family of candidates"
+    assert found.query("arch == 'resnet56'").drop_duplicates("pool").set_index("pool")["rank"].to_dict() == {
+        "gap": 2,
+        "gem": 3,
+        "mine_50%": 1,
+        "odd|<b>": 1,
+    }, "an interval as wide as that of 60.0 and its siblings is below nobody's"
+    odd = found.query("pool == 'odd|<b>' and arch == 'resnet56'").iloc[0]
+    assert odd["flags"] == "seed 0: 60.00"
+    alike = found.query("pool == 'mine_50%' and arch == 'vgg16bn'")
+    assert alike["alike"].all()
+    assert set(alike["same_as"]) == {"gap, gem"}
+    text = views.to_text(found, "best_test_acc")
+    assert f"+2.06 [+1.92, +2.20] {views.BETTER}" in text
+    assert views.ALIKE in text
+    assert "there is none" not in text
+
+
+def test_the_family_is_what_is_compared() -> None:
+    everything, one = frame(), frame(baselines=["gap"])
+    assert len(one) < len(everything)
+    mine = "pool == 'mine_50%' and arch == 'resnet56' and baseline == 'gap'"
+    assert one.query(mine)["p_holm"].item() < everything.query(mine)["p_holm"].item()
+    family = one[one["role"] == "candidate"]
+    assert stats.holm(family["p"].to_numpy()) == pytest.approx(family["p_holm"].to_numpy(), nan_ok=True)
+
+
+def test_what_is_chosen_is_shown_and_what_is_not_there_is_named() -> None:
+    assert set(frame(pools=["gem", "mine_50%"])["pool"]) == {"gem", "mine_50%"}
+    assert set(frame(pairs=["vgg16bn-cifar100"])["arch"]) == {"vgg16bn"}
+    assert frame(seeds=[0, 1]).query("pool == 'gap'")["n"].eq(2).all()
+    with pytest.raises(RequestError) as caught:
+        frame(pools=["gme"], baselines=["mine_50%"], pairs=["vgg-cifar"], seeds=[99])
+    assert [problem.where for problem in caught.value.problems] == ["--pools", "--baseline", "--pairs", "--seeds"]
+    assert "did you mean 'gem'" in caught.value.problems[0].what
+
+
+def test_pools_without_a_seed_in_common_are_compared_unpaired() -> None:
+    shifted = trials()
+    shifted.loc[shifted["pool"] == "mine_50%", "seed"] += 100
+    found = leaderboard.cells(shifted, None)
+    row = found.query("pool == 'mine_50%' and arch == 'resnet56' and baseline == 'gap'").iloc[0]
+    assert not row["paired"]
+    assert row["n_pairs"] == 0
+    assert row["diff_lo"] > 0
+    assert "by Welch's test: mine_50% on resnet56-cifar100" in " ".join(views.to_text(found, "best_test_acc").split())
+
+
+def test_sorts() -> None:
+    assert [row.name for row in views.Wide(frame()).rows] == ["gap", "gem", "mine_50%", "odd|<b>"]
+    assert [row.name for row in views.Wide(frame(), "name").rows] == ["gap", "gem", "mine_50%", "odd|<b>"]
+    better = trials().replace({"best_test_acc": {72.1: 90.0, 72.0: 90.0, 71.9: 90.0, 71.8: 90.0}})
+    found = leaderboard.cells(better[better["pool"] != "gap"], None)
+    assert [row.name for row in views.Wide(found, "mean").rows] == ["gem", "odd|<b>", "mine_50%"]
+
+
+def test_csv_reads_back() -> None:
+    found = frame()
+    again = pd.read_csv(StringIO(views.to_csv(found))).astype(leaderboard.COLUMNS)
+    pd.testing.assert_frame_equal(again, found)
+
+
+def test_markdown_is_a_table() -> None:
+    lines = [line for line in views.to_markdown(frame(), "best_test_acc").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(VALUES)
+    assert {line.replace("\\|", "").count("|") for line in lines} == {len(PAIRS) + 3}
+
+
+def test_html_is_escaped() -> None:
+    page = views.to_html(frame(), "best_test_acc", ["a <note>"])
+    assert "odd|&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "a &lt;note&gt;" in page
+
+
+def test_latex_compiles(tmp_path: Path) -> None:
+    engine = shutil.which("tectonic") or shutil.which("pdflatex")
+    table = views.to_latex(frame(), "best_test_acc", ["50 % of this & that_"], "gain", True)
+    assert r"mine\_50\% &" in table
+    lines = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert {line.count(" & ") for line in lines} == {len(PAIRS)}
+    if engine is None:
+        pytest.skip("no LaTeX here")
+    (tmp_path / "t.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs,amssymb}\\begin{document}\n" + table + "\\end{document}\n"
+    )
+    command = (
+        [engine, "t.tex"] if "tectonic" in engine else [engine, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "t.pdf").stat().st_size > 1000
