@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 import results
+from orchestrator.forecast import forecast
 from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
 from results import leaderboard, schema, views
 from results.store import RunFolder
@@ -82,6 +83,8 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.plan:
         for planned in plan.planned:
             print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}")
+        for line in forecast(plan, run):
+            print(line)
         with Gate.over(space.grid) as gate:
             _notes(gate.report, console)
         return OK

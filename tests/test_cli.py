@@ -150,6 +150,8 @@ def test_a_plan_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main([*arguments, "--plan"]) == cli.OK
     said = capsys.readouterr().out
     assert said.count("to do") == 3
+    assert "3 trials of 1 epochs; how long that takes is known once the first has ended" in said
+    assert "one seed finds nothing: a difference of 0.5 points takes 11" in said
     assert "3 more on hidden pairs wait for --final" in said
     assert "vgg11bn: gap and gem start as the same function" in said
     assert "refused: pool own, check finite-output" in said
