@@ -231,7 +231,10 @@ def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
         "seed, with its 95 % t interval; a single seed has no interval, and says nothing about the next one."
     ]
     if family := int(frame["p_holm"].notna().sum()):
-        found = "" if (frame["better"] | frame["worse"]).any() else ": there is none"
+        best = best_baselines(frame)
+        pairs = zip(frame["arch"], frame["dataset"], frame["baseline"], strict=True)
+        shown = frame[[every or best.get((arch, dataset)) == baseline for arch, dataset, baseline in pairs]]
+        found = "" if (shown["better"] | shown["worse"]).any() else ": none here"
         lines.append(
             f"{BETTER} better, {WORSE} worse: p < {ALPHA:.2f} after Holm over the {family} comparisons of candidates "
             f"with baselines{found}."

@@ -61,7 +61,7 @@ def test_marks_and_flags() -> None:
     text = views.to_text(found, "best_test_acc")
     assert f"+2.06 [+1.92, +2.20] {views.BETTER}" in text
     assert views.ALIKE in text
-    assert "there is none" not in text
+    assert "none here" not in text
 
 
 def test_the_family_is_what_is_compared() -> None:
@@ -138,3 +138,19 @@ def test_latex_compiles(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "t.pdf").stat().st_size > 1000
+
+
+def test_a_cell_in_which_all_diverged_is_counted_and_compared_with_nothing() -> None:
+    lost = trials()
+    mine = (lost["pool"] == "mine_50%") & (lost["arch"] == "resnet56")
+    lost.loc[mine, "status"] = "diverged"
+    found = leaderboard.cells(lost, None)
+    row = found.query("pool == 'mine_50%' and arch == 'resnet56' and baseline == 'gap'").iloc[0]
+    assert (row["n"], row["diverged"], row["n_pairs"], row["better"]) == (0, 5, 0, False)
+    assert row[["mean", "diff", "p", "p_holm", "detectable", "rank"]].isna().all()
+    text = " ".join(views.to_text(found, "best_test_acc").split())
+    assert "5 diverged" in text
+    assert "Diverged, not in any mean: mine_50% on resnet56-cifar100 (5)." in text
+    everything = lost.assign(status="diverged")
+    assert "diverged" in views.to_text(leaderboard.cells(everything, None), "best_test_acc")
+    assert leaderboard.cells(everything, None)["rank"].isna().all()
