@@ -232,8 +232,8 @@ def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
     ]
     if family := int(frame["p_holm"].notna().sum()):
         best = best_baselines(frame)
-        pairs = zip(frame["arch"], frame["dataset"], frame["baseline"], strict=True)
-        shown = frame[[every or best.get((arch, dataset)) == baseline for arch, dataset, baseline in pairs]]
+        pairs = zip(compared["arch"], compared["dataset"], compared["baseline"], strict=True)
+        shown = compared[[every or best.get((arch, dataset)) == baseline for arch, dataset, baseline in pairs]]
         found = "" if (shown["better"] | shown["worse"]).any() else ": none here"
         lines.append(
             f"{BETTER} better, {WORSE} worse: p < {ALPHA:.2f} after Holm over the {family} comparisons of candidates "
