@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from results import leaderboard, several, submissions, views
+from results import leaderboard, several, submissions, topup, views
 from results.store import RunFolder
 from trainer.problems import RequestError
 
@@ -91,12 +91,7 @@ class Run:
         entries = [entry for folder in folders for entry in folder.submissions().values()]
         submitted = [f"{submissions.spell(pool)} ({when})" for pool, when in entries]
         lines += [f"Submitted: {', '.join(dict.fromkeys(submitted))}."] if submitted else []
-        lines += [
-            f"Seeds were added after looking ({topup['when'][:10]}, to find {topup['target']:g} points) on "
-            f"{', '.join(topup['columns'])}: intervals and p there err more often than they say."
-            for folder in folders
-            for topup in folder.topups()
-        ]
+        lines += [line for folder in folders for line in topup.remark(folder)]
         return list(dict.fromkeys(lines))
 
     def _repr_html_(self) -> str:

@@ -105,11 +105,14 @@ def _leaderboard(args: argparse.Namespace) -> None:
     run = load(args.run)
     frame = run.leaderboard(**_chosen(args), baselines=args.baseline, pools=args.pools)
     text = views.FORMATS[args.format](frame, args.metric, run.notes(), args.sort, bool(args.baseline))
-    if args.output:
+    if not args.output:
+        print(text, end="")
+        return
+    try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    except OSError as error:
+        raise RequestError.of(f"{args.output} cannot be written: {error.strerror or error}", "--output") from None
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -143,7 +146,7 @@ def _topup(args: argparse.Namespace) -> None:
     for path in paths:
         print(f"python run_sweep.py --space {path} --out {args.run}")
     if not paths:
-        print("nothing that more seeds could settle")
+        print("nothing that more seeds could settle, up to the number and for the difference asked for")
 
 
 def _status(args: argparse.Namespace) -> None:

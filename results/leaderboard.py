@@ -88,11 +88,11 @@ def cells(
         beside them. `diff` is to `baseline`, over the `n_pairs` seeds that both have, with its 95 % t interval and p;
         where they share none it is Welch's, and not `paired`. `p_holm` is p in the family of all rows of candidates,
         in which `better` and `worse` (`p_holm` < 0.05) are wrong in one table of twenty at most; a baseline's own rows
-        carry its differences to the other baselines, outside of the family. `detectable` is what so many pairs find
-        with 80 % power, at the spread that the column's pairs have. `rank` is 1 and how many cells of the column have
-        an interval wholly above. `same_as` are the pools that are the same function there, `alike` whether `baseline`
-        is one, `flags` the values far from their siblings. A cell with nothing to compare with has one row, its
-        baseline null.
+        carry its differences to the other baselines, outside of the family. `detectable` is what so many pairs would
+        mark with 80 % power at the strictest step of Holm, at the spread that the column's pairs have. `rank` is 1 and
+        how many cells of the column have an interval wholly above. `same_as` are the pools that start as the same
+        function there, `alike` whether `baseline` is one, `flags` the values far from their siblings. A cell with
+        nothing to compare with has one row, its baseline null.
 
     Raises:
         RequestError: an unknown metric, pool, pair or seed, or trials of several recipes without `allow_mixed`.
@@ -100,7 +100,7 @@ def cells(
     if metric not in METRICS:
         raise RequestError.of(unknown("metric", metric, METRICS))
     if not allow_mixed:
-        _refuse_mixed(trials)
+        refuse_mixed(trials)
     everything = _with_planned(trials, grid)
     if latest and grid is not None:
         everything = _without_older(everything, grid)
@@ -156,30 +156,41 @@ def cells(
                 }
             )
     frame = pd.DataFrame(rows, columns=[*COLUMNS, "std_of_pairs"])
+    typical = _typical_spread(frame)
     if selection.pools is not None:
-        frame = frame[frame["pool"].isin(selection.pools)].reset_index(drop=True)
-    return _judged(frame)[list(COLUMNS)].astype(COLUMNS)
+        kept = frame["pool"].isin(selection.pools)
+        frame, typical = frame[kept].reset_index(drop=True), typical[kept].reset_index(drop=True)
+    return _judged(frame, typical)[list(COLUMNS)].astype(COLUMNS)
 
 
-def _judged(frame: pd.DataFrame) -> pd.DataFrame:
+def _typical_spread(frame: pd.DataFrame) -> pd.Series:
+    """The median spread of the pairs' differences in each row's column: of candidates, if there are any, and of cells
+    without a flag, so that a runaway trial does not hide what the others can find."""
+    flagged = set(frame.loc[frame["flags"].notna(), ["pool", "arch", "dataset"]].itertuples(index=False, name=None))
+    sides = zip(frame["pool"], frame["baseline"], frame["arch"], frame["dataset"], strict=True)
+    calm = np.array([not {(pool, arch, data), (base, arch, data)} & flagged for pool, base, arch, data in sides], bool)
+    column = [frame["arch"], frame["dataset"]]
+    spread = frame["std_of_pairs"].astype(float)
+    ours = spread.where(calm & (frame["role"] != BASELINE).to_numpy()).groupby(column).transform("median")
+    return ours.fillna(spread.where(calm).groupby(column).transform("median"))
+
+
+def _judged(frame: pd.DataFrame, typical: pd.Series) -> pd.DataFrame:
     """Adds what follows from all rows together: the family's p, the marks, and what the seeds can find."""
     family = frame["role"] != BASELINE
     p_holm = np.full(len(frame), np.nan)
     p_holm[family] = stats.holm(frame.loc[family, "p"].to_numpy(np.float64))
     sure = p_holm < ALPHA
     gain = frame["diff"].to_numpy(np.float64)
-    spread = frame["std_of_pairs"].astype(float)  # the median: a runaway trial must not hide what the others can find
-    typical = spread.groupby([frame["arch"], frame["dataset"]]).transform("median")
-    found = [stats.detectable(std, n) for std, n in zip(typical, frame["n_pairs"], strict=True)]
+    strictest = ALPHA / max(1, int((~np.isnan(p_holm)).sum()))
+    found = [stats.detectable(std, n, alpha=strictest) for std, n in zip(typical, frame["n_pairs"], strict=True)]
     return frame.assign(p_holm=p_holm, better=sure & (gain > 0), worse=sure & (gain < 0), detectable=found)
 
 
 def best_baselines(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """{(arch, dataset): the baseline with the highest mean}; a pair without a finished baseline has none."""
+    """{(arch, dataset): the baseline with the highest mean, of those with the most seeds}, where one has finished."""
     finished = frame[(frame["role"] == BASELINE) & (frame["n"] > 0)]
-    if finished.empty:
-        return {}
-    best = finished.loc[finished.groupby(["arch", "dataset"])["mean"].idxmax()]
+    best = finished.sort_values(["n", "mean"]).drop_duplicates(["arch", "dataset"], keep="last")
     return dict(zip(zip(best["arch"], best["dataset"], strict=True), best["pool"], strict=True))
 
 
@@ -187,7 +198,8 @@ def across(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each candidate with two pairs and more: its mean difference over them, and whether that is chance.
 
     Returns:
-        pool, baseline (the one with the highest mean over the pairs), pairs, diff, and p of the exact sign-flip test.
+        pool, baseline (the one with the highest mean over the pairs), pairs, diff, p of the exact sign-flip test, and
+        p_holm in the family of these rows.
     """
     finished = frame[(frame["role"] == BASELINE) & (frame["n"] > 0)].drop_duplicates(CELL)
     rows = []
@@ -200,7 +212,8 @@ def across(frame: pd.DataFrame) -> pd.DataFrame:
             if len(gaps) > 1:
                 name = pool if against.loc[against["pool"] == pool, "revision"].nunique() < 2 else f"{pool} @{revision}"
                 rows.append((name, baseline, len(gaps), float(gaps.mean()), stats.sign_flip(gaps)))
-    return pd.DataFrame(rows, columns=["pool", "baseline", "pairs", "diff", "p"])
+    found = pd.DataFrame(rows, columns=["pool", "baseline", "pairs", "diff", "p"])
+    return found.assign(p_holm=stats.holm(found["p"].to_numpy(np.float64)))
 
 
 # What makes a pool that pool, and a trial comparable to another, whatever it is called.
@@ -337,7 +350,7 @@ def _spell_recipes(kinds: pd.DataFrame) -> list[str]:
     return [", ".join(f"{key}={recipe.get(key)}" for key in differing) for recipe in recipes]
 
 
-def _refuse_mixed(trials: pd.DataFrame) -> None:
+def refuse_mixed(trials: pd.DataFrame) -> None:
     """One table, one recipe: accuracies of different recipes cannot be compared."""
     kinds = trials[["recipe", "protocol"]].drop_duplicates()
     if len(kinds) > 1:

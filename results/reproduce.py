@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from results import schema, stats
-from results.leaderboard import METRICS, groups
+from results.leaderboard import METRICS, groups, refuse_mixed
 from trainer import data
 from trainer.problems import RequestError
 
@@ -33,8 +33,8 @@ MARGIN = 1.0  # points
 
 RULE = (
     "Differs: the 95 % interval of the difference, measured - published, does not hold zero. Agrees: it does, and "
-    "reaches no further than {margin}. Cannot tell: it reaches further, or there is none. By Welch's t; a "
-    "single figure, on either side, is taken to have the spread of the published baselines of its column."
+    "reaches no further than {margin}. Cannot tell: it reaches further, or there is none. By Welch's t; where a "
+    "side is a single figure, both are taken to have the spread of the published baselines of the column."
 )
 
 
@@ -77,6 +77,12 @@ def load_published(path: Path = PUBLISHED) -> pd.DataFrame:
         row = int(values.index[values.isna()][0])
         what = f"{path}, line {row + 2}: best_test_acc is {found['best_test_acc'][row]!r}, allowed is a percentage"
         raise RequestError.of(what, "--against")
+    if not values.between(0, 100).all():
+        raise RequestError.of(f"{path} has a best_test_acc outside of 0 to 100; allowed are percentages", "--against")
+    if len(values) and values.max() <= 1:
+        raise RequestError.of(f"{path} has no best_test_acc above 1: fractions? Percentages are needed", "--against")
+    if found[list(NEEDED)].isna().any(axis=None):
+        raise RequestError.of(f"{path} has rows without {', '.join(NEEDED[:3])}", "--against")
     return found.assign(best_test_acc=values)
 
 
@@ -88,15 +94,25 @@ def compare(
     Args:
         trials: rows of `schema.TRIALS`; a published entry is the pool of that label.
         margin: how far an interval may reach where measured and published are said to agree, in points.
+
+    Raises:
+        RequestError: the trials are of several recipes, or of several pools under one label, or the margin is none.
     """
+    if not margin > 0:
+        raise RequestError.of(f"found {margin:g}, allowed is a number of points above 0", "--margin")
+    refuse_mixed(trials)
     done = trials[trials["status"] == schema.COMPLETED]
+    if (again := done[done.duplicated(["pool", "arch", "dataset", "seed"])]).size:
+        what = f"{again['pool'].iloc[0]} stands for several pools or revisions here, with one seed twice"
+        raise RequestError.of(f"{what}; give the run folder of one of them")
     cells = []
     for (arch, dataset), column in groups(published, ["arch", "dataset"]):
         collapsed = column["best_test_acc"] <= chance(dataset) + 0.005
+        baselines = set(column.loc[column["kind"].isin(["baseline"]), "entry"]) or set(column["entry"])
         members = dict(groups(column[~collapsed], ["entry"]))
         values = {key[0]: rows["best_test_acc"].to_numpy(np.float64) for key, rows in members.items()}
         far = dict(zip(values, stats.outliers(list(values.values())), strict=True))
-        spread = _pooled([found[~far[entry]] for entry, found in values.items()])
+        spread = _pooled([found[~far[entry]] for entry, found in values.items() if entry in baselines])
         for entry in column["entry"].drop_duplicates():
             mine = done[(done["pool"] == entry) & (done["arch"] == arch) & (done["dataset"] == dataset)]
             ours = mine[metric].dropna().to_numpy(np.float64)
@@ -219,4 +235,7 @@ def _spell(summary: stats.Summary) -> str:
 def _footer(cells: Sequence[Cell], margin: float) -> list[str]:
     counts = {name: sum(cell.verdict == name for cell in cells) for name in (AGREES, DIFFERS, CANNOT_TELL)}
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing to compare"
-    return [f"{len(cells)} cells: {said}.", RULE.format(margin=f"{margin:g} point{'s' * (margin != 1)}")]
+    return [
+        f"{len(cells)} cells that are both published and measured: {said}.",
+        RULE.format(margin=f"{margin:g} point{'s' * (margin != 1)}"),
+    ]

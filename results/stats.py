@@ -192,18 +192,20 @@ def detectable(std: float, n: int, wanted: float = POWER, alpha: float = 1 - CON
     return std * float(effect)
 
 
-def seeds_needed(difference: float, std: float, wanted: float = POWER, most: int = 10_000) -> int | None:
+def seeds_needed(
+    difference: float, std: float, wanted: float = POWER, most: int = 10_000, alpha: float = 1 - CONFIDENCE
+) -> int | None:
     """How many pairs it takes to find a difference with the wanted power; None beyond `most`."""
     if not std > 0 or not abs(difference) > 0:
         return None
     low, high = 1, 2
-    while power(difference, std, high) < wanted:
+    while power(difference, std, high, alpha) < wanted:
         low, high = high, 2 * high
         if high > 2 * most:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(difference, std, middle) >= wanted else (middle, high)
+        low, high = (low, middle) if power(difference, std, middle, alpha) >= wanted else (middle, high)
     return high if high <= most else None
 
 

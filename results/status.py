@@ -15,6 +15,7 @@ from trainer.grid import Grid, Planned
 from trainer.problems import RequestError
 
 ALIVE_S = 120.0  # a trial writes its epochs every 5 s, or after each if one takes longer
+EPOCHS = 3  # that it may be silent for, where they are known to be long
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,23 @@ class Running:
     Attributes:
         epoch: the last one on record; 0 before the first.
         test_acc: of that epoch, percent.
-        silent_s: seconds since it last wrote; beyond `ALIVE_S` it was probably stopped, and goes on next time.
+        silent_s: seconds since it last wrote.
+        patience_s: beyond which it was probably stopped, and goes on next time.
     """
 
     planned: Planned
     epoch: int
     test_acc: float | None
     silent_s: float
+    patience_s: float = ALIVE_S
+
+    @property
+    def alive(self) -> bool:
+        return self.silent_s <= self.patience_s
 
     def __str__(self) -> str:
         accuracy = "" if self.test_acc is None else f", {self.test_acc:.2f} %"
-        silent = f", silent for {spell_seconds(self.silent_s)}" if self.silent_s > ALIVE_S else ""
+        silent = "" if self.alive else f", silent for {spell_seconds(self.silent_s)}"
         return f"{self.planned.trial}: epoch {self.epoch}/{self.planned.trial.recipe.epochs}{accuracy}{silent}"
 
 
@@ -78,7 +85,7 @@ def status(run: RunFolder) -> Status:
     columns = ["trial_id", "status", "error", "train_s", "epochs", "arch", "dataset"]
     ended = {row["trial_id"]: row for row in run.read_trials(columns).to_pylist()}
     begun = _begun(run, [planned for planned in grid if planned.trial.id not in ended])
-    live = [one for one in begun if one.silent_s <= ALIVE_S]
+    live = [one for one in begun if one.alive]
     ids = {one.planned.trial.id for one in begun}
     counts: Counter[str] = Counter()
     for planned in grid:
@@ -105,10 +112,11 @@ def _begun(run: RunFolder, open_trials: Sequence[Planned]) -> list[Running]:
         if not log.exists():
             continue
         epochs = run.path / "epochs" / f"{planned.trial.id}.parquet"
-        rows = run.read_epochs(["epoch", "test_acc"], {"trial_id": planned.trial.id}).to_pylist()
+        rows = run.read_epochs(["epoch", "test_acc", "epoch_s"], {"trial_id": planned.trial.id}).to_pylist()
         last = max(rows, key=lambda row: row["epoch"], default={"epoch": 0, "test_acc": None})
         silent = time.time() - max(_written(log), _written(epochs))
-        found.append(Running(planned, last["epoch"], last["test_acc"], silent))
+        longest = max((row["epoch_s"] for row in rows), default=0.0)
+        found.append(Running(planned, last["epoch"], last["test_acc"], silent, max(ALIVE_S, EPOCHS * longest)))
     return found
 
 

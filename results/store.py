@@ -119,12 +119,12 @@ class RunFolder:
         found = self._read_json("submitted.json", {})
         return {name: (Pool.from_dict(entry["pool"]), entry["when"]) for name, entry in found.items()}
 
-    def topups(self) -> list[dict[str, Any]]:
-        """When seeds were added after looking: {when, target, columns}."""
-        return self._read_json("topups.json", [])
+    def topups(self) -> dict[str, Any]:
+        """Which seeds were asked for after looking: {arch-dataset: {target, seeds}}."""
+        return self._read_json("topups.json", {})
 
-    def write_topups(self, topups: Sequence[Mapping[str, Any]]) -> None:
-        self._write_json("topups.json", list(topups))
+    def write_topups(self, topups: Mapping[str, Any]) -> None:
+        self._write_json("topups.json", topups)
 
     def write_submissions(self, submissions: Mapping[str, tuple[Pool, str]]) -> None:
         data = {name: {"pool": pool.to_dict(), "when": when} for name, (pool, when) in submissions.items()}

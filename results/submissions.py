@@ -34,6 +34,10 @@ def submit(run: RunFolder, spec: str) -> Pool:
         known = did_you_mean(label, {pool.label for pool in trained}) if trained else "none has"
         raise RequestError.of(f"no candidate {label!r} has been trained here; {known}")
     found = [pool for pool in named if pool.revision.startswith(revision)]
+    if len({spell(pool) for pool in found}) == 1:  # parameters that differ under one label: the newest sweep's
+        grid = run.grid()
+        asked = {entry.pool.key for entry in grid.entries} if grid else set()
+        found = [pool for pool in found if pool.key in asked] or found
     if len(found) != 1:
         which = ", ".join(map(spell, named))
         raise RequestError.of(f"{spec!r} names {len(found) or 'none'} of {which}; write one of them")

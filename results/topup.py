@@ -6,9 +6,9 @@ say. So the run folder remembers that it was done, and every table made from it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import pandas as pd
 import yaml
 
 from results import stats
-from results.leaderboard import best_baselines
+from results.leaderboard import ALPHA, best_baselines
 from results.store import RunFolder
-from trainer.grid import BASELINE, Entry, Grid
-from trainer.problems import RequestError
+from trainer.examination import SameFunction
+from trainer.grid import BASELINE, CANDIDATE, Grid
+from trainer.pool import Pool
+from trainer.problems import Problem, RequestError
 
 TARGET = 0.5  # points
 MOST = 20  # seeds of a cell
@@ -49,50 +51,63 @@ class Open:
         return f"{which}: {self.diff:+.2f} over {self.n} seeds, {needed}"
 
 
-def still_open(frame: pd.DataFrame, target: float = TARGET, most: int = MOST) -> list[Open]:
-    """The candidates' comparisons with the best baseline whose interval holds zero, by column.
+def still_open(
+    frame: pd.DataFrame, target: float = TARGET, most: int = MOST, same: Sequence[SameFunction] = ()
+) -> list[Open]:
+    """The candidates' comparisons with the best baseline whose interval holds zero, in the visible columns.
 
     Args:
         frame: a leaderboard.
-        target: the difference that matters, in points.
+        target: the difference that matters, in points; it is to be marked, at the strictest step of Holm.
+        same: what starts as one function: where nothing that is learned can part the two, no seeds are added.
     """
     best = best_baselines(frame)
+    strictest = ALPHA / max(1, int(frame["p_holm"].notna().sum()))
     found = []
     for row in frame.to_dict("records"):
         against_best = row["baseline"] == best.get((row["arch"], row["dataset"]))
-        if row["role"] == BASELINE or not against_best or row["n_pairs"] < 2 or row["alike"]:
+        if row["role"] == BASELINE or row["hidden"] or not against_best or row["n_pairs"] < 2:
             continue
-        if not row["diff_lo"] <= 0 <= row["diff_hi"]:
+        if not row["diff_lo"] <= 0 <= row["diff_hi"] or _is_one_function(row, same):
             continue
         n = int(row["n_pairs"])
         std = (row["diff_hi"] - row["diff"]) / stats.mean_half_width(n)
-        needed = stats.seeds_needed(target, std, most=most)
+        needed = stats.seeds_needed(target, std, most=most, alpha=strictest)
         named = {name: str(row[name]) for name in ("pool", "baseline", "arch", "dataset")}
         found.append(Open(**named, n=n, diff=float(row["diff"]), std=std, seeds=needed and max(needed, n)))
     return found
 
 
-def spaces(grid: Grid, comparisons: Sequence[Open]) -> dict[str, dict[str, Any]]:
+def _is_one_function(row: Mapping[Any, Any], same: Sequence[SameFunction]) -> bool:
+    pair = {row["pool"], row["baseline"]}
+    return any(one.arch == row["arch"] and pair <= set(one.pools) and not pair & set(one.parting) for one in same)
+
+
+def spaces(
+    grid: Grid, pools: Sequence[Pool], seeds: Mapping[tuple[str, str], Sequence[int]], comparisons: Sequence[Open]
+) -> dict[str, dict[str, Any]]:
     """{file name: space} that add the seeds: one for each column, of the pools that need them there.
 
-    Seeds go on from the grid's own, so that a pool and its baseline stay paired.
+    Args:
+        pools: that were ever asked for, the newest revision of a label last.
+        seeds: {(arch, dataset): those on record}, which the new ones go on from, so that pools stay paired.
     """
     found: dict[str, dict[str, Any]] = {}
-    entries = {entry.pool.label: entry for entry in grid.entries}
+    by_label = {pool.label: pool for pool in pools}
     for arch, dataset in dict.fromkeys((one.arch, one.dataset) for one in comparisons):
-        here = [one for one in comparisons if (one.arch, one.dataset) == (arch, dataset) and one.seeds]
-        wanted = max((one.seeds or 0 for one in here), default=0)
-        more = wanted - len(grid.seeds)
-        if more <= 0:
+        open_here = [one for one in comparisons if (one.arch, one.dataset) == (arch, dataset)]
+        here = [one for one in open_here if (one.seeds or 0) > one.n and {one.pool, one.baseline} <= by_label.keys()]
+        if not here:
             continue
-        labels = [one for label in here for one in (label.baseline, label.pool)]
-        first = max(grid.seeds) + 1
+        known = sorted(seeds[arch, dataset])
+        more = max(one.seeds or 0 for one in here) - len(known)
+        roles = {one.baseline: BASELINE for one in here} | {one.pool: CANDIDATE for one in here}
         found[f"topup-{arch}-{dataset}.yaml"] = {
             "name": grid.name,
             "recipe": grid.to_dict()["recipe"],
             "pairs": [{"arch": arch, "dataset": dataset}],
-            "pools": [_entry(entries[label]) for label in dict.fromkeys(labels) if label in entries],
-            "seeds": [*grid.seeds, *range(first, first + more)],
+            "pools": [_entry(by_label[label], role) for label, role in roles.items()],
+            "seeds": [*known, *range(max(known) + 1, max(known) + 1 + max(0, more))],
         }
     return found
 
@@ -102,36 +117,67 @@ def write(
 ) -> tuple[list[Open], list[Path]]:
     """The open comparisons, and the files that were written into the run folder for those that can be settled.
 
+    Files of an earlier time that nothing is left of are taken away.
+
     Raises:
-        RequestError: the run folder has no space.yaml.
+        RequestError: the run folder has no space.yaml, or the target or the number of seeds makes no sense.
     """
+    problems = []
+    if not 0 < target < math.inf:
+        problems.append(Problem("--target", f"found {target:g}, allowed is a number of points above 0"))
+    if most < 2:
+        problems.append(Problem("--most", f"found {most}, allowed is an integer from 2 up"))
+    if problems:
+        raise RequestError(problems)
     grid = run.grid()
     if grid is None:
         raise RequestError.of(f"{run} has no space.yaml: no sweep has begun there")
-    comparisons = still_open(frame, target, most)
+    comparisons = still_open(frame, target, most, run.same_functions())
+    trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
+    seeds = {(str(a), str(d)): sorted(set(rows["seed"])) for (a, d), rows in trained.groupby(["arch", "dataset"])}
+    for stale in run.path.glob("topup-*.yaml"):
+        stale.unlink()
     paths = []
-    for name, space in spaces(grid, comparisons).items():
+    planned: dict[str, Any] = {}
+    for name, space in spaces(grid, run.pools(), seeds, comparisons).items():
         path = run.path / name
         path.write_text(_HEAD.format(name=name, run=run) + yaml.safe_dump(space, sort_keys=False), encoding="utf-8")
         paths.append(path)
-    if paths:
-        columns = [path.stem.removeprefix("topup-") for path in paths]
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        run.write_topups([*run.topups(), {"when": when, "target": target, "columns": columns}])
+        pair = space["pairs"][0]
+        new = sorted(set(space["seeds"]) - set(seeds[pair["arch"], pair["dataset"]]))
+        planned[f"{pair['arch']}-{pair['dataset']}"] = {"target": target, "seeds": new}
+    if planned:
+        run.write_topups(run.topups() | planned)
     return comparisons, paths
+
+
+def remark(run: RunFolder) -> list[str]:
+    """For the table: on which columns seeds that were added after looking are on record."""
+    asked = run.topups()
+    if not asked:
+        return []
+    trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
+    columns = trained["arch"] + "-" + trained["dataset"]
+    added = [name for name, what in asked.items() if set(what["seeds"]) & set(trained.loc[columns == name, "seed"])]
+    if not added:
+        return []
+    return [
+        f"Seeds were added after looking on {', '.join(added)}: intervals and p there err more often than they say."
+    ]
 
 
 _HEAD = """# Written by `python -m results topup`: seeds that were added after looking at the first ones.
 #
 #   python run_sweep.py --space {run}/{name} --out {run}
+#
+# With resources and the like at their defaults; `status` then speaks of these trials, the table of all.
 """
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
-    pool = entry.pool
+def _entry(pool: Pool, role: str) -> dict[str, Any]:
     what = {"name": pool.name}
     if pool.source:
         what = {"file": pool.source.path, "class": pool.source.class_name}
     params = {name: [list(value)] if isinstance(value, tuple) else value for name, value in pool.params}
     label = {} if pool.label == pool.name else {"label": pool.label}
-    return {**what, **({"params": params} if params else {}), **label, "role": entry.role}
+    return {**what, **({"params": params} if params else {}), **label, "role": role}

@@ -196,7 +196,8 @@ def is_withheld(row: Any) -> bool:
 def _spell_difference(row: Any) -> str:
     marks = [ALIKE] * row["alike"] + [BETTER] * row["better"] + [WORSE] * row["worse"]
     interval = [] if math.isnan(row["diff_lo"]) else [f"[{row['diff_lo']:+.2f}, {row['diff_hi']:+.2f}]"]
-    return " ".join([f"{row['diff']:+.2f}", *interval, *marks])
+    fewer = [f"over {row['n_pairs']}"] if row["paired"] and row["n_pairs"] != row["n"] else []
+    return " ".join([f"{row['diff']:+.2f}", *interval, *fewer, *marks])
 
 
 def footer(frame: pd.DataFrame, metric: str, notes: Sequence[str] = (), every: bool = False) -> list[str]:
@@ -230,6 +231,10 @@ def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
         f"Below it, the difference to {'each baseline' if every else 'the best baseline of the column'}, paired by "
         "seed, with its 95 % t interval; a single seed has no interval, and says nothing about the next one."
     ]
+    if (compared["paired"] & (compared["n_pairs"] != compared["n"])).any():
+        lines.append("`over n`: only so many of the cell's seeds are the baseline's too, and make the difference.")
+    if (compared["diff_lo"].isna() & (compared["n_pairs"] > 1)).any():
+        lines.append("No interval either where all pairs differ by exactly the same: that is no sign of certainty.")
     if family := int(frame["p_holm"].notna().sum()):
         best = best_baselines(frame)
         pairs = zip(compared["arch"], compared["dataset"], compared["baseline"], strict=True)
@@ -256,13 +261,23 @@ def _about_pairs(frame: pd.DataFrame) -> list[str]:
             f"{arch}-{dataset} {low:.2f}" + (f" to {high:.2f}" if high - low > 0.005 else "")
             for (arch, dataset), low, high in worst.itertuples(name=None)  # type: ignore[misc]
         ]
-        lines.append(f"Differences that these seeds find four times of five (points): {', '.join(named)}.")
+        lines.append(
+            f"Differences that would be marked four times of five (points; at the strictest step of Holm): "
+            f"{', '.join(named)}."
+        )
     over = across(frame)
     if not over.empty:
-        named = [f"{row.pool} {row.diff:+.2f} (p {row.p:.2f})" for row in over.itertuples()]
+        named = [
+            f"{row['pool']} {row['diff']:+.2f} over {row['pairs']} "
+            f"(p {'< 0.01' if row['p_holm'] < 0.01 else format(row['p_holm'], '.2f')})"
+            for row in over.to_dict("records")
+        ]
         pairs, baseline = over["pairs"].max(), over["baseline"].iloc[0]
-        least = f"; with {pairs} pairs p cannot be below {2 / 2**pairs:.2f}" if 2 / 2**pairs > ALPHA else ""
-        lines.append(f"Over all pairs against {baseline}, by an exact sign-flip test{least}: {', '.join(named)}.")
+        least = f"; {pairs} columns alone cannot go below {2 / 2**pairs:.2f}" if 2 / 2**pairs > ALPHA else ""
+        lines.append(
+            f"Mean over columns against {baseline}, by an exact sign-flip test, Holm over the candidates{least}: "
+            f"{', '.join(named)}."
+        )
     return lines
 
 

@@ -116,9 +116,9 @@ def test_another_papers_table(measure: Measure, tmp_path: Path, capsys: pytest.C
     assert gem.verdict == AGREES
     assert (softpool.published_diverged, softpool.verdict) == (1, CANNOT_TELL)
     assert main(["reproduce", str(run.path), "--against", str(other)]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "1 diverged" in said
-    assert "3 cells: 1 agrees, 2 cannot tell." in said
+    assert "3 cells that are both published and measured: 1 agrees, 2 cannot tell." in said
     assert "reaches no further than 1 point" in said
     assert main(["reproduce", str(run.path), "--against", str(other), "--format", "csv"]) == 0
     assert capsys.readouterr().out.count("\n") == 4
@@ -134,6 +134,20 @@ def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
         reproduce.load_published(bad)
     with pytest.raises(RequestError, match="cannot be read"):
         reproduce.load_published(tmp_path / "none.csv")
+    for value, says in (("170", "outside of 0 to 100"), ("0.72", "fractions")):
+        bad.write_text(f"entry,arch,dataset,best_test_acc\ngap,resnet56,cifar100,{value}\n")
+        with pytest.raises(RequestError, match=says):
+            reproduce.load_published(bad)
+
+
+def test_recipes_and_revisions_are_not_pooled(measure: Measure) -> None:
+    trials = results.load(measure(published()).path).trials()
+    with pytest.raises(RequestError, match="recipes"):
+        reproduce.compare(pd.concat([trials, trials.assign(protocol=99)]), reproduce.load_published())
+    with pytest.raises(RequestError, match="several pools or revisions"):
+        reproduce.compare(pd.concat([trials, trials.assign(pool_source_sha="x")]), reproduce.load_published())
+    with pytest.raises(RequestError, match="above 0"):
+        reproduce.compare(trials, reproduce.load_published(), margin=-1)
 
 
 def test_the_shipped_table_is_whole() -> None:

@@ -44,12 +44,12 @@ def run(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def train(tmp_path: Path, run: RunFolder) -> Train:
-    """`train(revision, final=False)`: as a sweep would, without training; the space."""
+    """`train(revision, final=False, text=SPACE)`: as a sweep would, without training; the space."""
 
-    def make(revision: int = 1, final: bool = False, **changes: object) -> Space:
+    def make(revision: int = 1, final: bool = False, text: str = SPACE, **changes: object) -> Space:
         (tmp_path / "mine.py").write_text(POOL + f"        self.revision = {revision}\n")
         (tmp_path / "other.py").write_text(POOL)
-        (tmp_path / "space.yaml").write_text(SPACE)
+        (tmp_path / "space.yaml").write_text(text)
         space = dataclasses.replace(spaces.load(tmp_path / "space.yaml"), **changes)
         run.write_grid(space.grid)
         for planned in make_plan(space, run, final=final).todo:
@@ -94,6 +94,12 @@ def test_an_entry_may_change_until_the_hidden_pairs_were_asked(train: Train, run
     with pytest.raises(RequestError, match=r"other\(k=2\)@\w+ has been trained on the hidden pairs"):
         submissions.submit(run, "other")
     submissions.submit(run, "mine")  # another candidate
+
+
+def test_one_label_for_two_sets_of_parameters_is_the_newest(train: Train, run: RunFolder) -> None:
+    for k in (5, 6):
+        train(text=SPACE.replace("{file: mine.py}", f"{{file: mine.py, label: m, params: {{k: {k}}}}}"))
+    assert dict(submissions.submit(run, "m").params)["k"] == 6
 
 
 def test_what_cannot_be_submitted(train: Train, run: RunFolder) -> None:

@@ -15,6 +15,7 @@ from results import schema, stats, topup, views
 from results.__main__ import main
 from results.store import RunFolder
 from search_spaces import space as spaces
+from trainer.examination import SameFunction
 from trainer.grid import Planned
 
 SPACE = """
@@ -65,8 +66,8 @@ def test_only_what_is_open_and_can_be_settled(run: RunFolder) -> None:
     narrow = found["gem(p=2)", "resnet44"]
     std = float(np.std(GAINS["gem(p=2)", "resnet44"], ddof=1))
     assert narrow.std == pytest.approx(std)
-    assert narrow.seeds == stats.seeds_needed(0.5, std)
-    assert found["mine", "resnet44"].seeds in (3, 4)
+    assert narrow.seeds == stats.seeds_needed(0.5, std, alpha=0.05 / 12)
+    assert found["mine", "resnet44"].seeds in range(4, 10)
 
 
 def test_the_spaces_add_these_seeds_and_nothing_else(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +77,7 @@ def test_the_spaces_add_these_seeds_and_nothing_else(run: RunFolder, capsys: pyt
     (path,) = run.path.glob("topup-*.yaml")
     assert f"--space {path} --out {run.path}" in said
     plan = make_plan(spaces.load(path), run)
-    needed = stats.seeds_needed(0.5, float(np.std(GAINS["gem(p=2)", "resnet44"], ddof=1)))
+    needed = stats.seeds_needed(0.5, float(np.std(GAINS["gem(p=2)", "resnet44"], ddof=1)), alpha=0.05 / 12)
     assert needed is not None
     assert {(p.trial.pool.label, p.trial.arch) for p in plan.planned} == {
         ("gap", "resnet44"),
@@ -91,12 +92,42 @@ def test_the_spaces_add_these_seeds_and_nothing_else(run: RunFolder, capsys: pyt
     assert frame.query("pool == 'mine' and arch == 'resnet44'")["n"].eq(needed).all()
 
 
-def test_every_table_says_so_from_then_on(run: RunFolder) -> None:
+def test_every_table_says_so_once_they_are_trained(run: RunFolder) -> None:
     loaded = results.load(run.path)
-    assert not loaded.notes()
-    topup.write(run, loaded.leaderboard())
+    _, (path,) = topup.write(run, loaded.leaderboard())
+    assert not loaded.notes(), "who only asks has not looked and added"
+    first = make_plan(spaces.load(path), run).todo[0]
+    run.write_trial(measured(first))
     text = " ".join(views.to_text(loaded.leaderboard(), "best_test_acc", loaded.notes()).split())
-    assert "to find 0.5 points) on resnet44-digits: intervals and p there err more often than they say" in text
+    assert "Seeds were added after looking on resnet44-digits: intervals and p there err more often" in text
+
+
+def test_a_second_time_goes_on_from_the_first(run: RunFolder) -> None:
+    loaded = results.load(run.path)
+    _, (path,) = topup.write(run, loaded.leaderboard(), target=0.8)
+    space = spaces.load(path)
+    for planned in make_plan(space, run).todo:
+        run.write_trial(measured(planned))
+    run.write_grid(space.grid)  # as the sweep does: the newest grid is the small one
+    comparisons, (again,) = topup.write(run, loaded.leaderboard(), target=0.5)
+    assert {one.pool for one in comparisons if one.arch == "resnet44"} >= {"gem(p=2)"}
+    more = make_plan(spaces.load(again), run)
+    assert min(p.trial.seed for p in more.todo) == max(p.trial.seed for p in make_plan(space, run).planned) + 1
+
+
+def test_hidden_columns_and_one_function_are_left_alone(run: RunFolder) -> None:
+    frame = results.load(run.path).leaderboard()
+    assert topup.still_open(frame.assign(hidden=True)) == []
+    same = [SameFunction("resnet44", ("gap", "gem(p=2)", "mine"), {"mine": ("weight",)})]
+    assert {(one.pool, one.arch) for one in topup.still_open(frame, same=same)} == {
+        ("gem(p=2)", "resnet32"),
+        ("mine", "resnet44"),
+    }
+
+
+@pytest.mark.parametrize("wrong", [["--target", "0"], ["--target", "nan"], ["--most", "1"]])
+def test_what_makes_no_sense_is_refused(run: RunFolder, wrong: list[str]) -> None:
+    assert main(["topup", str(run.path), *wrong]) == 2
 
 
 def test_where_nothing_can_be_settled_nothing_is_written(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
