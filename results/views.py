@@ -224,29 +224,29 @@ def footer(frame: pd.DataFrame, metric: str, notes: Sequence[str] = (), every: b
 
 
 def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
-    compared = frame[frame["diff"].notna()]
-    if compared.empty:
+    best = best_baselines(frame)
+    sides = zip(frame["arch"], frame["dataset"], frame["baseline"].fillna(""), strict=True)
+    is_shown = [every or best.get((arch, dataset)) == baseline for arch, dataset, baseline in sides]
+    shown = frame[frame["diff"].notna() & pd.Series(is_shown, index=frame.index, dtype=bool)]
+    if shown.empty:
         return []
     lines = [
         f"Below it, the difference to {'each baseline' if every else 'the best baseline of the column'}, paired by "
         "seed, with its 95 % t interval; a single seed has no interval, and says nothing about the next one."
     ]
-    if (compared["paired"] & (compared["n_pairs"] != compared["n"])).any():
+    if (shown["paired"] & (shown["n_pairs"] != shown["n"])).any():
         lines.append("`over n`: only so many of the cell's seeds are the baseline's too, and make the difference.")
-    if (compared["diff_lo"].isna() & (compared["n_pairs"] > 1)).any():
+    if (shown["diff_lo"].isna() & (shown["n_pairs"] > 1)).any():
         lines.append("No interval either where all pairs differ by exactly the same: that is no sign of certainty.")
     if family := int(frame["p_holm"].notna().sum()):
-        best = best_baselines(frame)
-        pairs = zip(compared["arch"], compared["dataset"], compared["baseline"], strict=True)
-        shown = compared[[every or best.get((arch, dataset)) == baseline for arch, dataset, baseline in pairs]]
         found = "" if (shown["better"] | shown["worse"]).any() else ": none here"
         lines.append(
-            f"{BETTER} better, {WORSE} worse: p < {ALPHA:.2f} after Holm over the {family} comparisons of candidates "
-            f"with baselines{found}."
+            f"{BETTER} better, {WORSE} worse: p < {ALPHA:.2f} after Holm over the {family} "
+            f"comparison{'s' * (family > 1)} of candidates with baselines{found}."
         )
-    if compared["alike"].any():
+    if shown["alike"].any():
         lines.append(f"{ALIKE}: it starts as the same function as that baseline.")
-    if unpaired := [f"{row.pool} on {row.arch}-{row.dataset}" for row in compared[~compared["paired"]].itertuples()]:
+    if unpaired := [f"{row.pool} on {row.arch}-{row.dataset}" for row in shown[~shown["paired"]].itertuples()]:
         lines.append(f"Without a seed in common, so by Welch's test: {', '.join(dict.fromkeys(unpaired))}.")
     return lines
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 from scipy import stats as reference
@@ -67,6 +67,7 @@ def test_too_little_to_say_is_nothing_said() -> None:
     assert math.isnan(stats.sign_flip(none))
 
 
+@settings(max_examples=30)
 @given(hypothesis_numpy.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)))
 def test_holm_is_statsmodels(p: np.ndarray) -> None:
     wanted: Any = multipletests(p, method="holm")[1]

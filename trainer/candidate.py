@@ -1,4 +1,4 @@
-"""Running a user's file, and the modules that it brings along, as modules of their own.
+"""A user's file, and the modules that it brings along: as text, and run as modules of their own.
 
 The text comes from wherever the sweep was started, and runs on machines where no such file exists. Each revision has
 its own modules under its own names, so that two of them live side by side in one process.
@@ -7,14 +7,36 @@ its own modules under its own names, so that two of them live side by side in on
 from __future__ import annotations
 
 import builtins
+import hashlib
 import linecache
 import sys
 import types
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from trainer.pool import Source
+DEFAULT_CLASS = "CustomPool"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A pool in a user's single file: the text itself, so that it reaches a worker on any machine.
+
+    Attributes:
+        path: for messages and tracebacks only.
+        helpers: (name, text) of the modules beside the file that it imports, directly or through one of them.
+    """
+
+    text: str = field(repr=False)
+    class_name: str = DEFAULT_CLASS
+    path: str = field(default="<candidate>", compare=False)
+    helpers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def sha(self) -> str:
+        """SHA-256 of the text and of its helpers', 64 hex digits: the candidate's revision."""
+        parts = [self.text, *(f"\0{name}\0{text}" for name, text in self.helpers)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def load(source: Source) -> types.ModuleType:

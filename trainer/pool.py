@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import importlib
 import itertools
 import json
@@ -21,34 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import candidate
+from trainer.candidate import DEFAULT_CLASS, Source
 from trainer.problems import Problem, RequestError, did_you_mean, unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
 SHELF = Path(__file__).parent / "pools"
-DEFAULT_CLASS = "CustomPool"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A pool in a user's single file: the text itself, so that it reaches a worker on any machine.
-
-    Attributes:
-        path: for messages and tracebacks only.
-        helpers: (name, text) of the modules beside the file that it imports, directly or through one of them.
-    """
-
-    text: str = field(repr=False)
-    class_name: str = DEFAULT_CLASS
-    path: str = field(default="<candidate>", compare=False)
-    helpers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-
-    @property
-    def sha(self) -> str:
-        """SHA-256 of the text and of its helpers', 64 hex digits: the candidate's revision."""
-        parts = [self.text, *(f"\0{name}\0{text}" for name, text in self.helpers)]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
