@@ -20,8 +20,8 @@ from results.store import RunFolder
 from search_spaces import space as spaces
 from trainer.gate import Gate, Report
 from trainer.grid import Grid
+from trainer.pool import slug
 from trainer.problems import RequestError, did_you_mean, gather
-from trainer.trial import slug
 
 OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
 

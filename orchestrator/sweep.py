@@ -29,6 +29,7 @@ from trainer.data import Dataset
 from trainer.examination import Cost
 from trainer.gate import Gate, Report
 from trainer.grid import BASELINE, CANDIDATE, Grid, Planned
+from trainer.pool import slug
 from trainer.problems import Problem, RequestError, did_you_mean, gather
 from trainer.trial import PROTOCOL
 
@@ -281,9 +282,10 @@ def _refuse_over_budget(space: Space, run: RunFolder) -> None:
         return
     problems = []
     candidates = [entry.pool for entry in space.grid.entries if entry.role == CANDIDATE]
+    on_record = submissions.revisions(run)
     for name in dict.fromkeys(pool.name for pool in candidates):
-        asked = {pool.key[1:] for pool in candidates if pool.name == name}
-        trained = submissions.revisions(run, name)
+        asked = {pool.key for pool in candidates if pool.name == name}
+        trained = {key for key in on_record if key[0] == slug(name)}
         if len(asked | trained) > space.test_budget:
             what = (
                 f"{len(trained)} revisions of {name} have been trained on these test sets, and this space asks for "

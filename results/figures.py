@@ -112,15 +112,11 @@ def measure(
     """
     frame = run.leaderboard(metric, allow_mixed, latest, pairs=pairs, seeds=seeds)
     everything = run.trials()
-    named = leaderboard._with_planned(everything[leaderboard.NEEDS], run.folder.grid())
-    revisions = frame.groupby("pool")["revision"].nunique()
-    crowded = set(revisions.index[revisions > 1])
-
-    def name(pool: str, revision: Any) -> str:
-        return f"{pool} @{revision}" if pool in crowded and not pd.isna(revision) else str(pool)
+    named = leaderboard.with_planned(everything[leaderboard.NEEDS], run.folder.grid())
+    name_of = leaderboard.names(frame)
 
     def with_names(table: pd.DataFrame) -> pd.DataFrame:
-        names = [name(*key) for key in zip(table["pool"], table["revision"], strict=True)]
+        names = [name_of(*key) for key in zip(table["pool"], table["revision"], strict=True)]
         return table.assign(name=pd.Series(names, index=table.index, dtype=object))
 
     frame, named = with_names(frame), with_names(named)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -101,7 +101,7 @@ def cells(
         raise RequestError.of(unknown("metric", metric, METRICS))
     if not allow_mixed:
         refuse_mixed(trials)
-    everything = _with_planned(trials, grid)
+    everything = with_planned(trials, grid)
     if latest and grid is not None:
         everything = _without_older(everything, grid)
     everything = _selected(everything, selection)
@@ -194,6 +194,17 @@ def best_baselines(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
     return dict(zip(zip(best["arch"], best["dataset"], strict=True), best["pool"], strict=True))
 
 
+def names(frame: pd.DataFrame) -> Callable[[str, str | None], str]:
+    """How to call a (pool, revision) of a frame: with its short hash where the label stands for several revisions."""
+    revisions = frame.groupby("pool")["revision"].nunique()
+    crowded = set(revisions.index[revisions > 1])
+
+    def name(pool: str, revision: str | None) -> str:
+        return f"{pool} @{revision}" if pool in crowded and pd.notna(revision) and revision else pool
+
+    return name
+
+
 def across(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each candidate with two pairs and more: its mean difference over them, and whether that is chance.
 
@@ -207,11 +218,11 @@ def across(frame: pd.DataFrame) -> pd.DataFrame:
         overall = finished.groupby("pool")["mean"].agg(["size", "mean"])
         baseline = str(overall.sort_values(["size", "mean"]).index[-1])
         against = frame[(frame["role"] != BASELINE) & (frame["baseline"] == baseline) & frame["diff"].notna()]
+        name_of = names(against)
         for (pool, revision), mine in groups(against, ["pool", "revision"]):
             gaps = mine["diff"].to_numpy(np.float64)
             if len(gaps) > 1:
-                name = pool if against.loc[against["pool"] == pool, "revision"].nunique() < 2 else f"{pool} @{revision}"
-                rows.append((name, baseline, len(gaps), float(gaps.mean()), stats.sign_flip(gaps)))
+                rows.append((name_of(pool, revision), baseline, len(gaps), float(gaps.mean()), stats.sign_flip(gaps)))
     found = pd.DataFrame(rows, columns=["pool", "baseline", "pairs", "diff", "p"])
     return found.assign(p_holm=stats.holm(found["p"].to_numpy(np.float64)))
 
@@ -256,7 +267,7 @@ def _difference(ours: pd.Series, theirs: pd.Series) -> stats.Difference:
     return stats.paired_difference(ours.loc[common].to_numpy(np.float64), theirs.loc[common].to_numpy(np.float64))
 
 
-def _with_planned(trials: pd.DataFrame, grid: Grid | None) -> pd.DataFrame:
+def with_planned(trials: pd.DataFrame, grid: Grid | None) -> pd.DataFrame:
     """Every trial on record or asked for: CELL, _IDENTITY, seed, status (`missing` if it has not ended), metrics.
 
     What the newest grid calls a pool, and the part it gives it, hold for all its trials, whenever they ran.

@@ -11,20 +11,19 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from results import schema, stats
 from results.leaderboard import METRICS, groups, refuse_mixed
 from trainer import data
 from trainer.problems import RequestError
+from trainer.text import plain
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 NEEDED = ("entry", "arch", "dataset", "best_test_acc")
@@ -196,9 +195,7 @@ def to_text(cells: Sequence[Cell], margin: float = MARGIN) -> str:
         table.add_column(name, no_wrap=True, justify="right" if name in COLUMNS[3:6] else "left")
     for cell in cells:
         table.add_row(*_spelled(cell).values())
-    sink = StringIO()
-    Console(file=sink, width=1000, color_system=None).print(table)
-    lines = [line.rstrip() for line in sink.getvalue().splitlines()]
+    lines = plain(table)
     width = max(80, *map(len, lines))
     return "\n".join([*lines, *(textwrap.fill(line, width) for line in _footer(cells, margin)), ""])
 

@@ -13,9 +13,8 @@ import pandas as pd
 from results import schema
 from results.store import RunFolder
 from trainer.grid import CANDIDATE
-from trainer.pool import Pool
+from trainer.pool import Pool, slug
 from trainer.problems import RequestError, did_you_mean
-from trainer.trial import slug
 
 
 def submit(run: RunFolder, spec: str) -> Pool:
@@ -53,9 +52,9 @@ def spell(pool: Pool) -> str:
     return f"{pool.label}@{pool.revision}" if pool.revision else pool.label
 
 
-def revisions(run: RunFolder, name: str) -> set[tuple[str, str]]:
-    """(parameters, short hash) of all that has been trained of a candidate."""
-    return {key[1:] for key in _keys(_candidates(run)) if key[0] == slug(name)}
+def revisions(run: RunFolder) -> set[tuple[str, str, str]]:
+    """The keys (name, parameters, short hash) of all candidates that have been trained."""
+    return set(_keys(_candidates(run)))
 
 
 def _trained(run: RunFolder) -> list[Pool]:

@@ -16,12 +16,12 @@ from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from results.leaderboard import ALPHA, CELL, GAPS, METRICS, across, best_baselines, groups
+from results.leaderboard import ALPHA, CELL, GAPS, METRICS, across, best_baselines, groups, names
 from trainer.grid import BASELINE
+from trainer.text import plain
 
 SORTS = ("gain", "mean", "name")
 BETTER, WORSE, ALIKE, FAR = "▲", "▼", "≡", "⚑"
@@ -41,9 +41,7 @@ def to_text(
     for row, below in zip(wide.rows, [*wide.rows[1:], None], strict=False):
         last_of_role = below is not None and row.role != below.role
         table.add_row(Text(row.name), *(Text("\n".join(cell)) for cell in row.cells), end_section=last_of_role)
-    sink = StringIO()
-    Console(file=sink, width=1000, color_system=None).print(table)
-    lines = [line.rstrip() for line in sink.getvalue().splitlines()]
+    lines = plain(table)
     width = max(80, *map(len, lines))
     return "\n".join([*lines, *(textwrap.fill(line, width) for line in footer(frame, metric, notes, every)), ""])
 
@@ -137,12 +135,11 @@ class Wide:
     def __init__(self, frame: pd.DataFrame, sort: str = SORTS[0], every: bool = False):
         self.pairs = list(frame[["arch", "dataset"]].drop_duplicates().itertuples(index=False, name=None))
         best = best_baselines(frame)
-        revisions = frame.groupby("pool")["revision"].nunique()
-        crowded = set(revisions.index[revisions > 1])
+        name_of = names(frame)
         rows = []
         for (pool, revision, role), mine in groups(frame, ["pool", "revision", "role"]):
             shown = tuple(_cell(mine, pair, best.get(pair), every) for pair in self.pairs)
-            name = f"{pool} @{revision}" if pool in crowded and revision else pool
+            name = name_of(pool, revision)
             rows.append(((role != BASELINE, _order(sort, name, mine, best)), Row(name, role, shown)))
         self.rows: Sequence[Row] = [row for _, row in sorted(rows, key=lambda item: item[0])]
 

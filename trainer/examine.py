@@ -28,7 +28,7 @@ def examine(pool: Pool, arch: str, precision: str = "fp32") -> Examination:
         findings = tuple(contract.check(subject))
         if any(finding.refused for finding in findings):
             return Examination(pool, arch, findings)
-        outputs, parting = likeness.outputs(subject), likeness.parting(subject)
+        outputs, parting = likeness.function(subject)
         return Examination(pool, arch, findings, cost.measure(subject), tuple(outputs), tuple(parting))
 
 

@@ -19,11 +19,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import StringIO
 from typing import IO, Any, Self, cast
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from trainer import code
@@ -31,6 +29,7 @@ from trainer.examination import Examination, Finding, SameFunction, same_functio
 from trainer.grid import Grid
 from trainer.pool import Pool
 from trainer.problems import Problem, RequestError
+from trainer.text import plain
 
 TIME_LIMIT_S = 30.0  # of an examination, which takes 0.3 s
 
@@ -94,9 +93,7 @@ class Report:
                 else ("",) * 4
             )
             table.add_row(one.pool.label, one.arch, *numbers, one.verdict, end_section=last)
-        sink = StringIO()
-        Console(file=sink, width=1000, color_system=None).print(table)
-        return "\n".join(line.rstrip() for line in sink.getvalue().splitlines())
+        return "\n".join(plain(table))
 
     def refuse(self) -> None:
         """Raises a RequestError if a pool is refused."""

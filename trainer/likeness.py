@@ -13,21 +13,18 @@ CHANNELS = 16  # of each map, evenly spread
 STEP = 0.1
 
 
-def outputs(subject: Subject) -> list[float]:
-    """Samples of the function at initialisation: the same maps, channels and random numbers for every pool."""
-    found = _function(subject.build(), subject)
-    chosen = torch.linspace(0, subject.shape[0] - 1, CHANNELS).long()
-    return found[..., chosen].flatten().tolist()
+def function(subject: Subject) -> tuple[list[float], list[str]]:
+    """Samples of the function at initialisation, and the parameters that change it when they change.
 
-
-def parting(subject: Subject) -> list[str]:
-    """The parameters that change the function when they change.
-
-    By a step in a random direction: the gradient is zero at many a point from where learning starts.
+    The samples are of the same maps, channels and random numbers for every pool. The parameters take a step in a random
+    direction: the gradient is zero at many a point from where learning starts.
     """
-    before = _function(subject.build(), subject)
-    names = [name for name, _ in subject.build().named_parameters()]
-    return [name for name in names if not torch.allclose(before, _moved(subject, name), TOLERANCE, TOLERANCE)]
+    module = subject.build()
+    found = _function(module, subject)
+    chosen = torch.linspace(0, subject.shape[0] - 1, CHANNELS).long()
+    names = [name for name, _ in module.named_parameters()]
+    parting = [name for name in names if not torch.allclose(found, _moved(subject, name), TOLERANCE, TOLERANCE)]
+    return found[..., chosen].flatten().tolist(), parting
 
 
 def _moved(subject: Subject, name: str) -> Tensor:

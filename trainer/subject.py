@@ -36,8 +36,9 @@ class Subject:
         """(C, H, W) of the architecture's feature map."""
         return archs.get(self.arch).feature_map
 
-    def construct(self, seed: int = 0) -> nn.Module:
-        with seeded(seed, Purpose.POOL):
+    def construct(self) -> nn.Module:
+        """Before the dry pass."""
+        with seeded(0, Purpose.POOL):
             return pools.build(self.pool, self.shape[0])
 
     def build(self, seed: int = 0, shape: Shape | None = None) -> nn.Module:
