@@ -21,10 +21,11 @@ def test_depthwise(size: int, stride: int, kernel: int) -> None:
     check_same(theirs, cpu.DepthwiseConv2d, torch.randn(4, 6, size, size))
 
 
+@pytest.mark.parametrize("channels", [3, 6, 10])
 @pytest.mark.parametrize("shape", [(4, 6, 1, 1), (3, 6, 2, 2), (2, 6, 1, 3), (1, 6, 4, 4)], ids=str)
-def test_pointwise(shape: tuple[int, ...]) -> None:
+def test_pointwise(shape: tuple[int, ...], channels: int) -> None:
     torch.manual_seed(0)
-    check_same(nn.Conv2d(6, 10, 1, bias=False), cpu.PointwiseConv2d, torch.randn(shape))
+    check_same(nn.Conv2d(6, channels, 1, bias=False), cpu.PointwiseConv2d, torch.randn(shape))
 
 
 @pytest.mark.parametrize("bias", [True, False])
