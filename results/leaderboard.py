@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,9 +14,10 @@ import pandas as pd
 
 from results import schema, stats
 from trainer.examination import SameFunction
-from trainer.grid import BASELINE, Grid
+from trainer.grid import BASELINE, ROLES, Grid
 from trainer.pool import slug
-from trainer.problems import Problem, RequestError, did_you_mean, unknown
+from trainer.printable import unprintable
+from trainer.problems import Problem, RequestError, did_you_mean, short, unknown
 from trainer.trial import PROTOCOL
 
 METRICS = ("best_test_acc", "final_test_acc")
@@ -99,6 +101,7 @@ def cells(
     """
     if metric not in METRICS:
         raise RequestError.of(unknown("metric", metric, METRICS))
+    refuse_strange(trials)
     if not allow_mixed:
         refuse_mixed(trials)
     everything = with_planned(trials, grid)
@@ -109,7 +112,10 @@ def cells(
     for key, group in groups(everything, [*CELL, *_IDENTITY]):
         cell = _Cell(*key)
         if group["seed"].duplicated().any():
-            raise AssertionError(f"two trials of one seed in {cell}")
+            what = (
+                f"{cell.pool} on {cell.arch}-{cell.dataset} has two trials of one seed on record, which no sweep makes"
+            )
+            raise RequestError.of(f"{what}; move one of them away")
         completed = group[group["status"] == schema.COMPLETED].set_index("seed")[metric].dropna()
         values[cell] = completed
         counts = group["status"].value_counts()
@@ -359,6 +365,37 @@ def _spell_recipes(kinds: pd.DataFrame) -> list[str]:
     recipes = [json.loads(recipe) | {"protocol": protocol} for recipe, protocol in kinds.itertuples(index=False)]
     differing = sorted(key for key in recipes[0] if len({str(recipe.get(key)) for recipe in recipes}) > 1)
     return [", ".join(f"{key}={recipe.get(key)}" for key in differing) for recipe in recipes]
+
+
+def refuse_strange(trials: pd.DataFrame) -> None:
+    """Rows that no sweep writes: a table of them would be wrong, and what they are called may be made to mislead."""
+    problems = []
+    for column, is_fine in _FINE.items():
+        if strange := [value for value in trials[column].drop_duplicates() if pd.isna(value) or not is_fine(value)]:
+            problems.append(Problem(f"trials, column {column}", f"found {short(strange[0])}, which no sweep writes"))
+    if problems:
+        raise RequestError([*problems, Problem("", "move what is no file of this run away")])
+
+
+def _is_name(text: str) -> bool:
+    return unprintable(text) is None
+
+
+def _is_recipe(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+_FINE: Mapping[str, Callable[[Any], object]] = {
+    **dict.fromkeys(["trial_id", "pool", "pool_params"], _is_name),
+    **dict.fromkeys(["arch", "dataset"], lambda name: re.fullmatch("[a-z0-9_]+", name)),  # parts of files' names
+    "role": ROLES.__contains__,
+    "status": schema.STATUSES.__contains__,
+    "recipe": _is_recipe,
+    **dict.fromkeys(["hidden", "seed", "protocol"], lambda _: True),
+}
 
 
 def refuse_mixed(trials: pd.DataFrame) -> None:

@@ -19,11 +19,12 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from results import schema, stats
-from results.leaderboard import METRICS, groups, refuse_mixed
+from results import schema, stats, views
+from results.leaderboard import METRICS, groups, refuse_mixed, refuse_strange
 from trainer import data
-from trainer.problems import RequestError
-from trainer.text import plain
+from trainer.printable import unprintable
+from trainer.problems import RequestError, short
+from trainer.text import markdown, plain
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 NEEDED = ("entry", "arch", "dataset", "best_test_acc")
@@ -82,6 +83,13 @@ def load_published(path: Path = PUBLISHED) -> pd.DataFrame:
         raise RequestError.of(f"{path} has no best_test_acc above 1: fractions? Percentages are needed", "--against")
     if found[list(NEEDED)].isna().any(axis=None):
         raise RequestError.of(f"{path} has rows without {', '.join(NEEDED[:3])}", "--against")
+    found = found.astype(dict.fromkeys(NEEDED[:3], str))
+    for name in NEEDED[:3]:
+        if strange := [value for value in found[name] if unprintable(value)]:
+            what = (
+                f"{path}, column {name}: found {short(strange[0])}, allowed is text without {unprintable(strange[0])}"
+            )
+            raise RequestError.of(what, "--against")
     return found.assign(best_test_acc=values)
 
 
@@ -99,6 +107,7 @@ def compare(
     """
     if not margin > 0:
         raise RequestError.of(f"found {margin:g}, allowed is a number of points above 0", "--margin")
+    refuse_strange(trials)
     refuse_mixed(trials)
     done = trials[trials["status"] == schema.COMPLETED]
     if (again := done[done.duplicated(["pool", "arch", "dataset", "seed"])]).size:
@@ -201,12 +210,16 @@ def to_text(cells: Sequence[Cell], margin: float = MARGIN) -> str:
 
 
 def to_markdown(cells: Sequence[Cell], margin: float = MARGIN) -> str:
-    lines = [list(COLUMNS), ["---"] * 3 + ["---:"] * 3 + ["---"], *(list(_spelled(cell).values()) for cell in cells)]
+    lines = [
+        list(COLUMNS),
+        ["---"] * 3 + ["---:"] * 3 + ["---"],
+        *(list(map(markdown, _spelled(cell).values())) for cell in cells),
+    ]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *_footer(cells, margin), ""])
 
 
 def to_csv(cells: Sequence[Cell], *_: Any) -> str:
-    return to_frame(cells).to_csv(index=False, lineterminator="\n")
+    return views.to_csv(to_frame(cells))
 
 
 FORMATS = {"text": to_text, "markdown": to_markdown, "csv": to_csv}

@@ -180,8 +180,9 @@ def power(difference: float, std: float, n: int, alpha: float = 1 - CONFIDENCE) 
     if n < 2:
         return math.nan
     critical, shift = _critical(n - 1, 1 - alpha), abs(difference) / std * math.sqrt(n)
-    below = special.nctdtr(n - 1, shift, -critical)
-    return float(1 - special.nctdtr(n - 1, shift, critical) + (0.0 if math.isnan(below) else below))
+    # scipy's NaN is a probability below 1e-60: of a shift from 37 up.
+    missed, below = np.nan_to_num(special.nctdtr(n - 1, shift, [critical, -critical]))
+    return float(1 - missed + below)
 
 
 def detectable(std: float, n: int, wanted: float = POWER, alpha: float = 1 - CONFIDENCE) -> float:

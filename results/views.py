@@ -11,7 +11,6 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
 import pandas as pd
@@ -21,7 +20,7 @@ from rich.text import Text
 
 from results.leaderboard import ALPHA, CELL, GAPS, METRICS, across, best_baselines, groups, names
 from trainer.grid import BASELINE
-from trainer.text import plain
+from trainer.text import csv_cell, markdown, plain
 
 SORTS = ("gain", "mean", "name")
 BETTER, WORSE, ALIKE, FAR = "▲", "▼", "≡", "⚑"
@@ -51,10 +50,15 @@ def to_markdown(
 ) -> str:
     """GitHub's Markdown."""
     wide = Wide(frame, sort, every)
-    lines = [["pool", "role", *map("-".join, wide.pairs)], ["---", "---", *["---:"] * len(wide.pairs)]]
-    lines += [[row.name, row.role, *("<br>".join(cell) for cell in row.cells)] for row in wide.rows]
-    table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
-    below = "\n\n".join(line.replace("|", "\\|") for line in footer(frame, metric, notes, every))
+    lines = [
+        ["pool", "role", *(markdown("-".join(pair)) for pair in wide.pairs)],
+        ["---", "---", *["---:"] * len(wide.pairs)],
+    ]
+    lines += [
+        [markdown(row.name), row.role, *("<br>".join(map(markdown, cell)) for cell in row.cells)] for row in wide.rows
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    below = "\n\n".join(map(markdown, footer(frame, metric, notes, every)))
     return f"{table}\n\n{below}\n"
 
 
@@ -98,10 +102,10 @@ def to_html(
 
 
 def to_csv(frame: pd.DataFrame, *_: Any) -> str:
-    """The tidy frame, every digit of it."""
-    sink = StringIO()
-    frame.to_csv(sink, index=False, lineterminator="\n")
-    return sink.getvalue()
+    """The tidy frame, every digit of it, and no text in it that a spreadsheet takes for a formula."""
+    texts = frame.select_dtypes(["object", "string"])
+    safe = {str(name): column.map(csv_cell, na_action="ignore") for name, column in texts.items()}
+    return frame.assign(**safe).to_csv(index=False, lineterminator="\n")
 
 
 FORMATS: Mapping[str, View] = {
@@ -155,7 +159,7 @@ def _order(sort: str, name: str, mine: pd.DataFrame, best: Mapping[tuple[str, st
             against = here.loc[here["baseline"] == best.get(pair), "diff"]  # type: ignore[arg-type]
             gains.append(0.0 if row["pool"] == best.get(pair) or against.empty else against.iloc[0])  # type: ignore[arg-type]
     if not means:
-        return math.inf
+        return (math.inf, 0.0)
     # Over the pairs that it has finished, and more pairs before fewer: who has the easy half only is not ahead.
     return (-len(means), -sum(gains if sort == "gain" else means) / len(means))
 
@@ -288,9 +292,19 @@ _LATEX = {
         ALIKE: r"$\equiv$",
         FAR: r"$\dagger$",
     },
-    **{"-": "{-}", "<": r"\textless{}", ">": r"\textgreater{}", '"': "''"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{"'": r"\textquotesingle{}", '"': "''", "`": r"\textasciigrave{}"},
+    **{c: f"{{{c}}}" for c in "-[*"},  # no dash of two of them; and after \\ these two would be its arguments
 }
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character) or _letter(character) for character in text)
+
+
+def _letter(character: str) -> str:
+    """As it is, where LaTeX has it without a package; else its number, in typewriter, as nothing else of a label is."""
+    return character if character.isascii() or character in _ACCENTED else rf"\texttt{{U+{ord(character):04X}}}"
+
+
+_ACCENTED = {*map(chr, range(0xC0, 0x180))} - {*"ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"}

@@ -1,26 +1,22 @@
-"""YAML as people write it: numbers like 5e-4, the line of every key, and no key twice."""
+"""A space file as data, with the line of every key; and what is wrong with it as a text, whatever it is about."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainer.problems import Problem, RequestError
+from trainer import strict_yaml
+from trainer.printable import unprintable
+from trainer.problems import Problem, RequestError, short
 
 KeyPath = tuple[str | int, ...]
 
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, to which 5e-4 and 1e3 are strings; this resolves floats as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+MOST_BYTES = 2**20  # of short values PyYAML reads 120 kB a second
+MOST_VALUES = 200_000
+MOST_CHARACTERS = 1_000  # of a text
 
 
 class Document:
@@ -30,43 +26,45 @@ class Document:
         data: the mapping that the file holds.
 
     Raises:
-        RequestError: no YAML, no mapping, or keys that stand twice.
+        RequestError: no YAML, no mapping, keys that stand twice, or texts with control characters.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._lines: dict[KeyPath, int] = {}
         try:
-            loader = _Loader(path.read_text(encoding="utf-8"))
-            root = loader.get_single_node()
-            problems = list(self._walk(root, ())) if root else []
+            loader, root = strict_yaml.compose(_read(path), MOST_VALUES)
+            problems = list(_walk(root, (), self._lines))
             self.data: dict[str, Any] = loader.construct_document(root) if root else {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError.of(f"{path} cannot be read: {error}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RequestError.of(f"{path} is not YAML: {error}") from None
         if not isinstance(self.data, dict):
             raise RequestError.of(
                 f"{path} must hold a mapping of keys (name, pools, seeds, ...), found a {_kind(self.data)}"
             )
         if problems:
-            raise RequestError(self.locate(problem, ()) for problem in problems)
+            raise RequestError(self.locate(problem, at) for at, problem in problems)
 
     def set(self, override: str) -> None:
         """Applies `KEY.KEY=VALUE`, the value in YAML."""
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise RequestError.of(f"found {override!r}, allowed is KEY=VALUE", "--set")
+        where = f"--set {key}"
         try:
-            value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
-        except (yaml.YAMLError, ValueError) as error:
-            raise RequestError.of(f"{text!r} is not a YAML value: {error}", f"--set {key}") from None
+            loader, root = strict_yaml.compose(text, MOST_VALUES)
+            problems = [problem for _, problem in _walk(root, (), {})]
+            value = loader.construct_document(root) if root else None
+        except yaml.YAMLError as error:
+            raise RequestError.of(f"{short(text)} is not a YAML value: {error}", where) from None
+        if problems:
+            raise RequestError(problem.under(where) for problem in problems)
         at: Any = self.data
         *parents, last = key.split(".")
         for parent in parents:
             at = at.setdefault(parent, {}) if isinstance(at, dict) else None
         if not isinstance(at, dict):
-            raise RequestError.of(f"{'.'.join(parents)} is not a mapping, so nothing in it can be set", f"--set {key}")
+            raise RequestError.of(f"{'.'.join(parents)} is not a mapping, so nothing in it can be set", where)
         at[last] = value
 
     def line(self, path: KeyPath) -> int:
@@ -80,20 +78,54 @@ class Document:
         line = self.line(path)
         return Problem(f"{self.path}{f':{line}' if line else ''}: {problem.where}".removesuffix(": "), problem.what)
 
-    def _walk(self, node: yaml.Node, path: KeyPath) -> Any:
-        self._lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
-            for index, item in enumerate(node.value):
-                yield from self._walk(item, (*path, index))
-        elif isinstance(node, yaml.MappingNode):
-            seen: dict[str, int] = {}
-            for key, value in node.value:
-                name, line = str(getattr(key, "value", "")), key.start_mark.line + 1
-                if name in seen:
-                    yield Problem(spell((*path, name)), f"stands twice, on lines {seen[name]} and {line}; keep one")
-                seen[name] = line
-                self._lines[(*path, name)] = line
-                yield from self._walk(value, (*path, name))
+
+def _read(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        RequestError: it cannot be read, or is larger than a space can be.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise RequestError.of(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(data) > MOST_BYTES:
+        raise RequestError.of(f"{path} has {path.stat().st_size:,} bytes; allowed are {MOST_BYTES:,}")
+    return data.decode()
+
+
+def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[tuple[KeyPath, Problem]]:
+    """What is wrong in a node, each with its path; notes the line of every key and item."""
+    if isinstance(node, yaml.ScalarNode):
+        if what := _wrong_with(node.value):
+            yield path, Problem(spell(path), what)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*path, index)] = item.start_mark.line + 1
+            yield from _walk(item, (*path, index), lines)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # no key of a mapping that can be constructed
+            name, line = key.value, key.start_mark.line + 1
+            here = (*path, name)
+            lines[here] = line
+            if what := _wrong_with(name):
+                yield here, Problem(spell(here), f"as a key: {what}")
+            if name in seen:
+                yield here, Problem(spell(here), f"stands twice, on lines {seen[name]} and {line}; keep one")
+            seen[name] = line
+            yield from _walk(value, here, lines)
+
+
+def _wrong_with(text: str) -> str:
+    if len(text) > MOST_CHARACTERS:
+        return f"found a text of {len(text):,} characters, {short(text)}; allowed are {MOST_CHARACTERS:,}"
+    if character := unprintable(text):
+        return f"found {short(text)}, allowed is text without control characters; it has {character}"
+    return ""
 
 
 def spell(path: KeyPath) -> str:

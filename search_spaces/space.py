@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from search_spaces.document import Document, KeyPath, spell
 from trainer import arch as archs
 from trainer import data
 from trainer import pool as pools
-from trainer.grid import CANDIDATE, Entry, Grid, Pair
-from trainer.pool import Pool
-from trainer.problems import Problem, RequestError, did_you_mean, gather, unknown
+from trainer.grid import CANDIDATE, MOST_TRIALS, Entry, Grid, Pair
+from trainer.pool import Pool, PoolGrid
+from trainer.problems import Problem, RequestError, did_you_mean, gather, short, unknown
 from trainer.recipe import Recipe
 
 SHIPPED = Path(__file__).parent
 LOGGERS = ("tensorboard", "mlflow", "wandb")
+MAX_TRIALS = 100_000  # of a space that does not say: planned in 3 s
+MOST_PROBLEMS = 100
 
 
 class _Part(BaseModel):
@@ -43,11 +46,16 @@ class Resources(_Part):
             with a thread each are faster than one after another with two: measured, see benchmarks/NOTES.md.
         trials_per_gpu: how many trials of one architecture and dataset train side by side on a GPU; `auto` measures
             it. Trials on the CPU have a process each.
+        accelerator_type: what the GPUs have to be, in Ray's words: `H100`, `A100-80G`, `L4`.
+        on_head: whether CPU trials may run on a cluster's head node too. They do where it is the only one; GPU trials
+            run wherever there are GPUs.
     """
 
     gpus_per_trial: Annotated[int, Field(ge=0)] = 1
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     trials_per_gpu: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    accelerator_type: Annotated[str, Field(min_length=1)] | None = None
+    on_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,8 @@ class Space:
     Attributes:
         checkpoint_every: epochs between two checkpoints of a trial.
         max_failures: how often a trial is started again after its worker died.
+        stall_timeout: seconds without an epoch after which a trial counts as hanging, and its worker as dead. An hour:
+            VGG-19's epoch on one slow thread takes 800 s.
         compiled: whether torch.compile makes the kernels: the same function, to rounding.
         skip_invalid: whether the others run when the gate refuses a pool.
         test_budget: how many revisions of a candidate may be trained on the visible pairs.
@@ -73,10 +83,14 @@ class Space:
     keep_weights: bool
     test_budget: int | None
     loggers: tuple[str, ...] = ()
+    stall_timeout: float | None = 3600.0
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
-    """The space that a YAML file describes.
+    """The space that a YAML file describes. Runs no pool's code.
+
+    A space has `max_trials` at most, 100,000 unless the file says otherwise: pools x pairs x seeds are counted before
+    any of them is made, so that a grid of a billion parameters is a message and not a full memory.
 
     Args:
         file: looked for as given, then in `search_spaces/`.
@@ -84,45 +98,54 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
             (`resources.cpus_per_trial=2`, `seeds=[1, 2]`).
 
     Raises:
-        RequestError: with every problem of the file.
+        RequestError: with every problem of the file, up to a hundred.
     """
     document = Document(_find(Path(file)))
-    for override in overrides:
-        key = override.partition("=")[0]
-        document.set(f"recipe.{override}" if key in Recipe.__dataclass_fields__ else override)
-    root = document.path.parent
+    fields = Recipe.__dataclass_fields__
+    named = (f"recipe.{each}" if each.partition("=")[0] in fields else each for each in overrides)
+    gather(*(("", functools.partial(document.set, override)) for override in named))
     found = list(_problems_across(document.data))
+    grids = _grids(document.data.get("pools"), document.path.parent)
+    found += _problems_of_pools(document.data, grids)
     try:
-        form = _File.model_validate(document.data, context={"root": root})
+        form = _File.model_validate(document.data)
     except ValidationError as error:
-        found = [*_problems_within(error), *found]
+        found += _problems_within(error)
     else:
-        found += _problems_of_pools(form, root)
         if not found:
-            return _space(form, root)
+            return _space(form, grids)
     in_order = sorted(found, key=lambda item: document.line(item[0]))
-    raise RequestError(document.locate(problem, path) for path, problem in in_order)
+    problems = [document.locate(problem, path) for path, problem in in_order[:MOST_PROBLEMS]]
+    rest = len(in_order) - len(problems)
+    raise RequestError([*problems, *([Problem("", f"and {rest:,} problems more")] if rest else [])])
 
 
 # The file's form
 
 
+def _known(get: Callable[[str], Any]) -> AfterValidator:
+    """A name that `get` knows."""
+
+    def check(name: str) -> str:
+        get(name)
+        return name
+
+    return AfterValidator(check)
+
+
+def _logger(name: str) -> None:
+    if name not in LOGGERS:
+        raise RequestError.of(unknown("logger", name, LOGGERS))
+
+
+_Arch = Annotated[str, _known(archs.get)]
+_Dataset = Annotated[str, _known(data.get)]
+
+
 class _PairPart(_Part):
-    arch: str
-    dataset: str
+    arch: _Arch
+    dataset: _Dataset
     hidden: bool = False
-
-    @field_validator("arch")
-    @classmethod
-    def _known_arch(cls, name: str) -> str:
-        archs.get(name)
-        return name
-
-    @field_validator("dataset")
-    @classmethod
-    def _known_dataset(cls, name: str) -> str:
-        data.get(name)
-        return name
 
 
 class _PoolPart(_Part):
@@ -138,16 +161,11 @@ class _PoolPart(_Part):
     def _bare_name(cls, part: Any) -> Any:
         return {"name": part} if isinstance(part, str) else part
 
-    @model_validator(mode="after")
-    def _can_be_expanded(self, info: ValidationInfo) -> _PoolPart:
-        self.expand(info.context["root"] if info.context else Path())
-        return self
-
-    def expand(self, root: Path) -> list[Pool]:
+    def grid(self, root: Path) -> PoolGrid:
         """The pools that this entry stands for: more than one where a parameter is a grid."""
         if (self.name is None) == (self.file is None):
             raise RequestError.of("give either `name`, a pool of the shelf, or `file`, a pool of your own")
-        return pools.expand(
+        return pools.grid(
             self.name or str(self.file), self.params, class_name=self.class_name, label=self.label, root=root
         )
 
@@ -156,18 +174,20 @@ class _File(_Part):
     name: Annotated[str, Field(min_length=1)]
     recipe: dict[str, Any] = {}
     pairs: Annotated[list[_PairPart] | None, Field(min_length=1)] = None
-    architectures: Annotated[list[str] | None, Field(min_length=1)] = None
-    datasets: Annotated[list[str] | None, Field(min_length=1)] = None
+    architectures: Annotated[list[_Arch] | None, Field(min_length=1)] = None
+    datasets: Annotated[list[_Dataset] | None, Field(min_length=1)] = None
     pools: Annotated[list[_PoolPart], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)]
+    max_trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = MAX_TRIALS
     resources: Resources = Resources()
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     max_failures: Annotated[int, Field(ge=0)] = 2
+    stall_timeout: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = 3600.0
     compiled: Annotated[bool, Field(alias="compile")] = False  # `on` and `off` are YAML 1.1's true and false
     skip_invalid: bool = False
     test_budget: Annotated[int | None, Field(ge=1)] = None
     keep_weights: bool = False
-    loggers: list[str] = []
+    loggers: list[Annotated[str, _known(_logger)]] = []
 
     @field_validator("recipe")
     @classmethod
@@ -175,29 +195,14 @@ class _File(_Part):
         Recipe.of(values)
         return values
 
-    @field_validator("architectures")
-    @classmethod
-    def _known_architectures(cls, names: list[str] | None) -> list[str] | None:
-        return _each(archs.get, names)
 
-    @field_validator("datasets")
-    @classmethod
-    def _known_datasets(cls, names: list[str] | None) -> list[str] | None:
-        return _each(data.get, names)
-
-    @field_validator("loggers")
-    @classmethod
-    def _known_loggers(cls, names: list[str]) -> list[str]:
-        _each(_known_logger, names)
-        return names
-
-
-def _space(form: _File, root: Path) -> Space:
+def _space(form: _File, grids: Sequence[PoolGrid | RequestError | None]) -> Space:
     if form.pairs is not None:
         pairs = tuple(Pair(part.arch, part.dataset, part.hidden) for part in form.pairs)
     else:
         pairs = tuple(itertools.starmap(Pair, itertools.product(form.architectures or (), form.datasets or ())))
-    entries = tuple(Entry(pool, part.role) for part in form.pools for pool in part.expand(root))
+    made = ((part.role, grid) for part, grid in zip(form.pools, grids, strict=True) if isinstance(grid, PoolGrid))
+    entries = tuple(Entry(pool, role) for role, grid in made for pool in grid)
     grid = Grid(form.name, entries, pairs, tuple(form.seeds), Recipe.of(form.recipe))
     return Space(
         grid,
@@ -209,6 +214,7 @@ def _space(form: _File, root: Path) -> Space:
         keep_weights=form.keep_weights,
         test_budget=form.test_budget,
         loggers=tuple(form.loggers),
+        stall_timeout=form.stall_timeout,
     )
 
 
@@ -241,9 +247,9 @@ def _problems_within(error: ValidationError) -> Iterator[Found]:
         elif cause is not None:
             what = str(cause)
         elif item["type"] == "string_pattern_mismatch":
-            what = f"found {item['input']!r}, allowed is a path to a .py file"
+            what = f"found {short(item['input'])}, allowed is a path to a .py file"
         else:
-            what = f"found {_short(item['input'])}, {item['msg'].replace('Input should', 'it should')}"
+            what = f"found {short(item['input'])}, {item['msg'].replace('Input should', 'it should')}"
         yield path, Problem(spell(path), what)
 
 
@@ -257,25 +263,53 @@ def _problems_across(document: Mapping[str, Any]) -> Iterator[Found]:
         yield (), Problem("pairs", f"missing; give pairs, or both architectures and datasets{has}")
     for key in ("seeds", "pairs", "architectures", "datasets", "loggers"):
         values = document.get(key)
-        items = [_spell_pair(value) for value in values] if isinstance(values, list) else []
-        for index, item in enumerate(items):
-            if item in items[:index]:
-                first = items.index(item)
-                what = f"{item} stands twice (first as {key}[{first}]), so each of its trials would; take one out"
+        first: dict[str, int] = {}
+        for index, value in enumerate(values if isinstance(values, list) else ()):
+            item = _spell_item(value)
+            if first.setdefault(item, index) != index:
+                what = f"{item} stands twice (first as {key}[{first[item]}]), so each of its trials would; take one out"
                 yield (key, index), Problem(f"{key}[{index}]", what)
 
 
-def _spell_pair(value: Any) -> Any:
-    return f"{value.get('arch')}-{value.get('dataset')}" if isinstance(value, Mapping) else value
+def _spell_item(value: Any) -> str:
+    return f"{value.get('arch')}-{value.get('dataset')}" if isinstance(value, Mapping) else str(value)
 
 
-def _problems_of_pools(form: _File, root: Path) -> Iterator[Found]:
-    """Pools that are one and the same trial twice, and different ones that a table could not tell apart."""
+_OF_THE_POOL = ("name", "file", "class", "label", "params")
+
+
+def _grids(parts: Any, root: Path) -> list[PoolGrid | RequestError | None]:
+    """What each entry under `pools` stands for, or what is wrong with it; None where it is not even of the right form.
+
+    By the raw data: an entry whose role is misspelled has its pool looked for all the same.
+    """
+    found: list[PoolGrid | RequestError | None] = []
+    for part in parts if isinstance(parts, list) else ():
+        given = {key: part[key] for key in _OF_THE_POOL if key in part} if isinstance(part, Mapping) else part
+        try:
+            found.append(_PoolPart.model_validate(given).grid(root))
+        except ValidationError:
+            found.append(None)
+        except RequestError as error:
+            found.append(error)
+    return found
+
+
+def _problems_of_pools(document: Mapping[str, Any], grids: Sequence[PoolGrid | RequestError | None]) -> Iterator[Found]:
+    """Pools that cannot be had, too many of them, the same trial twice, and two that a table could not tell apart."""
+    for index, grid in enumerate(grids):
+        if isinstance(grid, RequestError):
+            here: KeyPath = ("pools", index)
+            yield from ((here, problem.under(spell(here))) for problem in grid.problems)
+    counts = [grid.count if isinstance(grid, PoolGrid) else 1 for grid in grids]
+    if too_many := _too_many(document, sum(counts)):
+        yield ("pools",), too_many
+        return
     by_pool: dict[Pool, int] = {}
     by_label: dict[str, int] = {}
-    for index, part in enumerate(form.pools):
-        for pool in part.expand(root):
-            here: KeyPath = ("pools", index)
+    for index, grid in enumerate(grids):
+        for pool in grid if isinstance(grid, PoolGrid) else ():
+            here = ("pools", index)
             if pool in by_pool:
                 first = f"first in pools[{by_pool[pool]}]"
                 what = f"{pool.label} stands twice ({first}), so each of its trials would; take one out"
@@ -288,26 +322,33 @@ def _problems_of_pools(form: _File, root: Path) -> Iterator[Found]:
             by_label.setdefault(pool.label, index)
 
 
-def _each(get: Callable[[str], Any], names: list[str] | None) -> list[str] | None:
-    gather(*((f"[{index}]", functools.partial(get, name)) for index, name in enumerate(names or ())))
-    return names
+def _too_many(document: Mapping[str, Any], count: int) -> Problem | None:
+    """Whether so many pools make more trials than the space may have."""
+    sizes = {key: len(document[key]) if isinstance(document.get(key), list) else 1 for key in _COUNTED}
+    pairs = sizes["pairs"] * sizes["architectures"] * sizes["datasets"]  # of which the file has the one or the others
+    asked = document.get("max_trials")
+    most = asked if type(asked) is int and 1 <= asked <= MOST_TRIALS else MAX_TRIALS
+    trials = count * pairs * sizes["seeds"]
+    if trials <= most:
+        return None
+    spelled = f"{trials:,}" if trials < 10**15 else "more than 10^15"
+    return Problem(
+        "",
+        f"found {spelled} trials, pools x {pairs:,} pairs x {sizes['seeds']:,} seeds; allowed are {most:,}, which is "
+        f"max_trials: take some out, or raise that, up to {MOST_TRIALS:,}",
+    )
 
 
-def _known_logger(name: str) -> None:
-    if name not in LOGGERS:
-        raise RequestError.of(unknown("logger", name, LOGGERS))
+_COUNTED = ("seeds", "pairs", "architectures", "datasets")
 
 
 def _find(file: Path) -> Path:
     places = [file] if file.is_absolute() else [file, SHIPPED / file]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # noqa: PTH113 - which says no to a name that is too long, and raises nothing
             return place
+    if any(map(os.path.exists, places)):
+        raise RequestError.of(f"{file} is no file, but a folder, a pipe or a device; give the YAML file")
     shipped = [path.name for path in SHIPPED.glob("*.yaml")]
     looked = " and ".join(str(place.parent.resolve()) for place in places)
     raise RequestError.of(f"there is no space file {file} (looked in {looked}); {did_you_mean(file.name, shipped)}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -81,10 +81,13 @@ def restore(trial: Trial, weights: bytes, classes: int) -> Network:
         RequestError: these are no weights of this network.
     """
     net = network.build(trial.pool, trial.arch, classes, trial.seed)
+    reason = "it is no state_dict of tensors alone"
     try:
-        net.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+        state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
+        reason = ""
+        net.load_state_dict(state)
     except Exception as error:  # a cut or overwritten file raises whatever its bytes happen to mean
-        reason = " ".join(str(error).split())[:200]
+        reason = reason or " ".join(str(error).split())[:200]
         raise RequestError.of(f"the weights of {trial.id} do not fit its network: {reason}; train it again") from None
     return net.requires_grad_(False).eval()
 

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from trainer import plain
 from trainer.pool import Pool
-from trainer.problems import Problem
+from trainer.problems import Problem, RequestError
 
 # Two functions are one if no output differs by more, relative to its size: GeM at 1x1 is within 3e-7 of the identity.
 TOLERANCE = 1e-5
@@ -128,8 +129,18 @@ class SameFunction:
         return {"arch": self.arch, "pools": list(self.pools), "parting": parting}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(data["arch"], tuple(data["pools"]), {pool: tuple(names) for pool, names in data["parting"].items()})
+    def from_dict(cls, data: Any) -> Self:
+        """From `to_dict`, as it comes back from a file.
+
+        Raises:
+            RequestError: it is nothing that `to_dict` makes; says where.
+        """
+        pools = plain.each(plain.take(data, "pools", list), plain.line, "pools")
+        parting = plain.take(data, "parting", Mapping)
+        named = {plain.line(pool): tuple(plain.each(names, plain.line, "parting")) for pool, names in parting.items()}
+        if len(pools) < 2:
+            raise RequestError.of(f"found {len(pools)}, allowed are two and more", "pools")
+        return cls(plain.name(data, "arch"), tuple(pools), named)
 
 
 def same_function(examinations: Sequence[Examination]) -> list[SameFunction]:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer import plain
 from trainer.pool import Pool
+from trainer.problems import RequestError, gather, short, unknown
 from trainer.recipe import Recipe
 from trainer.trial import Trial
 
 BASELINE = "baseline"
 CANDIDATE = "candidate"
 ROLES = (BASELINE, CANDIDATE)
+MOST_TRIALS = 1_000_000  # of a grid: a plan of as many takes 9 s and 820 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +99,43 @@ class Grid:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Grid:
-        return cls(
-            data["name"],
-            tuple(Entry(Pool.from_dict(pool), pool["role"]) for pool in data["pools"]),
-            tuple(Pair(**pair) for pair in data["pairs"]),
-            tuple(data["seeds"]),
-            Recipe.of(data["recipe"]),
+    def from_dict(cls, data: Any) -> Grid:
+        """From `to_dict`, as it comes back from a file.
+
+        Raises:
+            RequestError: it is nothing that `to_dict` makes; with every problem.
+        """
+        name, entries, pairs, seeds, recipe = gather(
+            ("", lambda: plain.name(data, "name")),
+            ("", lambda: plain.each(plain.take(data, "pools", list), _entry_from, "pools")),
+            ("", lambda: plain.each(plain.take(data, "pairs", list), _pair_from, "pairs")),
+            ("", lambda: plain.each(plain.take(data, "seeds", list), _seed_from, "seeds")),
+            ("recipe", lambda: Recipe.of(plain.take(data, "recipe", Mapping))),
         )
+        grid = cls(name, tuple(entries), tuple(pairs), tuple(seeds), recipe)
+        if len(grid) > MOST_TRIALS:
+            raise RequestError.of(f"found {len(grid):,} trials, allowed are {MOST_TRIALS:,}")
+        return grid
+
+
+def _entry_from(data: Any) -> Entry:
+    role = plain.take(data, "role", str)
+    if role not in ROLES:
+        raise RequestError.of(unknown("role", role, ROLES), "role")
+    return Entry(Pool.from_dict(data), role)
+
+
+def _pair_from(data: Any) -> Pair:
+    """Its names become part of files' names, so they must be such as architectures and datasets have."""
+    names = [plain.take(data, key, str) for key in ("arch", "dataset")]
+    for key, name in zip(("arch", "dataset"), names, strict=True):
+        if not re.fullmatch("[a-z0-9_]+", name):
+            raise RequestError.of(f"found {short(name)}, allowed are lower-case letters, digits and underscores", key)
+    return Pair(*names, hidden=plain.take(data, "hidden", bool))
+
+
+def _seed_from(data: Any) -> int:
+    seed = plain.expect(data, int)
+    if not 0 <= seed < 2**63:
+        raise RequestError.of(f"found {seed}, allowed is an integer from 0 to 2^63 - 1")
+    return seed

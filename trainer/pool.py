@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import importlib
 import itertools
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import candidate
+from trainer import candidate, plain
 from trainer.candidate import DEFAULT_CLASS, Source
-from trainer.problems import Problem, RequestError, did_you_mean, unknown
+from trainer.printable import unprintable
+from trainer.problems import Problem, RequestError, did_you_mean, short, unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
 SHELF = Path(__file__).parent / "pools"
+MOST_CHARACTERS = 2**20  # of a user's file
+NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)  # by the manual of `ast.literal_eval`
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,28 @@ class Pool:
         return {"name": self.name, "params": dict(self.params), "source": source, "label": self.label}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Pool:
-        given = data.get("source")
-        source = given and Source(**{**given, "helpers": tuple(given.get("helpers", {}).items())})
-        return cls(data["name"], _frozen(data["params"]), source, data["label"])
+    def from_dict(cls, data: Any) -> Pool:
+        """From `to_dict`, as it comes back from a file.
+
+        Raises:
+            RequestError: it is nothing that `to_dict` makes; says where.
+        """
+        name, label = plain.name(data, "name"), plain.name(data, "label")
+        params = plain.take(data, "params", Mapping)
+        if strange := [key for key, value in params.items() if not isinstance(key, str) or not _is_plain(value)]:
+            raise RequestError.of(f"found {short(params[strange[0]])}, allowed is plain data", f"params.{strange[0]}")
+        source = None if data.get("source") is None else _source_from(plain.take(data, "source", Mapping))
+        if source is None and not re.fullmatch("[a-z0-9_]+", name):
+            raise RequestError.of(f"found {short(name)}, allowed is the name of a pool of the shelf", "name")
+        return cls(name, _frozen(params), source, label)
+
+
+def _source_from(data: Mapping[str, Any]) -> Source:
+    helpers = plain.take(data, "helpers", Mapping) if "helpers" in data else {}
+    named = tuple(
+        (plain.expect(name, str), plain.expect(text, str, f"helpers.{name}")) for name, text in helpers.items()
+    )
+    return Source(plain.take(data, "text", str), plain.name(data, "class_name"), plain.take(data, "path", str), named)
 
 
 @cache
@@ -90,9 +113,44 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] or "pool"
 
 
-def names() -> list[str]:
+def own_slug(name: str) -> str:
+    """A slug that no other name has: with the beginning of a hash where something of the name is not in it."""
+    return slug(name) if slug(name) == name else f"{slug(name)}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+@cache
+def names() -> tuple[str, ...]:
     """The names of the pools on the shelf: the files of `trainer/pools`."""
-    return sorted(path.stem for path in SHELF.glob("*.py") if not path.stem.startswith("_"))
+    return tuple(sorted(path.stem for path in SHELF.glob("*.py") if not path.stem.startswith("_")))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolGrid:
+    """The pools that one request stands for: every combination of the values of its parameters.
+
+    Attributes:
+        values: {argument: the values that it takes}.
+        label: how tables call it, with the parameters that vary; None is the name, with those that are no default.
+    """
+
+    name: str
+    source: Source | None
+    values: Mapping[str, Sequence[Any]]
+    label: str | None
+    _signature: _Signature
+
+    @property
+    def count(self) -> int:
+        """How many pools there are. They may be too many to be made, so look here first."""
+        return math.prod(map(len, self.values.values()))
+
+    def __iter__(self) -> Iterator[Pool]:
+        varies = {key for key, values in self.values.items() if len(values) > 1}
+        defaults = self._signature.defaults
+        for values in itertools.product(*self.values.values()):
+            bound = self._signature.bind(dict(zip(self.values, values, strict=True)))
+            shown = {k: v for k, v in bound.items() if (k in varies if self.label else defaults.get(k) != v)}
+            yield Pool(self.name, _frozen(bound), self.source, (self.label or self.name) + _spell(shown))
 
 
 def expand(
@@ -103,6 +161,18 @@ def expand(
     label: str | None = None,
     root: Path | None = None,
 ) -> list[Pool]:
+    """The pools of `grid`, which has the same arguments."""
+    return list(grid(spec, params, class_name=class_name, label=label, root=root))
+
+
+def grid(
+    spec: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    class_name: str | None = None,
+    label: str | None = None,
+    root: Path | None = None,
+) -> PoolGrid:
     """The pools that `spec` asks for: one, or a grid where a parameter is a list of values.
 
     Args:
@@ -132,25 +202,19 @@ def expand(
     elif name not in names():
         raise RequestError.of(unknown("pool", name, names()))
 
-    signature = _signature(source) if source else _signature(_shelf_source(name))
-    grid = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
-    problems = [Problem(f"params.{key}", "the list of values is empty") for key, values in grid.items() if not values]
+    values = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+    problems = [Problem(f"params.{key}", "the list of values is empty") for key, some in values.items() if not some]
     problems += [
-        Problem(f"params.{key}", f"found {value!r}, allowed is a finite number, a string, true, false, null or a list")
-        for key, values in grid.items()
-        for value in values
+        Problem(f"params.{key}", f"found {short(value)}, allowed is a finite number, text, true, false, null or a list")
+        for key, some in values.items()
+        for value in some
         if not _is_plain(value)
     ]
+    signature = _signature(source or _shelf_source(name))
+    problems += signature.problems_with(name, given)
     if problems:
         raise RequestError(problems)
-    varies = {key for key, values in grid.items() if len(values) > 1}
-    pools = []
-    for values in itertools.product(*grid.values()):
-        chosen = dict(zip(grid, values, strict=True))
-        bound = signature.bind(name, chosen)
-        shown = {k: v for k, v in bound.items() if (k in varies if label else signature.defaults.get(k) != v)}
-        pools.append(Pool(name, _frozen(bound), source, (label or name) + _spell(shown)))
-    return pools
+    return PoolGrid(name, source, values, label, signature)
 
 
 def load_class(pool: Pool) -> type[nn.Module]:
@@ -160,6 +224,8 @@ def load_class(pool: Pool) -> type[nn.Module]:
         whatever the file raises on import.
     """
     if pool.source is None:
+        if pool.name not in names():
+            raise RequestError.of(unknown("pool", pool.name, names()))
         module = importlib.import_module(f"trainer.pools.{pool.name}")
         return getattr(module, _shelf_source(pool.name).class_name)
     return getattr(candidate.load(pool.source), pool.source.class_name)
@@ -182,15 +248,19 @@ class _Signature:
     takes_channels: bool
     takes_any: bool
 
-    def bind(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        if not self.takes_any:
-            strange = [key for key in given if key not in self.arguments]
-            if strange:
-                hint = did_you_mean(strange[0], self.arguments) if self.arguments else "it takes none"
-                raise RequestError.of(f"{name} has no parameter {', '.join(map(repr, strange))}; {hint}")
-        missing = [key for key in self.required if key not in given]
-        if missing:
-            raise RequestError.of(f"{name} needs a value for {', '.join(missing)}; give it under params")
+    def problems_with(self, name: str, given: Iterable[str]) -> list[Problem]:
+        """What keeps the pool of that name from being made with these arguments."""
+        problems = []
+        names = set(given)
+        if strange := [] if self.takes_any else sorted(names - set(self.arguments)):
+            hint = did_you_mean(strange[0], self.arguments) if self.arguments else "it takes none"
+            problems.append(Problem("", f"{name} has no parameter {', '.join(map(repr, strange))}; {hint}"))
+        if missing := [key for key in self.required if key not in names]:
+            problems.append(Problem("", f"{name} needs a value for {', '.join(missing)}; give it under params"))
+        return problems
+
+    def bind(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments: those that are given, and the defaults of the others."""
         bound = dict(self.defaults)
         for key, value in given.items():
             # `p: 3` and `p: 3.0` are one pool, so one id.
@@ -214,7 +284,7 @@ def _signature(source: Source) -> _Signature:
     arguments = [a.arg for a in (*positional, *init.args.kwonlyargs)]
     defaults = {}
     for key, node in with_default.items():
-        with contextlib.suppress(ValueError, TypeError):  # no plain literal: the hash of the source stands for it
+        with contextlib.suppress(*NO_LITERAL):  # the hash of the source stands for it
             value = ast.literal_eval(node)
             if _is_plain(value):
                 defaults[key] = value
@@ -231,15 +301,17 @@ def _signature(source: Source) -> _Signature:
 
 def _find_init(classes: Mapping[str, ast.ClassDef], name: str) -> ast.FunctionDef | None:
     """The `__init__` of a class, or of the first of its bases in the same file that has one."""
-    node = classes.get(name)
-    if node is None:
-        return None
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return item
-    others = {key: value for key, value in classes.items() if key != name}  # a class may be named as its base is
-    inherited = (_find_init(others, base.id) for base in node.bases if isinstance(base, ast.Name))
-    return next(filter(None, inherited), None)
+    waiting, seen = [name], set[str]()
+    while waiting:
+        node = classes.get(waiting.pop())
+        if node is None or node.name in seen:  # a class may be named as its base is
+            continue
+        seen.add(node.name)
+        for item in node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return item
+        waiting += [base.id for base in reversed(node.bases) if isinstance(base, ast.Name)]
+    return None
 
 
 @cache
@@ -263,15 +335,30 @@ def _read_source(path: Path, class_name: str) -> Source:
 
 
 def _read(path: Path) -> tuple[str, ast.Module]:
+    text = _text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         return text, ast.parse(text)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError.of(f"the pool file {path} cannot be read: {reason}") from None
+    except (MemoryError, RecursionError):
+        raise RequestError.of(f"the pool file {path} is nested too deeply") from None
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise RequestError.of(f"the pool file {path}{line} is not Python: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise RequestError.of(f"the pool file {path} is no file")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RequestError.of(f"the pool file {path} cannot be read: {reason}") from None
+    except UnicodeDecodeError as error:
+        raise RequestError.of(f"the pool file {path} is not Python: {error}") from None
+    if len(text) > MOST_CHARACTERS:
+        raise RequestError.of(f"the pool file {path} is too long; allowed are {MOST_CHARACTERS:,} characters")
+    return text
 
 
 def _helpers(path: Path, tree: ast.Module) -> tuple[tuple[str, str], ...]:
@@ -281,7 +368,7 @@ def _helpers(path: Path, tree: ast.Module) -> tuple[tuple[str, str], ...]:
     while waiting:
         for name in _imported(waiting.pop()):
             beside = path.parent / f"{name}.py"
-            if name not in found and name != path.stem and beside.is_file():
+            if name not in found and name != path.stem and os.path.isfile(beside):  # noqa: PTH113 - a name too long is none
                 found[name], helper = _read(beside)
                 waiting.append(helper)
     return tuple(sorted(found.items()))
@@ -305,15 +392,22 @@ def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
         return head.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
+    except NO_LITERAL:
         raise RequestError.of(f"cannot read {spec!r}; write a pool as name or name(key=value, ...)") from None
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a parameter can be part of an identity: JSON without objects."""
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
+    """Whether a parameter can be part of an identity and of a label: JSON without objects, in one line."""
+    match value:
+        case list() | tuple():
+            return all(map(_is_plain, value))
+        case str():
+            return unprintable(value) is None
+        case int():
+            return value.bit_length() <= 64
+        case float():
+            return math.isfinite(value)
+    return value is None
 
 
 def _spell(params: Mapping[str, Any]) -> str:

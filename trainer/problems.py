@@ -7,17 +7,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.printable import visible
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One fault of a request.
 
     `where` is the path of the key that is at fault (`recipe.lr`, `pools[2].file`; empty: the whole
-    request), `what` says what was found, what is allowed and what to do next.
+    request), `what` says what was found, what is allowed and what to do next. Either may quote whatever somebody wrote,
+    and is shown on a terminal: what would act there is spelled out.
     """
 
     where: str
     what: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", visible(self.where))
+        object.__setattr__(self, "what", visible(self.what, keep="\n"))
 
     def under(self, prefix: str) -> Problem:
         """The same problem, seen from the outside of `prefix`."""
@@ -35,6 +42,9 @@ class RequestError(ValueError):
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)  # not by its text: an error of a worker's travels pickled
+
     @classmethod
     def of(cls, what: str, where: str = "") -> RequestError:
         return cls([Problem(where, what)])
@@ -50,6 +60,12 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
     """The message for a `name` that is not among `choices`."""
     return f"unknown {kind} {name!r}; {did_you_mean(name, choices)}"
+
+
+def short(value: object) -> str:
+    """A value as it was found, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:

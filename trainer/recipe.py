@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.problems import Problem, RequestError, did_you_mean
+from trainer.problems import Problem, RequestError, did_you_mean, short
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -61,7 +61,7 @@ class Recipe:
         ]
         if self.precision not in PRECISIONS:
             problems.append(
-                Problem("precision", f"found {self.precision!r}, allowed is one of {', '.join(PRECISIONS)}")
+                Problem("precision", f"found {short(self.precision)}, allowed is one of {', '.join(PRECISIONS)}")
             )
         if problems:
             raise RequestError(problems)
@@ -133,4 +133,4 @@ def _number(
     ]
     noun = "an integer" if kind is int else "a number"
     allowed = f"{noun} {' and '.join(filter(None, bounds))}".strip() + (", or null for all" if optional else "")
-    return [Problem(name, f"found {value!r}, allowed is {allowed}")]
+    return [Problem(name, f"found {short(value)}, allowed is {allowed}")]
