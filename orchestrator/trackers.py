@@ -109,8 +109,8 @@ class Tracker(Protocol):
     """One library. Made by `Tracker(run, project)` when the first trial has ended."""
 
     @staticmethod
-    def check() -> None:
-        """Raises RequestError with what keeps it from logging. Leaves nothing behind."""
+    def check(run: RunFolder) -> None:
+        """Raises RequestError with what keeps it from logging trials of that run folder. Leaves nothing behind."""
         ...
 
     def log(self, curve: Curve) -> None: ...
@@ -120,10 +120,11 @@ class TensorBoard:
     """Event files in RUN/tensorboard/<trial id>, by TensorBoard's own writer: the one in torch takes torch."""
 
     def __init__(self, run: RunFolder, project: str):  # noqa: ARG002 - as all of them
-        self._folder = run.tracker_path("tensorboard")
+        self._folder = run.path / "tensorboard"
 
     @staticmethod
-    def check() -> None:
+    def check(run: RunFolder) -> None:
+        _on_disk(run, "take it out, or give an --out on a disk: the run folder has every epoch all the same")
         _library("tensorboard", "tensorboard.summary.writer.event_file_writer")
 
     def log(self, curve: Curve) -> None:
@@ -157,19 +158,22 @@ class MLflow:
     """A run of the experiment that is called as the space, at MLFLOW_TRACKING_URI or else in RUN/mlruns."""
 
     def __init__(self, run: RunFolder, project: str):
-        self._client = _mlflow_client(os.environ.get("MLFLOW_TRACKING_URI"), run.tracker_path("mlruns"))
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = _mlflow_client(uri or (run.path / "mlruns").as_uri())
         found = self._client.get_experiment_by_name(project)
         self._experiment = found.experiment_id if found else self._client.create_experiment(project)
 
     @staticmethod
-    def check() -> None:
-        _library("mlflow", "mlflow")
+    def check(run: RunFolder) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            _on_disk(run, "set MLFLOW_TRACKING_URI to a server, or give an --out on a disk")
+        _library("mlflow", "mlflow")
         if uri and uri.startswith(("http://", "https://")):
             _answers(uri, "start the server, or unset MLFLOW_TRACKING_URI to log into the run folder")
         with tempfile.TemporaryDirectory() as local:
             try:
-                _mlflow_client(uri, Path(local)).search_experiments(max_results=1)
+                _mlflow_client(uri or Path(local).as_uri()).search_experiments(max_results=1)
             except Exception as error:  # whatever a store may raise: nothing can be logged to it
                 raise RequestError.of(
                     f"mlflow cannot log to {_public(uri or 'a local folder')}: {_first(error)}"
@@ -194,26 +198,29 @@ class MLflow:
         self._client.set_terminated(run, "FINISHED" if good else "FAILED", round(curve.end * 1000))
 
 
-def _mlflow_client(uri: str | None, local: Path) -> Any:
+def _mlflow_client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     # By itself MLflow tries a server that is gone for a quarter of an hour.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    if not uri:
+    if uri.startswith("file:"):
         # Files need no more than mlflow-skinny, and no database on a network's disk. MLflow 3 wants to be told so.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    return MlflowClient(uri or local.as_uri())
+    return MlflowClient(uri)
 
 
 class WandB:
     """A run of the project that is called as the space; by wandb's own environment."""
 
     def __init__(self, run: RunFolder, project: str):
-        self._folder, self._project = run.path, re.sub(r"[/\\#?%:]", "-", project)  # what wandb takes in none
+        self._folder = None if os.environ.get("WANDB_DIR") else str(run.path)
+        self._project = re.sub(r"[/\\#?%:]", "-", project)  # what wandb takes in none
 
     @staticmethod
-    def check() -> None:
+    def check(run: RunFolder) -> None:
+        if not os.environ.get("WANDB_DIR"):
+            _on_disk(run, "set WANDB_DIR to a folder of this machine, or give an --out on a disk")
         _library("wandb", "wandb")
         if os.environ.get("WANDB_MODE", "online") != "online":  # offline, disabled
             return
@@ -231,7 +238,7 @@ class WandB:
             name=curve.trial_id,
             config=dict(curve.params),
             tags=[curve.status],
-            dir=str(self._folder),
+            dir=self._folder,
             settings={"console": "off", "silent": True},
         )
         try:
@@ -245,13 +252,13 @@ class WandB:
 KNOWN: Mapping[str, type[TensorBoard | MLflow | WandB]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
 
 
-def check(names: Sequence[str]) -> None:
-    """Whether every tracker can log; asks the servers.
+def check(names: Sequence[str], run: RunFolder) -> None:
+    """Whether every tracker can log trials of a run folder; asks the servers.
 
     Raises:
         RequestError: with what is wrong with each, at its place in the list.
     """
-    gather(*((f"[{index}]", KNOWN[name].check) for index, name in enumerate(names)))
+    gather(*((f"[{index}]", functools.partial(KNOWN[name].check, run)) for index, name in enumerate(names)))
 
 
 class Trackers:
@@ -313,6 +320,11 @@ class _Line:
                 self._say(f"tracker {self._name}: {_first(error)}; its trials are in the run folder all the same")
         finally:
             self._done += 1
+
+
+def _on_disk(run: RunFolder, otherwise: str) -> None:
+    if not run.on_disk:
+        raise RequestError.of(f"it writes files, which {run} takes none of: it is in an object store; {otherwise}")
 
 
 def _library(name: str, module: str) -> None:

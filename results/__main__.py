@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,30 +14,31 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from results import leaderboard, load, reproduce, status, submissions, topup, views
+from results import leaderboard, load, reproduce, status, submissions, topup, verify, views
 from trainer.problems import RequestError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done; 2: the request is wrong, and every problem of it is said."""
+    """0: done; 1: `verify` found something; 2: the request is wrong, and every problem of it is said."""
     args = _parser().parse_args(argv)
     try:
-        args.command(args)
+        return args.command(args) or 0
     except RequestError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m results", description="Asks a run folder.")
     commands = parser.add_subparsers(required=True)
 
-    def command(name: str, function: Callable[[argparse.Namespace], None], help: str) -> Callable[..., argparse.Action]:
+    def command(
+        name: str, function: Callable[[argparse.Namespace], int | None], help: str
+    ) -> Callable[..., argparse.Action]:
         one = commands.add_parser(name, help=help)
         one.set_defaults(command=function)
-        one.add_argument("run", metavar="RUN", type=Path, help="the --out of a sweep")
+        one.add_argument("run", metavar="RUN", help="the --out of a sweep: a folder, or a URI such as s3://bucket/run")
         return one.add_argument
 
     add = command("leaderboard", _leaderboard, "the baseline-vs-candidate table")
@@ -80,14 +82,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command("compact", _compact, "merge the small files of ended trials; readers and a sweep may go on")
 
+    add = command("verify", _verify, "audit the files: 0 if all is well, 1 if not, each finding with what to do")
+    add("--set-aside", action="store_true", help="move what is found into RUN/set-aside; a rerun trains it again")
+
     add = command("submit", _submit, "name the revision of a candidate that --final trains on hidden pairs")
     add("pool", metavar="POOL[@REV]", help="a candidate's label, and the first digits of its short hash")
 
     add = command("cam", _cam, "draw what in its test images a trial's predictions come from")
-    add("trial", metavar="TRIAL", help="the trial's id, or the beginning of it; its pool's code is run")
+    add("trial", metavar="TRIAL", help="the trial's id, or the beginning of it")
     add("--data-dir", metavar="DIR", type=Path, default=Path("data"), help="as for the sweep")
     add("--images", metavar="N", type=int, default=16, help="how many, from the first on")
     add("--wrong", action="store_true", help="only images that are misclassified")
+    add("--trust", action="store_true", help="run the pool's code, where it came from a file: RUN has its text")
     add("--output", metavar="FILE", type=Path, help="the PNG; RUN/cam/TRIAL.png unless given")
     return parser
 
@@ -144,7 +150,7 @@ def _topup(args: argparse.Namespace) -> None:
     for comparison in comparisons:
         print(comparison)
     for path in paths:
-        print(f"python run_sweep.py --space {path} --out {args.run}")
+        print(f"python run_sweep.py --space {shlex.quote(str(path))} --out {shlex.quote(str(run.folder))}")
     if not paths:
         print("nothing that more seeds could settle, up to the number and for the difference asked for")
 
@@ -169,6 +175,18 @@ def _compact(args: argparse.Namespace) -> None:
     print(f"{load(args.run).folder.compact()} trials merged")
 
 
+def _verify(args: argparse.Namespace) -> int:
+    run = load(args.run).folder
+    audit = verify.verify(run)
+    for found in audit.findings:
+        print(found)
+    if args.set_aside:
+        for moved in verify.set_aside(run, [name for found in audit.findings for name in found.aside]):
+            print(f"set aside: {moved}")
+    print(audit)
+    return 1 if audit.findings else 0
+
+
 def _submit(args: argparse.Namespace) -> None:
     print(f"{submissions.spell(submissions.submit(load(args.run).folder, args.pool))} is the entry")
 
@@ -177,7 +195,8 @@ def _cam(args: argparse.Namespace) -> None:
     from results import cam  # only here: it needs torch, which takes seconds
 
     folder = load(args.run).folder
-    print(cam.draw(folder, args.trial, args.data_dir, args.images, wrong=args.wrong, output=args.output, say=print))
+    how = {"wrong": args.wrong, "trust": args.trust, "output": args.output}
+    print(cam.draw(folder, args.trial, args.data_dir, args.images, **how, say=print))
 
 
 if __name__ == "__main__":

@@ -51,19 +51,22 @@ def draw(
     images: int,
     *,
     wrong: bool = False,
+    trust: bool = False,
     output: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Path:
-    """Draws the maps of a trial's first test images, from the weights that it kept. Runs the pool's code.
+) -> str:
+    """Draws the maps of a trial's first test images, from the weights that it kept; where to. Runs the pool's code.
 
     Args:
         wanted: the trial's id, or the beginning of it.
         wrong: only of images that are misclassified.
+        trust: run the code of a pool that came from a file: the text that the run folder has, whoever wrote it.
         output: where to; RUN/cam/<trial id>.png unless given.
         say: told whatever the reader of the picture has to know.
 
     Raises:
-        RequestError: there is no such trial, or it kept no weights, or the picture cannot be written.
+        RequestError: there is no such trial, or it kept no weights, or its pool's code is not trusted, or there is no
+            folder of images, or the picture cannot be written.
     """
     if images < 1:
         raise RequestError.of(f"--images: found {images}, allowed is 1 or more")
@@ -72,8 +75,17 @@ def draw(
     weights = run.weights(trial.id).read()
     if weights is None:
         raise RequestError.of(
-            f"{trial.id} kept no weights: there is no {run.weights(trial.id).path}; set `keep_weights: true` in the "
+            f"{trial.id} kept no weights: there is no {run.weights(trial.id)}; set `keep_weights: true` in the "
             "space file, and train it again with another --out, for a trial that has ended is not run twice"
+        )
+    if trial.pool.source and not trust:
+        raise RequestError.of(
+            f"the pool of {trial.id} is code from {trial.pool.source.path}, which has to be run to draw this; read it "
+            f"in {run.files.spell('space.yaml')}, and pass --trust if you know whose it is"
+        )
+    if data.get(trial.dataset).torchvision and not data_dir.is_dir():
+        raise RequestError.of(
+            f"there is no folder {data_dir}; give the one that the sweep read {trial.dataset} from", "--data-dir"
         )
     from trainer import cam  # torch takes seconds, which no other command pays
 
@@ -97,7 +109,7 @@ def draw(
             return run.write_picture(trial.id, sink.getvalue())
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(sink.getvalue())
-        return output
+        return str(output)
     except OSError as error:
         raise RequestError.of(f"the picture cannot be written: {error}; give another --output") from None
 

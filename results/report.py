@@ -23,7 +23,9 @@ from markupsafe import Markup
 
 from results import Run, figures, leaderboard, schema, views
 from results.figures import Measured, Pair, Pool
+from results.store import RunFolder
 from trainer.grid import ROLES
+from trainer.printable import visible
 from trainer.problems import RequestError
 
 UNDER_WAY, WAITING, WITHHELD = "under way", "waiting", "withheld"
@@ -31,25 +33,25 @@ ORDER = (schema.FAILED, schema.DIVERGED, schema.INVALID, UNDER_WAY, WAITING, sch
 ERROR = 240  # characters of an error; the log has all of it
 
 
-def write(run: Run, output: Path | None = None, **arguments: Any) -> Path:
+def write(run: Run, output: Path | None = None, **arguments: Any) -> str:
     """Writes the page to `output`, or into the run folder; where it is. `arguments` are those of `figures.measure`.
 
     Raises:
         RequestError: as `Run.leaderboard`, or the page cannot be written.
     """
-    page = render(run, output.resolve().parent if output else run.folder.path, **arguments)
+    page = render(run, output.resolve().parent if output else None, **arguments)
     try:
         if output is None:
             return run.folder.write_report(page)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page, encoding="utf-8")
-        return output
+        return str(output)
     except OSError as error:
         raise RequestError.of(f"the report cannot be written: {error}; give another --output") from None
 
 
-def render(run: Run, beside: Path, **arguments: Any) -> str:
-    """The page; its links to logs hold in the folder `beside`."""
+def render(run: Run, beside: Path | None = None, **arguments: Any) -> str:
+    """The page; its links to logs hold in the folder `beside`, the run folder unless given."""
     measured = figures.measure(run, **arguments)
     trials = _trials(run, measured, beside)
     grid = run.folder.grid()
@@ -63,10 +65,11 @@ def render(run: Run, beside: Path, **arguments: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )
     counts = {status: sum(one.status == status for one in trials) for status in ORDER}
     return environment.get_template("report.html.jinja").render(
-        title=grid.name if grid else run.folder.path.name,
+        title=grid.name if grid else run.folder.name,
         now=datetime.now(UTC),
         facts=_facts(measured, counts),
         counts={status: count for status, count in counts.items() if count},
@@ -222,7 +225,7 @@ class _Trial:
     log: str
 
 
-def _trials(run: Run, measured: Measured, beside: Path) -> list[_Trial]:
+def _trials(run: Run, measured: Measured, beside: Path | None) -> list[_Trial]:
     """Every trial on record or asked for; those that somebody should look at first."""
     reached = measured.epochs.groupby("trial_id").agg(
         epochs=("epoch", "max"), s=("epoch_s", "sum"), best=("test_acc", "max")
@@ -231,6 +234,7 @@ def _trials(run: Run, measured: Measured, beside: Path) -> list[_Trial]:
     cells = _cells(measured)
     places = {pool.name: pool.place for pool in measured.pools}
     columns = {pair: place for place, pair in enumerate(measured.pairs)}
+    logs = run.folder.logs()
     found = []
     for row in measured.trials.to_dict("records"):
         status = row["status"]
@@ -239,8 +243,6 @@ def _trials(run: Run, measured: Measured, beside: Path) -> list[_Trial]:
             status = UNDER_WAY if so_far else WAITING
             if not so_far and views.is_withheld(cells[row["name"], row["arch"], row["dataset"]]):
                 status = WITHHELD
-        log = run.folder.log_path(row["trial_id"])
-        where = os.path.relpath(log, beside).replace(os.sep, "/") if log.exists() else ""
         place = (ORDER.index(status), columns[row["arch"], row["dataset"]], places[row["name"]], row["seed"])
         line = _Trial(
             id=row["trial_id"],
@@ -255,10 +257,20 @@ def _trials(run: Run, measured: Measured, beside: Path) -> list[_Trial]:
             attempt=_number(row["attempt"], None, ".0f"),
             host=_text(row["host"]),
             error=figures.shorten(_first_line(_text(row["error"])), ERROR) if _text(row["error"]) else "",
-            log=quote(where),
+            log=_link(run.folder, row["trial_id"], beside) if row["trial_id"] in logs else "",
         )
         found.append((place, line))
     return [line for _, line in sorted(found, key=lambda item: item[0])]
+
+
+def _link(folder: RunFolder, trial_id: str, beside: Path | None) -> str:
+    """To a trial's log; from a page elsewhere to an object store it is the log's URI, to copy."""
+    log = f"logs/{trial_id}.log"
+    if beside is None:
+        return quote(log)
+    if not folder.on_disk:
+        return quote(folder.log_place(trial_id), safe="/:?=&@")
+    return quote(os.path.relpath(folder.path / log, beside).replace(os.sep, "/"))
 
 
 def _number(value: Any, otherwise: Any, form: str) -> str:
@@ -285,7 +297,7 @@ def _provenance(run: Run) -> list[tuple[str, list[str]]]:
         else []
     )
     entries = [
-        ("run folder", [run.folder.path.name]),
+        ("run folder", [run.folder.name]),
         ("recipe", [_spell_json(text) for text in _distinct(trials["recipe"])]),
         ("protocol", _distinct(trials["protocol"])),
         ("versions", [_spell_json(text) for text in _distinct(trials["versions"])]),

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results import object_store
+from results.object_store import ObjectStore, is_uri
 from results.store import RunFolder
 from trainer.grid import Entry, Grid, Pair, Planned
 from trainer.problems import Problem, RequestError
@@ -16,7 +18,7 @@ Place = tuple[int, int, int]
 
 
 def find(asked: Sequence[str | Path]) -> dict[str, RunFolder]:
-    """{path as given, or as a pattern finds it: the folder}, each folder once.
+    """{path as given, or as a pattern finds it: the folder}, each folder once; for a URI, without what is secret in it.
 
     Raises:
         RequestError: with every path that is no run folder, and every pattern that finds none.
@@ -24,15 +26,14 @@ def find(asked: Sequence[str | Path]) -> dict[str, RunFolder]:
     found: dict[str, RunFolder] = {}
     problems = []
     for path in map(str, asked):
-        if not is_pattern(path):
-            here = [path]
-            if not _is_run(path):
-                what = f"{path} is no run folder: it has no `trials` in it; give the --out of a sweep"
-                problems.append(Problem("", what))
-        elif not (here := sorted(filter(_is_run, glob.glob(path)))):  # noqa: PTH207 - Path.glob takes no absolute one
-            problems.append(Problem("", f"{path} finds no run folder, that is one with `trials` in it"))
-        known = {folder.path for folder in found.values()}
-        found |= {one: RunFolder(one) for one in here if RunFolder(one).path not in known}
+        try:
+            here = _at(path)
+        except RequestError as error:
+            problems += error.problems
+            continue
+        known = {folder.where for folder in found.values()}
+        new = {one: folder for one, folder in here.items() if folder.where not in known}
+        found |= {one if folder.on_disk else str(folder): folder for one, folder in new.items()}
     if problems or not found:
         raise RequestError(problems or [Problem("", "give the --out of a sweep, a pattern such as runs/*, or several")])
     return found
@@ -40,6 +41,8 @@ def find(asked: Sequence[str | Path]) -> dict[str, RunFolder]:
 
 def is_pattern(path: str | Path) -> bool:
     """Whether to look for folders by it; one that is there is itself, whatever it is called."""
+    if is_uri(path):
+        return object_store.is_pattern(str(path))
     return glob.has_magic(str(path)) and not Path(path).is_dir()
 
 
@@ -89,5 +92,23 @@ class _Union(Grid):
         return map(self.at, self.places)
 
 
-def _is_run(path: str) -> bool:
-    return (Path(path) / "trials").is_dir()
+def _at(path: str) -> dict[str, RunFolder]:
+    """{path: the run folder} of all that are there.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if not is_pattern(path):
+        folder = RunFolder(path)
+        if not folder.exists():
+            shown = folder if is_uri(path) else path
+            raise RequestError.of(f"{shown} is no run folder: it has no `trials` in it; give the --out of a sweep")
+        return {path: folder}
+    if is_uri(path):
+        like, shown = object_store.find(path), ObjectStore(path).spell()
+    else:
+        like, shown = sorted(glob.glob(path)), path  # noqa: PTH207 - Path.glob takes no absolute one
+    here = {one: folder for one in like if (folder := RunFolder(one)).exists()}
+    if not here:
+        raise RequestError.of(f"{shown} finds no run folder, that is one with `trials` in it")
+    return here

@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from results import schema
 from results.store import RunFolder
 from trainer.grid import Grid, Planned
+from trainer.printable import visible
 from trainer.problems import RequestError
 
 ALIVE_S = 120.0  # a trial writes its epochs every 5 s, or after each if one takes longer
@@ -95,7 +96,7 @@ def status(run: RunFolder) -> Status:
             counts["withheld" if planned.hidden else "to do"] += 1
     counts |= Counter({"running": len(live), "stopped": len(begun) - len(live)})
     failures = [
-        (trial_id, (row["error"] or "").partition("\n")[0])
+        (visible(trial_id), visible((row["error"] or "").partition("\n")[0]))
         for trial_id, row in ended.items()
         if row["status"] in (schema.FAILED, schema.INVALID)
     ]
@@ -106,22 +107,20 @@ def status(run: RunFolder) -> Status:
 
 def _begun(run: RunFolder, open_trials: Sequence[Planned]) -> list[Running]:
     """The trials that have a log, with their last epoch."""
+    logs = run.logs()
+    begun = [planned for planned in open_trials if planned.trial.id in logs]
+    columns = ["trial_id", "epoch", "test_acc", "epoch_s"]
+    rows: dict[str, list[dict[str, Any]]] = {planned.trial.id: [] for planned in begun}
+    for row in run.read_epochs(columns, {"trial_id": list(rows)}).to_pylist():
+        rows[row["trial_id"]].append(row)
     found = []
-    for planned in open_trials:
-        log = run.log_path(planned.trial.id)
-        if not log.exists():
-            continue
-        epochs = run.path / "epochs" / f"{planned.trial.id}.parquet"
-        rows = run.read_epochs(["epoch", "test_acc", "epoch_s"], {"trial_id": planned.trial.id}).to_pylist()
-        last = max(rows, key=lambda row: row["epoch"], default={"epoch": 0, "test_acc": None})
-        silent = time.time() - max(_written(log), _written(epochs))
-        longest = max((row["epoch_s"] for row in rows), default=0.0)
+    for planned in begun:
+        mine = rows[planned.trial.id]
+        last = max(mine, key=lambda row: row["epoch"], default={"epoch": 0, "test_acc": None})
+        silent = time.time() - run.last_written(planned.trial.id)
+        longest = max((row["epoch_s"] for row in mine), default=0.0)
         found.append(Running(planned, last["epoch"], last["test_acc"], silent, max(ALIVE_S, EPOCHS * longest)))
     return found
-
-
-def _written(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def epoch_seconds(ended: Mapping[str, Mapping[str, object]]) -> dict[tuple[str, str], float]:

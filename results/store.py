@@ -1,4 +1,4 @@
-"""The run folder: the only truth about what has been trained. This class owns every path in it.
+"""The run folder: the only truth about what has been trained. This class owns every name in it.
 
     RUN/space.yaml                what was asked, resolved
     RUN/trials/<trial id>.parquet one row, written last: it marks the trial as ended
@@ -9,6 +9,7 @@
     RUN/cam/<trial id>.png        its class activation maps, once they were asked for
     RUN/report.html               all of it as one page, once it was asked for
     RUN/ray.log                   what Ray had to say
+    RUN/driver.json               who runs the sweep (`results.claim`)
     RUN/{trials,epochs}/merged.*  what `compact` made of many such files
     RUN/packs.json                how many trials to train side by side, as measured
     RUN/checks.json               which pools the gate found to be one function
@@ -17,37 +18,39 @@
     RUN/topups.json               when seeds were added after looking, and RUN/topup-*.yaml, the spaces that add them
     RUN/tensorboard, RUN/mlruns   what trackers make of it, if the sweep names them
 
-Every file is written beside its place and renamed into it, so a reader never sees half of one.
+RUN is a folder on a disk that every machine of the sweep sees, or a place in an object store, `s3://bucket/run`, with
+the same guarantees: a reader never sees half a file, whoever is killed, and a file once written stands. On a disk each
+is written beside its place and renamed into it; an object is there when its upload is complete (`results.files`). Only
+logs differ: an object cannot be added to, so a log is kept on its machine and uploaded with the trial's epochs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
-import operator
-import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from results import schema
+from results import reading, schema
+from results.files import Disk, Files
+from results.logs import Log
+from results.object_store import ObjectStore, StoreError, is_uri
+from results.reading import MERGED, Where
+from trainer import plain, strict_yaml
 from trainer.examination import SameFunction
 from trainer.grid import Grid
 from trainer.pool import Pool
-from trainer.problems import Problem, RequestError, did_you_mean
+from trainer.problems import RequestError
 
-MERGED = "merged."  # a trial's id has no dot
-Where = Mapping[str, Any]  # {column: a value, or an iterable of those that are allowed}
+FOLDERS = ("trials", "epochs", "checkpoints", "weights", "logs")
 MERGE = 20_000  # files at a time: 4 million epochs, 300 MB while they are merged
+T = TypeVar("T")
 ROW_GROUP = 65_536  # of a merged file: sorted by id, so that a filter skips most, in a tenth of the time for one trial
 
 
@@ -60,33 +63,92 @@ class Ended(NamedTuple):
 
 
 class RunFolder:
-    """A sweep's results at `path`.
+    """A sweep's results.
 
     Reading needs nothing but the files; writing is safe from many processes at once, since no two trials share a file.
+
+    Args:
+        where: a path, or the URI of a place in an object store.
+
+    Attributes:
+        files: what is there, by name.
+
+    Raises:
+        RequestError: it is a URI, and none that can be.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path).resolve()
+    def __init__(self, where: Path | str):
+        self.files: Files = ObjectStore(str(where)) if is_uri(where) else Disk(Path(where))
 
     def __str__(self) -> str:
-        with contextlib.suppress(ValueError):
-            return str(self.path.relative_to(Path.cwd()))
-        return str(self.path)
+        """For people: the path, from here, or the URI without what is secret in it."""
+        return self.files.spell()
+
+    @property
+    def where(self) -> str:
+        """The absolute path or the URI, login and all: `RunFolder(run.where)` is this one in any other process."""
+        return self.files.where
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    @property
+    def on_disk(self) -> bool:
+        return self.files.on_disk
+
+    @property
+    def path(self) -> Path:
+        """The folder on the disk, for what needs one.
+
+        Raises:
+            RequestError: it is in an object store.
+        """
+        if not isinstance(self.files, Disk):
+            raise RequestError.of(f"{self} is in an object store, where a folder on a disk is needed")
+        return self.files.path
+
+    def exists(self) -> bool:
+        """Whether a sweep has been here.
+
+        Raises:
+            StoreError: it is in a store that cannot be asked, or has no such bucket.
+        """
+        # On a disk the folder is made first. In a store there is none before a trial has ended in it.
+        return self.files.is_folder("trials") or (not self.on_disk and self.files.exists("space.yaml"))
 
     def create(self) -> None:
-        """Makes the folders.
+        """Makes the folders, and tries all that a sweep will do there.
 
         Raises:
             RequestError: nothing can be written there.
         """
+        probe = ".writable"
         try:
-            for name in ("trials", "epochs", "checkpoints", "weights", "logs"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".tmp-{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
+            self.files.create(FOLDERS)
+            self.files.write(probe, b"")
+            self.files.read(probe)
+            self.files.names("trials")
+            self.files.remove(probe)
+        except StoreError:
+            raise
         except OSError as error:
             raise RequestError.of(f"the run folder {self} cannot be written: {error.strerror or error}") from None
+
+    def discard_if_empty(self) -> None:
+        """Takes the folders away again, if nothing has been written into any of them."""
+        self.files.discard_if_empty()
+
+    def tidy(self) -> None:
+        """Removes what killed processes left, half-written files and checkpoints of trials that have ended.
+
+        For who alone writes here.
+        """
+        for name in self.files.leftovers(older_s=0.0):
+            self.files.remove(name)
+        for name in self.files.names("checkpoints"):
+            if self.status(name.removesuffix(".pt")) in (schema.COMPLETED, schema.DIVERGED):
+                self.files.remove(f"checkpoints/{name}")
 
     # What was asked
 
@@ -96,51 +158,50 @@ class RunFolder:
         Raises:
             RequestError: its space.yaml cannot be read.
         """
-        path = self.path / "space.yaml"
-        if not path.exists():
-            return None
         try:
-            return Grid.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, KeyError, TypeError, ValueError, OSError) as error:
-            raise RequestError.of(f"{path} is not what a sweep wrote: {error}") from None
+            return Grid.from_dict(strict_yaml.load(self.files.read("space.yaml").decode()))
+        except FileNotFoundError:
+            return None
+        except StoreError:
+            raise
+        except (yaml.YAMLError, ValueError, OSError) as error:
+            raise RequestError.of(f"{self.files.spell('space.yaml')} is not what a sweep wrote: {error}") from None
 
     def write_grid(self, grid: Grid) -> None:
         text = yaml.safe_dump(grid.to_dict(), sort_keys=False, allow_unicode=True)
-        _replace(self.path / "space.yaml", text.encode())
+        self.files.write("space.yaml", text.encode())
         everything = {pool.key: pool for pool in [*self.pools(), *(entry.pool for entry in grid.entries)]}
         self._write_json("pools.json", [pool.to_dict() for pool in everything.values()])
 
     def pools(self) -> list[Pool]:
         """Every pool that a sweep on this folder has asked for, all revisions, under its newest label."""
-        return [Pool.from_dict(pool) for pool in self._read_json("pools.json", [])]
+        return self._read_json("pools.json", lambda found: plain.each(found, Pool.from_dict), list)
 
     def submissions(self) -> dict[str, tuple[Pool, str]]:
         """{name of a candidate: the entry, when it was submitted}."""
-        found = self._read_json("submitted.json", {})
-        return {name: (Pool.from_dict(entry["pool"]), entry["when"]) for name, entry in found.items()}
-
-    def topups(self) -> dict[str, Any]:
-        """Which seeds were asked for after looking: {arch-dataset: {target, seeds}}."""
-        return self._read_json("topups.json", {})
-
-    def write_topups(self, topups: Mapping[str, Any]) -> None:
-        self._write_json("topups.json", topups)
+        return self._read_json("submitted.json", lambda found: plain.values(found, _entry_from), dict)
 
     def write_submissions(self, submissions: Mapping[str, tuple[Pool, str]]) -> None:
         data = {name: {"pool": pool.to_dict(), "when": when} for name, (pool, when) in submissions.items()}
         self._write_json("submitted.json", data)
 
+    def topups(self) -> dict[str, Any]:
+        """Which seeds were asked for after looking: {arch-dataset: {target, seeds}}."""
+        return self._read_json("topups.json", lambda found: plain.values(found, _topup_from), dict)
+
+    def write_topups(self, topups: Mapping[str, Any]) -> None:
+        self._write_json("topups.json", topups)
+
     def pack_sizes(self) -> dict[str, Any]:
         """What was measured about how many trials to train side by side: {what and where: measurements}."""
-        return self._read_json("packs.json", {})
+        return self._read_json("packs.json", lambda found: plain.values(found, _measurements_from), dict)
 
     def write_pack_sizes(self, sizes: Mapping[str, Any]) -> None:
         self._write_json("packs.json", sizes)
 
     def same_functions(self) -> list[SameFunction]:
         """Which pools of the newest sweep start as one function, by architecture."""
-        found = self._read_json("checks.json", {}).get("same_function", [])
-        return [SameFunction.from_dict(one) for one in found]
+        return self._read_json("checks.json", _same_functions_from, list)
 
     def write_same_functions(self, found: Sequence[SameFunction]) -> None:
         self._write_json("checks.json", {"same_function": [one.to_dict() for one in found]})
@@ -155,34 +216,45 @@ class RunFolder:
 
     def status(self, trial_id: str) -> str | None:
         """Of one trial; None if it has not ended."""
-        path = self.path / "trials" / f"{trial_id}.parquet"
-        if path.exists():
-            return _status_in(path)
-        merged = [file for file in self._files("trials") if _is_merged(file)]
+        if (own := self.own_status(trial_id)) is not None:
+            return own
+        merged = [name for name in reading.listed(self.files, "trials") if reading.is_merged(name)]
         if not merged:
             return None
-        import pyarrow.dataset as ds  # half a second, which most workers need not pay
-
-        found = ds.dataset(merged, schema=schema.TRIALS).to_table(["status"], ds.field("trial_id") == trial_id)
+        wanted = pa.schema([schema.TRIALS.field(name) for name in ("trial_id", "status")])
+        found = reading.concatenated(self.files, merged, wanted, {"trial_id": pa.array([trial_id])})
         return found["status"][0].as_py() if len(found) else None
+
+    def own_status(self, trial_id: str) -> str | None:
+        """As `status`, by the trial's own file alone: whatever a sweep that runs now has written, in one look."""
+        return reading.value(self.files, "status", f"trials/{trial_id}.parquet")
 
     def read_trials(self, columns: Sequence[str] | None = None, where: Where | None = None) -> pa.Table:
         """Every trial that has ended, as `schema.TRIALS`; of those only what `where` asks for.
 
         Raises:
-            RequestError: there is no such column, or a value in `where` is none of its type.
+            RequestError: there is no such column, or a value in `where` is none of its type, or what is there cannot be
+                read.
         """
-        return self._read("trials", schema.TRIALS, columns, where)
+        return reading.read(self.files, "trials", schema.TRIALS, columns, where)
 
     def read_epochs(self, columns: Sequence[str] | None = None, where: Where | None = None) -> pa.Table:
         """Every epoch on record, of running trials too, as `schema.EPOCHS`; as `read_trials`."""
-        return self._read("epochs", schema.EPOCHS, columns, where)
+        return reading.read(self.files, "epochs", schema.EPOCHS, columns, where)
 
     def write_trial(self, row: Mapping[str, Any]) -> None:
         self._write("trials", row["trial_id"], [row], schema.TRIALS)
 
     def write_epochs(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self._write("epochs", trial_id, rows, schema.EPOCHS)
+
+    def _write(self, name: str, trial_id: str, rows: Sequence[Mapping[str, Any]], wanted: pa.Schema) -> None:
+        unknown = {key for row in rows for key in row} - set(wanted.names)
+        if unknown:
+            raise ValueError(f"no such column in {name}: {', '.join(sorted(unknown))}")
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=wanted), sink, write_page_checksum=True)
+        self.files.write(f"{name}/{trial_id}.parquet", sink.getvalue())
 
     def compact(self) -> int:
         """Merges the small files of trials that have completed or diverged; how many.
@@ -191,226 +263,157 @@ class RunFolder:
         for a moment rows stand twice, which this class knows and other readers of the folder may see. Failed trials
         stay as they are: they may be run again.
         """
-        small = [file for file in self._files("trials") if not _is_merged(file)]
-        status = dict(zip(small, _each(_status_in, small), strict=True))
-        done = [file.name for file in small if status[file] in (schema.COMPLETED, schema.DIVERGED)]
-        self._merge("epochs", done, schema.EPOCHS)
-        self._merge("trials", done, schema.TRIALS)
+        small = [name for name in reading.listed(self.files, "trials") if not reading.is_merged(name)]
+        with reading.of_a_sweep(self.files, "trials"):
+            statuses = [*reading.each(self.files, lambda name: reading.value(self.files, "status", name), small)]
+        done = [
+            reading.trial_id(name)
+            for name, status in zip(small, statuses, strict=True)
+            if status in (schema.COMPLETED, schema.DIVERGED)
+        ]
+        for folder, wanted in (("epochs", schema.EPOCHS), ("trials", schema.TRIALS)):
+            with reading.of_a_sweep(self.files, folder):
+                self._merge(folder, done, wanted)
         return len(done)
 
-    def _merge(self, name: str, file_names: Sequence[str], wanted: pa.Schema) -> None:
-        merged = [file for file in self._files(name) if _is_merged(file)]
-        before = {i for file in merged for i in _read_file(file, ["trial_id"])["trial_id"].unique().to_pylist()}
-        files = [path for file_name in file_names if (path := self.path / name / file_name).exists()]
-        new = [file for file in files if file.stem not in before]  # the others are what a killed merge left
+    def _merge(self, folder: str, trial_ids: Sequence[str], wanted: pa.Schema) -> None:
+        there = reading.listed(self.files, folder)
+        merged = [name for name in there if reading.is_merged(name)]
+        ids = reading.concatenated(self.files, merged, pa.schema([wanted.field("trial_id")]))["trial_id"]
+        before = set(ids.unique().to_pylist())
+        done = set(trial_ids)
+        small = [name for name in there if not reading.is_merged(name) and reading.trial_id(name) in done]
+        new = [name for name in small if reading.trial_id(name) not in before]  # the rest is what a killed merge left
         for start in range(0, len(new), MERGE):
-            self.write_merged(name, _concatenated(new[start : start + MERGE], wanted))
-        for file in files:
-            file.unlink()
+            self.write_merged(folder, reading.concatenated(self.files, new[start : start + MERGE], wanted))
+        for _ in reading.each(self.files, self.files.remove, small):
+            pass
 
     def write_merged(self, name: str, rows: pa.Table) -> None:
         """Rows of many trials, as one file of `trials` or `epochs`."""
         sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP)
-        _replace(self.path / name / f"{MERGED}{uuid.uuid4().hex[:12]}.parquet", sink.getvalue())
+        pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
+        self.files.write(f"{name}/{MERGED}{uuid.uuid4().hex[:12]}.parquet", sink.getvalue())
 
     # What a trial needs while it runs
 
-    def checkpoint(self, trial_id: str) -> CheckpointFile:
-        return CheckpointFile(self.path / "checkpoints" / f"{trial_id}.pt")
+    def checkpoint(self, trial_id: str) -> StoredFile:
+        return StoredFile(self.files, f"checkpoints/{trial_id}.pt")
 
-    def weights(self, trial_id: str) -> CheckpointFile:
+    def weights(self, trial_id: str) -> StoredFile:
         """Its final weights, a state_dict as `torch.save` writes it; there before its row is."""
-        return CheckpointFile(self.path / "weights" / f"{trial_id}.pt")
+        return StoredFile(self.files, f"weights/{trial_id}.pt")
 
-    def tracker_path(self, name: str) -> Path:
-        """Where a tracker may write; RUN/`name`."""
-        return self.path / name
-
-    def log_path(self, trial_id: str) -> Path:
-        return self.path / "logs" / f"{trial_id}.log"
-
-    def open_log(self, trial_id: str) -> TextIO:
+    def open_log(self, trial_id: str) -> Log:
         """The trial's log, open for appending: a second attempt adds to what the first one left."""
-        return self.log_path(trial_id).open("a", encoding="utf-8", buffering=1)
+        return self.files.append(_log(trial_id))
 
-    def ray_log(self) -> TextIO:
+    def log_text(self, trial_id: str) -> str | None:
+        """What the trial's attempts have printed; None if there was none.
+
+        In an object store it has what was saved, and what an attempt that was killed on this machine did not.
+        """
+        found = self.files.log(_log(trial_id))
+        return None if found is None else found.decode(errors="replace")
+
+    def logs(self) -> set[str]:
+        """The ids of all trials that have a log: those that have begun."""
+        return {name.removesuffix(".log") for name in self.files.names("logs") if name.endswith(".log")}
+
+    def log_place(self, trial_id: str) -> str:
+        """The path or the URI of its log, for people."""
+        return self.files.spell(_log(trial_id))
+
+    def last_written(self, trial_id: str) -> float:
+        """When the trial last wrote its log or its epochs, in seconds since 1970; 0 if it never did."""
+        return max(self.files.modified(name) or 0.0 for name in (_log(trial_id), f"epochs/{trial_id}.parquet"))
+
+    def ray_log(self) -> Log:
         """What Ray itself had to say, over all sweeps on this folder; open for appending."""
-        return (self.path / "ray.log").open("a", encoding="utf-8", buffering=1)
+        return self.files.append("ray.log")
 
-    def write_picture(self, trial_id: str, png: bytes) -> Path:
+    # What is made of it
+
+    def write_picture(self, trial_id: str, png: bytes) -> str:
         """The trial's class activation maps; where they are."""
-        path = self.path / "cam" / f"{trial_id}.png"
-        path.parent.mkdir(exist_ok=True)
-        _replace(path, png)
-        return path
+        self.files.create(["cam"])
+        self.files.create(["cam"])
+        return self._write_page(f"cam/{trial_id}.png", png)
 
-    def write_report(self, page: str) -> Path:
+    def write_report(self, page: str) -> str:
         """The page of the run; where it is."""
-        path = self.path / "report.html"
-        _replace(path, page.encode())
-        return path
+        return self._write_page("report.html", page.encode())
 
-    def _read_json(self, name: str, default: Any) -> Any:
-        path = self.path / name
+    def _write_page(self, name: str, data: bytes) -> str:
+        self.files.write(name, data)
+        return self.files.spell(name)
+
+    def _read_json(self, name: str, parse: Callable[[Any], T], otherwise: Callable[[], T]) -> T:
+        """What `parse` makes of a file, or `otherwise` where there is none.
+
+        Raises:
+            RequestError: it is not what a sweep wrote, whoever did.
+        """
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
-        except (OSError, ValueError) as error:
-            raise RequestError.of(f"{path} is not what a sweep wrote: {error}") from None
+            return parse(json.loads(self.files.read(name)))
+        except FileNotFoundError:
+            return otherwise()
+        except StoreError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
+            raise RequestError.of(f"{self.files.spell(name)} is not what a sweep wrote: {error}") from None
 
     def _write_json(self, name: str, data: Any) -> None:
-        _replace(self.path / name, json.dumps(data, indent=1).encode())
-
-    def _read(self, name: str, whole: pa.Schema, columns: Sequence[str] | None, where: Where | None = None) -> pa.Table:
-        allowed = _allowed_values(whole, columns or (), where or {})
-        shown = list(columns or whole.names)
-        while True:
-            files = list(filter(_by_name(allowed), self._files(name)))
-            keys = [key for key in ("trial_id", "epoch") if key in whole.names] if any(map(_is_merged, files)) else []
-            wanted = pa.schema([whole.field(column) for column in dict.fromkeys([*shown, *allowed, *keys])])
-            try:
-                table = _concatenated(files, wanted, allowed)
-            except FileNotFoundError:
-                continue  # `compact` has just put what was in it elsewhere
-            except (OSError, pa.ArrowException) as error:
-                what = f"{self.path / name} cannot be read: {error}; move what is no file of this run away"
-                raise RequestError.of(what) from None
-            table = _without_repeats(table, keys) if keys else table  # before the filter: the newer row may not match
-            return _matching(table, allowed).select(shown)
-
-    def _files(self, name: str) -> list[Path]:
-        """Small files first: where a trial stands in a merged one too, its own is the newer."""
-        return sorted((self.path / name).glob("[!.]*.parquet"), key=lambda file: (_is_merged(file), file.name))
-
-    def _write(self, name: str, trial_id: str, rows: Sequence[Mapping[str, Any]], wanted: pa.Schema) -> None:
-        unknown = {key for row in rows for key in row} - set(wanted.names)
-        if unknown:
-            raise ValueError(f"no such column in {name}: {', '.join(sorted(unknown))}")
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=wanted), sink)
-        _replace(self.path / name / f"{trial_id}.parquet", sink.getvalue())
+        self.files.write(name, json.dumps(data, indent=1).encode())
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointFile:
+class StoredFile:
     """The place of one trial's checkpoint (`trainer.checkpoint.Slot`), or of its weights."""
 
-    path: Path
+    files: Files
+    name: str
+
+    def __str__(self) -> str:
+        return self.files.spell(self.name)
 
     def read(self) -> bytes | None:
-        return self.path.read_bytes() if self.path.exists() else None
+        try:
+            return self.files.read(self.name)
+        except FileNotFoundError:
+            return None
 
     def write(self, data: bytes) -> None:
-        _replace(self.path, data)
+        self.files.write(self.name, data)
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        self.files.remove(self.name)
 
 
-def _concatenated(files: Sequence[Path], wanted: pa.Schema, allowed: Mapping[str, pa.Array] | None = None) -> pa.Table:
-    """The rows of all files, and of merged ones only those with the allowed values."""
-    filtered = [file for file in files if allowed and _is_merged(file)]
-    whole = files[: len(files) - len(filtered)]  # merged ones come last
-    tables = list(_each(functools.partial(_read_file, columns=wanted.names), whole))
-    if filtered:
-        tables.append(_read_merged(filtered, wanted, allowed or {}))
-    # Whatever an older version of this project did not write yet is null.
-    table = pa.concat_tables([*tables, wanted.empty_table()], promote_options="permissive")
-    return table.select(wanted.names).cast(wanted).combine_chunks()
+def _log(trial_id: str) -> str:
+    return f"logs/{trial_id}.log"
 
 
-def _read_merged(files: Sequence[Path], wanted: pa.Schema, allowed: Mapping[str, pa.Array]) -> pa.Table:
-    import pyarrow.dataset as ds  # half a second, which most readers need not pay
-
-    tests = [ds.field(name).isin(values) for name, values in allowed.items()]
-    return ds.dataset(files, schema=wanted).to_table(filter=functools.reduce(operator.and_, tests))
+# What the JSON files hold
 
 
-def _allowed_values(whole: pa.Schema, columns: Sequence[str], where: Where) -> dict[str, pa.Array]:
-    """`where` with its values as arrays of their columns' types."""
-    problems = [Problem(name, f"no such column; {did_you_mean(name, whole.names)}") for name in columns]
-    problems = [problem for problem in problems if problem.where not in whole.names]
-    allowed = {}
-    for name, given in where.items():
-        if name not in whole.names:
-            problems.append(Problem(name, f"no such column; {did_you_mean(name, whole.names)}"))
-            continue
-        several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
-        kind = whole.field(name).type
-        try:
-            allowed[name] = pa.array(list(given) if several else [given], kind)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            problems.append(Problem(name, f"found {given!r}, allowed is a value of type {kind}, or a list of such"))
-    if problems:
-        raise RequestError(problems)
-    return allowed
+def _entry_from(data: Any) -> tuple[Pool, str]:
+    return Pool.from_dict(plain.take(data, "pool", Mapping)), plain.name(data, "when")
 
 
-def _by_name(allowed: Mapping[str, pa.Array]) -> Callable[[Path], bool]:
-    """Whether a file may have such rows: a trial's file is named by its id, <pool>-<arch>-<dataset>-s<seed>-<hash>."""
-    texts = {name: set(map(str, allowed[name].to_pylist())) for name in ("trial_id", *_IN_NAME) if name in allowed}
-
-    def may_match(file: Path) -> bool:
-        if _is_merged(file):
-            return True
-        if "trial_id" in texts and file.stem not in texts["trial_id"]:
-            return False
-        parts = file.stem.split("-")
-        if len(parts) != 5:
-            return True
-        told = dict(zip(_IN_NAME, (parts[1], parts[2], parts[3].removeprefix("s")), strict=True))
-        return all(told[name] in texts[name] for name in _IN_NAME if name in texts)
-
-    return may_match
+def _topup_from(data: Any) -> dict[str, Any]:
+    seeds = plain.each(plain.take(data, "seeds", list), lambda seed: plain.expect(seed, int), "seeds")
+    return {"target": plain.number(data, "target"), "seeds": seeds}
 
 
-_IN_NAME = ("arch", "dataset", "seed")
+def _measurements_from(data: Any) -> list[dict[str, Any]]:
+    def measurement(one: Any) -> dict[str, Any]:
+        size, memory = plain.take(one, "size", int), one.get("memory_mb")
+        rates = {name: plain.number(one, name) for name in ("start_s", "epoch_s", "images_per_s")}
+        return {"size": size, **rates, "memory_mb": memory and plain.number(one, "memory_mb")}
+
+    return plain.each(data, measurement)
 
 
-def _matching(table: pa.Table, allowed: Mapping[str, pa.Array]) -> pa.Table:
-    for name, values in allowed.items():
-        table = table.filter(pc.is_in(table[name], value_set=values))  # pyright: ignore
-    return table
-
-
-def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
-    try:
-        if _is_merged(file):
-            return pq.ParquetFile(file).read(columns=list(columns))
-        # From memory, on one thread: for a file of one row, twice as fast as pyarrow's own reading of it.
-        return pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(columns=list(columns), use_threads=False)
-    except pa.ArrowException as error:
-        raise pa.ArrowInvalid(f"{file.name}: {error}") from None
-
-
-def _status_in(file: Path) -> str:
-    return _read_file(file, ["status"])["status"][0].as_py()
-
-
-def _each(function: Callable[[Path], Any], files: Sequence[Path]) -> Iterator[Any]:
-    """In parallel, in order: pyarrow lets go of the interpreter lock."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        yield from threads.map(function, files)
-
-
-def _is_merged(file: Path) -> bool:
-    return file.name.startswith(MERGED)
-
-
-def _without_repeats(table: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """The first row of each trial, or of each epoch of it, where `compact` was at work at the same moment."""
-    repeated = table.select(keys).to_pandas().duplicated()
-    return table.filter(pa.array(~repeated)) if repeated.any() else table
-
-
-def _replace(path: Path, data: bytes | pa.Buffer) -> None:
-    """Writes a file wholly or not at all. A name that starts with a dot is passed over by every Parquet reader."""
-    beside = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _same_functions_from(data: Any) -> list[SameFunction]:
+    return plain.each(plain.take(data, "same_function", list), SameFunction.from_dict, "same_function")

@@ -117,7 +117,8 @@ def write(
 ) -> tuple[list[Open], list[Path]]:
     """The open comparisons, and the files that were written into the run folder for those that can be settled.
 
-    Files of an earlier time that nothing is left of are taken away.
+    Files of an earlier time that nothing is left of are taken away. A run folder in an object store has them written
+    into the working directory: a sweep reads its space from a disk.
 
     Raises:
         RequestError: the run folder has no space.yaml, or the target or the number of seeds makes no sense.
@@ -135,13 +136,14 @@ def write(
     comparisons = still_open(frame, target, most, run.same_functions())
     trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
     seeds = {(str(a), str(d)): sorted(set(rows["seed"])) for (a, d), rows in trained.groupby(["arch", "dataset"])}
-    for stale in run.path.glob("topup-*.yaml"):
+    folder = run.path if run.on_disk else Path()
+    for stale in run.path.glob("topup-*.yaml") if run.on_disk else ():
         stale.unlink()
     paths = []
     planned: dict[str, Any] = {}
     for name, space in spaces(grid, run.pools(), seeds, comparisons).items():
-        path = run.path / name
-        path.write_text(_HEAD.format(name=name, run=run) + yaml.safe_dump(space, sort_keys=False), encoding="utf-8")
+        path = folder / name
+        path.write_text(_HEAD.format(path=path, run=run) + yaml.safe_dump(space, sort_keys=False), encoding="utf-8")
         paths.append(path)
         pair = space["pairs"][0]
         new = sorted(set(space["seeds"]) - set(seeds[pair["arch"], pair["dataset"]]))
@@ -168,7 +170,7 @@ def remark(run: RunFolder) -> list[str]:
 
 _HEAD = """# Written by `python -m results topup`: seeds that were added after looking at the first ones.
 #
-#   python run_sweep.py --space {run}/{name} --out {run}
+#   python run_sweep.py --space {path} --out {run}
 #
 # With resources and the like at their defaults; `status` then speaks of these trials, the table of all.
 """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import fs
 
 from trainer import data, pool
 from trainer.data import Dataset
@@ -15,6 +18,12 @@ from trainer.recipe import Recipe
 from trainer.trial import Trial
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "someone",
+    "AWS_SECRET_ACCESS_KEY": "hush",
+    "AWS_REGION": "eu-west-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 TINY = Recipe(epochs=3, batch_size=32, lr=0.02, train_samples=80, test_samples=40)  # the last batch has 16
 
 
@@ -58,6 +67,29 @@ def make_trial() -> Callable[..., Trial]:
         return Trial(pool.expand(pool_spec)[0], arch, "digits", seed, Recipe.of({**values, **recipe}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """HOST:PORT of an S3 on this machine, in this process."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
+    moto_server = pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty bucket there, which the environment leads to."""
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3_server}")
+    bucket = f"test-{uuid.uuid4().hex[:8]}"
+    endpoint = {"endpoint_override": s3_server, "scheme": "http"}
+    fs.S3FileSystem(allow_bucket_creation=True, **endpoint).create_dir(bucket)
+    return f"s3://{bucket}"
 
 
 @pytest.fixture(scope="session")

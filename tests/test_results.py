@@ -20,6 +20,7 @@ import results
 from orchestrator.record import row
 from results import leaderboard, schema, stats, views
 from results.__main__ import main
+from results.files import Disk
 from results.store import RunFolder
 from trainer import pool
 from trainer.grid import Entry, Grid, Pair
@@ -359,17 +360,17 @@ def test_a_merge_that_was_killed_leaves_no_row_twice(fill: Fill) -> None:
 def test_a_reader_that_listed_the_files_before_a_merge_reads_on(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fill()
     expected = sorted(run.ended())
-    files = RunFolder._files
+    names = Disk.names
     compacted = []
 
-    def listed(self: RunFolder, name: str) -> list[Path]:
-        found = files(self, name)
+    def listed(self: Disk, folder: str) -> list[str]:
+        found = names(self, folder)
         if not compacted:
             compacted.append(True)
-            self.compact()
+            run.compact()
         return found
 
-    monkeypatch.setattr(RunFolder, "_files", listed)
+    monkeypatch.setattr(Disk, "names", listed)
     assert sorted(run.read_trials()["trial_id"].to_pylist()) == expected
 
 

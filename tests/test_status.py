@@ -49,7 +49,10 @@ def run(tmp_path: Path) -> RunFolder:
     folder.write_trial(row(completed, schema.COMPLETED, history(4), None))
     folder.write_trial(row(failed, schema.FAILED, history(1), "ValueError: no\nand more"))
     long_ago = time.time() - 7200
-    for path in (folder.log_path(stopped.trial.id), folder.path / "epochs" / f"{stopped.trial.id}.parquet"):
+    for path in (
+        folder.path / "logs" / f"{stopped.trial.id}.log",
+        folder.path / "epochs" / f"{stopped.trial.id}.parquet",
+    ):
         os.utime(path, (long_ago, long_ago))
     return folder
 

@@ -24,6 +24,7 @@ from orchestrator.record import Job, epoch_rows, row
 from orchestrator.sweep import Watcher
 from orchestrator.trackers import Curve, Trackers
 from results import schema
+from results.claim import Claim
 from results.store import RunFolder
 from search_spaces import space as spaces
 from trainer import pool
@@ -41,7 +42,7 @@ ACCURACY = [60.0, 62.5, 61.0]
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name in ("MLFLOW_ALLOW_FILE_STORE", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(name, "x")  # so that it is put back
@@ -72,12 +73,12 @@ class Sweep:
 
     def __call__(self, *ended: Planned, status: str = schema.COMPLETED) -> list[str]:
         console = Console(file=io.StringIO())
-        job = Job(self.run.path, False, 1, 1, False, None)
+        job = Job(self.run.where, False, 1, 1, False, None)
         with (
             Trackers(self.names, self.run, GRID.name, self.said.append) as logged,
             Progress(ended, 0, console) as progress,
         ):
-            watcher = Watcher(progress, job, logged)
+            watcher = Watcher(progress, job, Claim(self.run), logged)
             for planned in ended:
                 watcher.ended(planned, {"status": status, "best_test_acc": 1.0, "train_s": 1.0, "error": None})
                 assert planned.trial.id in watcher._ended
@@ -141,7 +142,7 @@ def test_logging_to_tensorboard_takes_no_torch(run: RunFolder) -> None:
         from results.store import RunFolder
         run = RunFolder({str(run.path)!r})
         (planned, _) = run.grid()
-        check(["tensorboard"])
+        check(["tensorboard"], run)
         with Trackers(["tensorboard"], run, "x", print) as trackers:
             trackers.ended(planned, {{"status": "completed"}})
         assert "torch" not in sys.modules
@@ -170,7 +171,7 @@ def test_mlflow_has_every_trial_in_a_local_store(run: RunFolder) -> None:
 
     write(run, GAP, schema.DIVERGED, [60.0, float("nan")])
     write(run, GEM)
-    trackers.check(["mlflow"])
+    trackers.check(["mlflow"], run)
     assert not (run.path / "mlruns").exists(), "asking leaves nothing behind"
     assert Sweep(run, "mlflow")(GEM) == []
     assert Sweep(run, "mlflow")(GAP, status=schema.DIVERGED) == []
@@ -246,17 +247,17 @@ def test_wandb_is_told_the_same(run: RunFolder, wandb: Any) -> None:
 
 
 def test_wandb_needs_a_key_or_to_be_offline(
-    wandb: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, closed: str
+    run: RunFolder, wandb: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, closed: str
 ) -> None:
     with pytest.raises(RequestError, match=r"no key.*WANDB_MODE=offline"):
-        trackers.check(["wandb"])
+        trackers.check(["wandb"], run)
     monkeypatch.setenv("WANDB_BASE_URL", closed)
     (tmp_path / "no-netrc").write_text("machine 127.0.0.1 login user password 1234\n")
     (tmp_path / "no-netrc").chmod(0o600)
     with pytest.raises(RequestError, match=r"does not answer.*WANDB_MODE=offline"):
-        trackers.check(["wandb"])
+        trackers.check(["wandb"], run)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    trackers.check(["wandb"])
+    trackers.check(["wandb"], run)
 
 
 # What is wrong, before anything starts
@@ -285,11 +286,11 @@ def test_the_file_names_them(tmp_path: Path) -> None:
         space_of(tmp_path, "[mlflow, mlflow]")
 
 
-def test_every_problem_is_said_at_once(monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
+def test_every_problem_is_said_at_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", closed.replace("//", "//me:secret@"))
     monkeypatch.setattr("importlib.util.find_spec", _without("wandb"))
     with pytest.raises(RequestError) as caught:
-        trackers.check(["tensorboard", "mlflow", "wandb"])
+        trackers.check(["tensorboard", "mlflow", "wandb"], run)
     mlflow, wandb = caught.value.problems
     assert mlflow.where == "[1]"
     assert f"{closed} does not answer within 3 s" in mlflow.what
@@ -303,15 +304,15 @@ def _without(name: str) -> Callable[[str], Any]:
     return lambda module: None if module == name else find_spec(module)
 
 
-def test_an_address_that_takes_the_call_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_takes_the_call_and_says_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(RequestError, match="does not answer within 0 s"):
-            trackers.check(["mlflow"])
+            trackers.check(["mlflow"], run)
 
 
-def test_an_address_that_is_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_no_mlflow(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     class NotFound(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(404)
@@ -326,17 +327,17 @@ def test_an_address_that_is_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(RequestError, match=r"mlflow cannot log to http://127.0.0.1:\d+: "):
-            trackers.check(["mlflow"])
+            trackers.check(["mlflow"], run)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def test_a_store_that_mlflow_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_mlflow_does_not_know(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     with pytest.raises(RequestError, match="mlflow cannot log to nonsense://x"):
-        trackers.check(["mlflow"])
+        trackers.check(["mlflow"], run)
 
 
 # What a fault costs
@@ -352,6 +353,20 @@ class Broken:
     def log(self, curve: Curve) -> None:
         Broken.asked += 1
         raise RuntimeError("the disk is\nfull")
+
+
+def test_what_writes_files_has_no_place_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder("s3://bucket/run")
+    with pytest.raises(RequestError) as caught:
+        trackers.check(["tensorboard", "mlflow", "wandb"], run)
+    assert [problem.where for problem in caught.value.problems] == ["[0]", "[1]", "[2]"]
+    for problem, way_out in zip(
+        caught.value.problems, ("take it out", "MLFLOW_TRACKING_URI", "WANDB_DIR"), strict=True
+    ):
+        assert f"it writes files, which {run} takes none of" in problem.what
+        assert way_out in problem.what
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tmp_path.as_uri())
+    trackers.check(["mlflow"], run)
 
 
 def test_a_tracker_that_raises_is_said_once_and_harms_nobody(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
