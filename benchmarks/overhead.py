@@ -83,12 +83,14 @@ def measure(what: str, trials: int) -> dict[str, Any]:
 
 def ours(trials: int) -> tuple[float, float | None, float]:
     """Seconds of Ray's start, seconds from there to the start of the first trial, and seconds of all trials."""
-    from orchestrator import ray_tune
+    from orchestrator import cluster, ray_tune
+    from orchestrator.leaving import Departure
     from orchestrator.packs import group
     from orchestrator.progress import Progress
     from orchestrator.record import Job
     from orchestrator.resources import Share, this_machine
     from orchestrator.sweep import Watcher
+    from results.claim import Claim
     from results.store import RunFolder
     from trainer import data
 
@@ -98,15 +100,15 @@ def ours(trials: int) -> tuple[float, float | None, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "run")
         run.create()
-        job = Job(run.path, gpu=False, threads=1, checkpoint_every=10, compiled=False, git_commit=None)
+        job = Job(run.where, gpu=False, threads=1, checkpoint_every=10, compiled=False, git_commit=None)
         asked = datetime.now(UTC)
-        with run.ray_log() as log, ray_tune.cluster("local", this_machine(gpus=0), log):
+        with run.ray_log() as log, cluster.connected("local", this_machine(gpus=0), log):
             start_s = (datetime.now(UTC) - asked).total_seconds()
             began = time.perf_counter()
-            with Progress(todo, 0, Console(file=io.StringIO())) as progress:
-                watcher = Watcher(progress, job)
+            with Progress(todo, 0, Console(file=io.StringIO())) as progress, Claim(run) as claim:
+                watcher = Watcher(progress, job, claim)
                 packs = group(todo, lambda _: 1)
-                ray_tune.run(grid, packs, loaded, job, Share(1, 0), 0, watcher, _idle)
+                ray_tune.run(grid, packs, loaded, job, Share(1, 0), 0, watcher, Departure(claim.ask_to_leave), _idle)
             seconds = time.perf_counter() - began
         ended = run.ended()
         first = min(run.read_trials(["started_at"])["started_at"].to_pylist())

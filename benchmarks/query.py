@@ -43,7 +43,9 @@ QUESTIONS = {
     "answer = len(v.to_text(results.load(run).leaderboard(), 'best_test_acc'))",
     "load trials": "import results; answer = len(results.load(run).trials())",
     "load epochs": "import results; answer = len(results.load(run).epochs())",
+    "audit": "import results.verify as v; from results.store import RunFolder; answer = v.audit(RunFolder(run)).trials",
 }
+ABOUT_EPOCHS = ("load epochs", "audit")
 ASK = """
 import sys, time, resource, json
 import pandas, pyarrow.dataset, scipy.special, rich.table, results.leaderboard, results.__main__  # not what is measured
@@ -88,7 +90,7 @@ def main() -> None:
 
 def ask(run: RunFolder, with_epochs: bool) -> dict[str, Any]:
     """Each question in a process of its own, so that none is answered from memory."""
-    questions = {name: text for name, text in QUESTIONS.items() if with_epochs or name != "load epochs"}
+    questions = {name: text for name, text in QUESTIONS.items() if with_epochs or name not in ABOUT_EPOCHS}
     return {name: _answer(run, text) for name, text in questions.items()}
 
 
@@ -131,7 +133,8 @@ def _results(grid: Grid) -> Iterator[tuple[Planned, dict[str, Any], list[Epoch]]
     for planned in grid:
         accuracy = 70 * (1 - np.exp(-steps / 30)) + random.normal(0, 0.4, EPOCHS)
         history = [
-            Epoch(int(e), 1.0, 50.0, 1.0, float(a), 0.1, 3.0, 1000.0) for e, a in zip(steps, accuracy, strict=True)
+            Epoch(int(e), 1.0, 50.0, 1.0, float(a), grid.recipe.lr_after(int(e)), 3.0, 1000.0)
+            for e, a in zip(steps, accuracy, strict=True)
         ]
         row = record.row(planned, schema.COMPLETED, history, None)
         more = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,33 +16,50 @@ from rich.console import Console
 
 import results
 from orchestrator.forecast import forecast
+from orchestrator.leaving import GRACE_S, interruptible
+from orchestrator.record import FolderError
 from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
-from results import leaderboard, schema, views
+from results import leaderboard, schema, verify, views
+from results.claim import Claim
+from results.object_store import is_uri
 from results.store import RunFolder
 from search_spaces import space as spaces
 from trainer.gate import Gate, Report
 from trainer.grid import Grid
-from trainer.pool import slug
+from trainer.pool import own_slug
 from trainer.problems import RequestError, did_you_mean, gather
 
 OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a sweep. 0: every trial completed; 1: some failed or diverged; 2: refused; 130: interrupted."""
+    """Runs a sweep. 0: every trial completed; 1: some did not; 2: refused; 130: interrupted, by any of its signals."""
     args = _parser().parse_args(argv)
-    console = Console(file=sys.stdout)  # this stdout: while Ray runs, sys.stdout is its log
+    console = Console(file=sys.stdout, markup=False, emoji=False)  # this stdout: while Ray runs, sys.stdout is its log
+    again = functools.partial(_again, sys.argv[1:] if argv is None else argv, args.out)
     try:
-        return _run(args, console)
+        with interruptible():
+            return _run(args, console)
     except RequestError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         print("nothing was started", file=sys.stderr)
         return REFUSED
-    except KeyboardInterrupt:
-        command = shlex.join(["python", "run_sweep.py", *(sys.argv[1:] if argv is None else argv)])
-        print(f"\ninterrupted; what has finished is kept. To go on: {command}", file=sys.stderr)
+    except FolderError as error:
+        print(f"error: stopped, for the run folder is lost: {error}", file=sys.stderr)
+        print(
+            f"what has finished is kept; trials go on from their last checkpoints. To go on: {again()}", file=sys.stderr
+        )
+        return INCOMPLETE
+    except KeyboardInterrupt as why:
+        print(f"\n{why or 'interrupted'}; what has finished is kept. To go on: {again()}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _again(argv: Sequence[str], out: str | None) -> str:
+    """The same command, without what is secret in it: a store's URI may have a login."""
+    shown = [argument.replace(out, str(RunFolder(out))) if out and is_uri(out) else argument for argument in argv]
+    return shlex.join(["python", "run_sweep.py", *shown])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--space", metavar="FILE", required=True, help="a YAML file, also looked for in search_spaces/")
-    add("--out", metavar="RUN", type=Path, help="the run folder (default: runs/NAME, by the space's name)")
+    add("--out", metavar="RUN", help="the run folder, or s3://BUCKET/RUN (default: runs/NAME, by the space's name)")
     add(
         "--data-dir", metavar="DIR", type=Path, default=Path("data"), help="where the images are, or go (default: data)"
     )
@@ -63,20 +82,36 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", metavar="KEY=VALUE,...", default="", help=f"a part of the grid, by {', '.join(FILTERS)}")
     add("--final", action="store_true", help="train baselines and submitted candidates on the hidden pairs too")
     add("--retry-failed", action="store_true", help="train failed trials again")
+    add(
+        "--time-budget",
+        metavar="SECONDS",
+        type=_seconds,
+        default=float("inf"),
+        help=f"then write checkpoints and leave, within {GRACE_S:.0f} s; the same command goes on",
+    )
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--plan", action="store_true", help="list the trials and what is done; start nothing")
-    instead.add_argument("--check", action="store_true", help="check the file and every pool in it; start nothing")
+    instead.add_argument("--plan", action="store_true", help="list the trials and what is done; run no pool's code")
+    instead.add_argument(
+        "--check", action="store_true", help="run every pool on a few samples, in processes of its own"
+    )
     instead.add_argument("--status", action="store_true", help="count what has ended; start nothing")
     return parser
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
+    leave_at = time.monotonic() + args.time_budget
     space, only = gather(("", lambda: spaces.load(args.space, args.set)), ("", lambda: _only(args.only)))
-    run = RunFolder(args.out or Path("runs") / slug(space.grid.name))
+    run = RunFolder(args.out or Path("runs") / own_slug(space.grid.name))
     if args.final:  # an entry is trained as it was submitted, whatever its file says by now
         entries = (pool for pool, _ in run.submissions().values())
         space = dataclasses.replace(space, grid=space.grid.with_candidates(entries))
-    plan = make_plan(space, run, final=args.final, retry_failed=args.retry_failed, only=only)
+    planned = functools.partial(make_plan, space, run, final=args.final, only=only)
+    try:
+        plan = planned(retry_failed=args.retry_failed)
+    except RequestError:
+        if args.plan or args.check or args.status or not _set_aside_unreadable(run, console):
+            raise
+        plan = planned(retry_failed=args.retry_failed)
     if args.check:
         return _check(args.space, space.grid, plan, console)
     console.print(_summary(space.grid.name, run, plan, args.final), highlight=False, soft_wrap=True)
@@ -85,18 +120,31 @@ def _run(args: argparse.Namespace, console: Console) -> int:
             print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}")
         for line in forecast(plan, run):
             print(line)
-        with Gate.over(space.grid) as gate:
-            _notes(gate.report, console)
+        for same in run.same_functions():
+            print(f"same function, as the last sweep found: {same}")
+        print("whether its pools may be trained, and what they cost: --check, which runs their code")
         return OK
     if args.status:
         return _exit_code(plan)
     if plan.todo:
-        sweep(space, run, plan, args.data_dir, args.address, console)
-        plan = make_plan(space, run, final=args.final, only=only)
+        sweep(space, run, plan, args.data_dir, args.address, console, leave_at)
+        plan = planned()
     else:
-        run.write_grid(space.grid)  # roles and labels may be new
+        with Claim(run):
+            run.write_grid(space.grid)  # roles and labels may be new
         console.print("nothing to do: every trial has ended")
     return _show(run, plan)
+
+
+def _set_aside_unreadable(run: RunFolder, console: Console) -> bool:
+    """Moves trials that cannot be read out of the way: a sweep that is started again at night must not end there."""
+    found = [one for one in verify.unreadable(run) if one.aside]
+    if found:
+        with Claim(run):
+            verify.set_aside(run, [name for one in found for name in one.aside])
+    for one in found:
+        console.print(f"set aside, into {run}/{verify.SET_ASIDE}: {one}", highlight=False, soft_wrap=True)
+    return bool(found)
 
 
 def _check(name: str, grid: Grid, plan: Plan, console: Console) -> int:
@@ -121,13 +169,13 @@ def _notes(report: Report, console: Console) -> None:
 
 def _show(run: RunFolder, plan: Plan) -> int:
     """Prints the table, and what is not in it."""
-    loaded = results.load(run.path)
+    loaded = results.load(run.where)
     table = views.to_text(loaded.leaderboard(), leaderboard.METRICS[0], loaded.notes())
     print(f"\n{table}")
     counts = plan.counts()
     if counts[schema.FAILED]:
         print(f"{counts[schema.FAILED]} failed; why stands in {run}/logs; train them again with --retry-failed")
-    print(f"{run}: ask again with  python -m results leaderboard {run}")
+    print(f"{run}: ask again with  python -m results leaderboard {shlex.quote(str(run))}")
     return _exit_code(plan)
 
 
@@ -143,6 +191,12 @@ def _summary(name: str, run: RunFolder, plan: Plan, final: bool) -> str:
     waits = "are of candidates that are not submitted: python -m results submit" if final else "wait for --final"
     withheld = f"; {plan.withheld} more on hidden pairs {waits}" if plan.withheld else ""
     return f"{name}: {len(plan.planned)} trials{done}, {len(plan.todo)} to run, into {run}{withheld}"
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) < float("inf"):
+        raise ValueError
+    return seconds
 
 
 def _only(text: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from rich.text import Text
 from results import schema
 from results.status import spell_seconds
 from trainer.grid import Planned
+from trainer.printable import visible
 
 PLAIN_EVERY_S = 30.0
 PACE_EPOCHS = 20  # epochs of a pair, for its pace
@@ -98,7 +99,7 @@ class Progress:
         running.epoch = epoch
 
     def _say(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(visible(line)), soft_wrap=True)
         self._last_line = time.monotonic()
 
     def _count(self) -> str:

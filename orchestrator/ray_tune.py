@@ -1,4 +1,4 @@
-"""Scheduling by Ray Tune: the only module that imports Ray.
+"""Scheduling by Ray Tune: with `orchestrator.cluster`, the only module that imports Ray.
 
 Tune schedules and nothing else. What has been trained stands in the run folder; Tune's own experiment state is scratch,
 its loggers and tables are off, and `Tuner.restore` is not used: it cannot extend a grid, reruns finished trials after a
@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
-import signal
-import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType, TracebackType
-from typing import Any, Protocol, Self, TextIO
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 os.environ |= {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C comes as KeyboardInterrupt, at once
@@ -33,19 +29,13 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from orchestrator import cluster
+from orchestrator.leaving import Departure
 from orchestrator.packs import Pack
-from orchestrator.record import Job
-from orchestrator.resources import Node, Share
-from trainer import code
+from orchestrator.record import FolderError, Job
+from orchestrator.resources import Share
 from trainer.data import Dataset
 from trainer.grid import Grid, Planned
-from trainer.problems import RequestError
-
-# A trial trains in a thread, whose own heap glibc gives back to the system and faults in again, 2,000 to 5,000 pages a
-# MobileNetV2 step, whatever trainer.cpu.keep_memory says; with one heap for all threads it is none.
-WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
-TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
-
 
 Work = Callable[[Pack, Dataset, Job, Callable[[Planned, Mapping[str, Any]], None]], None]
 
@@ -59,58 +49,25 @@ class Watcher(Protocol):
 
     def ended(self, planned: Planned, result: Mapping[str, Any]) -> None: ...
 
-    def left(self, pack: Pack, error: str) -> None:
-        """The pack's worker will not come back: it is done, or died more often than it may. Then, why."""
+    def left(self, pack: Pack) -> None:
+        """The pack's worker is done with it, and every trial of it has ended, unless it was asked to leave."""
         ...
 
+    def died(self, pack: Pack, error: str) -> None:
+        """The pack's workers died more often than they may, and why."""
+        ...
 
-@contextlib.contextmanager
-def cluster(address: str, here: Node, log: TextIO) -> Iterator[list[Node]]:
-    """Ray for the length of the block; its nodes.
+    def lost(self, pack: Pack) -> None:
+        """The pack's machine was taken away, which is nobody's fault."""
+        ...
 
-    Args:
-        address: `local` starts Ray on this machine alone, with what `here` has, and ends it; `auto` or HOST:PORT joins
-            a running cluster, to which the code travels.
-        log: where Ray's and Tune's own messages go; within the block they have stdout and stderr.
-    """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _logging_to(log):
-        try:
-            _connect(address, here, quiet)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise RequestError.of(f"Ray cannot be reached or started: {error}", f"--address {address}") from None
-        try:
-            totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            yield [Node(int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals]
-        finally:
-            ray.shutdown()
+    def folder_lost(self, why: str) -> None:
+        """A worker cannot write the run folder."""
+        ...
 
-
-def _connect(address: str, here: Node, quiet: dict[str, Any]) -> None:
-    if address == "local":
-        # Workers inherit the environment: no upload, and no runtime environment to be made before the first one starts.
-        os.environ |= WORKER_ENV | {"PYTHONPATH": code.python_path()}
-        ray.init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, **quiet)
-    else:
-        others = [path.name for path in code.ROOT.iterdir() if path.name not in TRAVELS]
-        runtime_env = {"working_dir": str(code.ROOT), "excludes": others, "env_vars": WORKER_ENV}
-        ray.init(address=address, runtime_env=runtime_env, **quiet)
-
-
-@contextlib.contextmanager
-def _logging_to(log: TextIO) -> Iterator[None]:
-    """Ray's own log handlers, which took hold of stderr when Ray was imported, write there instead.
-
-    Not by setStream, which flushes the stream before: that one may be closed by now.
-    """
-    handlers = [h for h in logging.getLogger("ray").handlers if type(h).__module__.startswith("ray.")]
-    for handler in handlers:
-        handler.stream = log  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.stream = sys.__stderr__  # type: ignore[attr-defined]
+    def step(self) -> None:
+        """Now and then, where an exception ends the sweep and is not taken for a trial's."""
+        ...
 
 
 def run(
@@ -121,9 +78,14 @@ def run(
     share: Share,
     max_failures: int,
     watcher: Watcher,
+    departure: Departure,
     work: Work | None = None,
 ) -> None:
     """Runs packs until each has ended or its worker died more than `max_failures` times.
+
+    Raises:
+        KeyboardInterrupt: `departure` was asked for, and the trials have left or had their time.
+        whatever `watcher.step` raises.
 
     The data go through the object store: one copy a node, which its workers read in place.
 
@@ -133,11 +95,12 @@ def run(
     places = [[planned.place for planned in pack] for pack in packs]
     trainable = tune.with_parameters(_train, grid=grid, places=places, data=data, job=job, work=work)
     scratch_folder = tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
-    with scratch_folder as scratch, _Interrupt() as interrupt:
+    relay = _Relay(packs, watcher, departure)
+    with scratch_folder as scratch, departure:
         tune.Tuner(
-            tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
+            tune.with_resources(trainable, cluster.request(share)),
             tune_config=tune.TuneConfig(
-                search_alg=_InOrder(),
+                search_alg=_InOrder(departure),
                 num_samples=len(packs),
                 # A fresh actor that imports torch costs 12 s a trial on 2 cores, a reused one 0.02 s.
                 reuse_actors=True,
@@ -147,16 +110,16 @@ def run(
                 storage_path=scratch,
                 name="packs",
                 verbose=0,
-                callbacks=[_Relay(packs, watcher, interrupt)],
+                callbacks=[relay],
                 failure_config=tune.FailureConfig(max_failures=max_failures),
             ),
         ).fit()
-        interrupt.raise_if_pending()
+        relay.step()
 
 
 def on_worker(function: Callable[..., Any], share: Share, *arguments: Any) -> Any:
     """Calls a function on a worker with a trial's share of a machine; what it returns or raises."""
-    return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(function).remote(*arguments))
+    return ray.get(ray.remote(**cluster.options(share))(function).remote(*arguments))
 
 
 def _train(
@@ -179,17 +142,23 @@ def _train(
         (work or run_pack)(pack, data[pack[0].trial.dataset], job, report)
     except DeviceLostError:
         os._exit(1)  # whoever comes next must not be given this process
+    except FolderError as error:
+        tune.report({"member": 0, "folder_lost": str(error)})  # every report has to have a `member`
 
 
 class _InOrder(Searcher):
     """Pack after pack, each made when it is its turn: a grid search makes all of them before the first may start."""
 
-    def __init__(self) -> None:
+    def __init__(self, departure: Departure) -> None:
         super().__init__(metric="member", mode="max")  # it has to have some
         self._numbers = itertools.count()
+        self._departure = departure
 
-    def suggest(self, trial_id: str) -> dict[str, int]:
-        return {"pack": next(self._numbers)}
+    def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
+        return Searcher, ()  # as `_Relay`
+
+    def suggest(self, trial_id: str) -> Any:
+        return Searcher.FINISHED if self._departure.asked else {"pack": next(self._numbers)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None: ...
 
@@ -198,68 +167,77 @@ class _InOrder(Searcher):
     def restore(self, checkpoint_path: str) -> None: ...
 
 
-class _Interrupt:
-    """Ctrl-C, remembered for the length of the block.
-
-    A KeyboardInterrupt that happens to be raised inside a destructor or a callback from C is printed and forgotten by
-    Python, and the sweep would go on: so it is raised again at Tune's next step.
-    """
-
-    def __init__(self) -> None:
-        self._pending = False
-
-    def __enter__(self) -> Self:
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        self._before = signal.getsignal(signal.SIGINT)
-        self._handles = in_main_thread and self._before is signal.default_int_handler  # nohup's ignoring is kept
-        if self._handles:
-            signal.signal(signal.SIGINT, self._remember)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._handles:
-            signal.signal(signal.SIGINT, self._before)
-
-    def raise_if_pending(self) -> None:
-        if self._pending:
-            raise KeyboardInterrupt
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._pending = True
-        signal.default_int_handler(number, frame)
-
-
 class _Relay(tune.Callback):
     """Tune's callbacks, as a Watcher's."""
 
-    def __init__(self, packs: Sequence[Pack], watcher: Watcher, interrupt: _Interrupt):
+    def __init__(self, packs: Sequence[Pack], watcher: Watcher, departure: Departure):
         self._packs = packs
         self._watcher = watcher
-        self._interrupt = interrupt
+        self._departure = departure
+        self._running = set[str]()
+        self._machines_lost = Counter[str]()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return tune.Callback, ()  # Tune pickles callbacks into its scratch state; a terminal cannot be pickled
 
+    def step(self) -> None:
+        self._watcher.step()
+        self._departure.check(len(self._running))
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._departure.insist()
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._interrupt.raise_if_pending()
+        self.step()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.started(self._packs[trial.config["pack"]])
+        self._running.add(trial.trial_id)
+        self._watcher.started(self._pack(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        if "folder_lost" in result:
+            self._watcher.folder_lost(result["folder_lost"])
+            return
         if "member" not in result:
             return
-        planned = self._packs[trial.config["pack"]][result["member"]]
+        planned = self._pack(trial)[result["member"]]
         if "status" in result:
             self._watcher.ended(planned, result)
         else:
             self._watcher.reported(planned, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.left(self._packs[trial.config["pack"]], "its worker left without a result; see ray.log")
+        self._running.discard(trial.trial_id)
+        if not self._departure.asked:
+            self._watcher.left(self._pack(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.discard(trial.trial_id)
+        self._machines_lost[trial.trial_id] += _machine_lost(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = f"its worker failed {trial.num_failures} times, and max_failures is {trial.max_failures}; see ray.log"
-        self._watcher.left(self._packs[trial.config["pack"]], reason)
+        self._running.discard(trial.trial_id)
+        self._machines_lost[trial.trial_id] += _machine_lost(trial)
+        failures = trial.num_failures - self._machines_lost[trial.trial_id]
+        if failures <= trial.max_failures:
+            self._watcher.lost(self._pack(trial))
+            return
+        reason = f"its worker failed {failures} times, and max_failures is {trial.max_failures}; see its log"
+        self._watcher.died(self._pack(trial), f"{reason}\n{_last_error(trial)}")
+
+    def _pack(self, trial: Any) -> Pack:
+        return self._packs[trial.config["pack"]]
+
+
+def _machine_lost(trial: Any) -> bool:
+    """Whether a Tune trial last failed because its node is gone. Tune itself knows only of nodes that were drained."""
+    return "its node has died" in _last_error(trial)
+
+
+def _last_error(trial: Any) -> str:
+    """What Ray had to say, over several lines; Tune keeps one file of all failures of a trial."""
+    with contextlib.suppress(OSError, TypeError):  # TypeError: there is none
+        return Path(trial.error_file).read_text(encoding="utf-8", errors="replace").rpartition("Failure # ")[2]
+    return ""

@@ -7,12 +7,13 @@ import functools
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from orchestrator import alarm
 from results import schema
 from results.store import RunFolder
 from trainer import log
@@ -34,9 +35,11 @@ class Job:
         git_commit: of this project, for the record.
         costs: {(entry of the grid, arch): what the gate measured}.
         keep_weights: whether a trial that completes leaves its final weights.
+        stall_timeout: seconds without an epoch after which a trial counts as hanging; None for never.
+        driver: the token of the claim under which it runs (`results.claim`); None for nobody's.
     """
 
-    run: Path
+    run: str
     gpu: bool
     threads: int
     checkpoint_every: int
@@ -44,18 +47,47 @@ class Job:
     git_commit: str | None
     costs: Mapping[tuple[int, str], Cost] = field(default_factory=dict)
     keep_weights: bool = False
+    stall_timeout: float | None = None
+    driver: str | None = None
 
     def cost(self, planned: Planned) -> Cost | None:
         return self.costs.get((planned.place[0], planned.trial.arch))
 
 
-def give_up(planned: Planned, error: str, job: Job) -> None:
-    """Marks a trial as failed whose worker died too often to say so itself. Its epochs stay on record."""
+class FolderError(Exception):
+    """A run folder that cannot be written: no trial's fault, and the next one would do no better. Says why."""
+
+
+@contextlib.contextmanager
+def folder_faults() -> Iterator[None]:
+    """What fails within the block is the run folder."""
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(f"it cannot be written on {socket.gethostname()}: {error.strerror or error}") from error
+
+
+def give_up(planned: Planned, error: str, job: Job) -> str:
+    """Marks a trial as failed whose worker died too often to say so itself. Its epochs stay on record.
+
+    Args:
+        error: why, as far as the driver knows; its first line goes into the table, all of it into the log.
+
+    Returns:
+        The reason as it stands in the table.
+    """
     run = RunFolder(job.run)
+    reason, *_ = error.splitlines()
     if run.status(planned.trial.id) in (schema.COMPLETED, schema.DIVERGED):
-        return
-    tried = {"attempt": attempts(run.log_path(planned.trial.id)), "finished_at": datetime.now(UTC)}
-    run.write_trial({**row(planned, schema.FAILED, (), error, job.cost(planned)), "epochs": None, **tried})
+        return reason
+    written = run.log_text(planned.trial.id)
+    if hung(written):
+        reason = f"it hung: no epoch for {job.stall_timeout:.0f} s (stall_timeout); where, says its log"
+    with run.open_log(planned.trial.id) as file:
+        print(f"given up: {error}", file=file)
+    tried = {"attempt": attempts(written), "finished_at": datetime.now(UTC)}
+    run.write_trial({**row(planned, schema.FAILED, (), reason, job.cost(planned)), "epochs": None, **tried})
+    return reason
 
 
 def refuse(planned: Planned, error: str, run: RunFolder) -> None:
@@ -121,12 +153,15 @@ _EPOCH_COLUMNS = [name for name in schema.EPOCHS.names if name in Epoch.__datacl
 ATTEMPT = "attempt "
 
 
-def attempts(log_file: Path) -> int:
-    """How often the trial has been started, by its log."""
-    if not log_file.exists():
-        return 0
-    with log_file.open(encoding="utf-8", errors="replace") as lines:
-        return sum(line.startswith(ATTEMPT) for line in lines)
+def attempts(written: str | None) -> int:
+    """How often a trial has been started, by its log."""
+    return sum(line.startswith(ATTEMPT) for line in (written or "").splitlines())
+
+
+def hung(written: str | None) -> bool:
+    """Whether the last attempt of a trial was ended for hanging, by its log."""
+    *_, last = (written or "").rpartition(f"\n{ATTEMPT}")
+    return any(line.startswith(alarm.RUNG) for line in last.splitlines())
 
 
 @functools.cache

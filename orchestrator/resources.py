@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trainer.problems import Problem, RequestError
+from trainer.problems import Problem, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from search_spaces.space import Resources  # with pydantic, which no worker needs
@@ -15,18 +16,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine: what Ray may hand out on it."""
+    """A machine: what Ray may hand out on it.
+
+    Attributes:
+        accelerator_type: what its GPUs are, in Ray's words (`H100`); empty if it has none for them; None
+            before it was asked.
+        name: for people.
+        id: Ray's; empty before it was started.
+        head: whether the cluster itself is run from there.
+    """
 
     cpus: int
     gpus: int
+    accelerator_type: str | None = None
+    name: str = "this machine"
+    id: str = ""
+    head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What Ray reserves for a process: a trial, or a pack of them."""
+    """What Ray reserves for a process: a trial, or a pack of them.
+
+    Attributes:
+        accelerator_type: what the GPUs have to be; None: any.
+        avoids: the id of the node that takes none, if there is one: the head, where other nodes can.
+    """
 
     cpus: int
     gpus: int
+    accelerator_type: str | None = None
+    avoids: str | None = None
+
+    def fits(self, node: Node) -> bool:
+        """Whether the node is large enough, and may take it."""
+        enough = node.cpus >= self.cpus and node.gpus >= self.gpus
+        return enough and node.id != self.avoids and self.accelerator_type in (None, node.accelerator_type)
 
 
 def this_machine(gpus: int) -> Node:
@@ -67,9 +92,36 @@ def share(asked: Resources, nodes: Sequence[Node]) -> Share:
         problems.append(
             Problem("resources.trials_per_gpu", f"found {asked.trials_per_gpu} beside gpus_per_trial {gpus}")
         )
-    if not problems and not any(node.gpus >= gpus and node.cpus >= asked.cpus_per_trial for node in nodes):
-        what = f"no node has {gpus} GPUs and {asked.cpus_per_trial} CPUs at once"
+    if asked.accelerator_type is not None:
+        problems += _problems_of_accelerator(asked, nodes)
+    each = Share(asked.cpus_per_trial, gpus, asked.accelerator_type if _known(nodes) else None)
+    fitting = [node for node in nodes if each.fits(node)]
+    if not problems and not fitting:
+        kind = f" {each.accelerator_type}" if each.accelerator_type else ""
+        what = f"no node has {gpus}{kind} GPUs and {asked.cpus_per_trial} CPUs at once"
         problems.append(Problem("resources", what))
     if problems:
         raise RequestError(problems)
-    return Share(asked.cpus_per_trial, gpus)
+    if gpus or asked.on_head or all(node.head for node in fitting):
+        return each
+    # What is computed on the head's CPUs is taken from Ray's own processes and from the driver, and a node that dies of
+    # its trials can be replaced, unless it is this one.
+    return dataclasses.replace(each, avoids=next((node.id for node in nodes if node.head), None))
+
+
+def _problems_of_accelerator(asked: Resources, nodes: Sequence[Node]) -> Iterator[Problem]:
+    key, wanted = "resources.accelerator_type", asked.accelerator_type
+    with_gpus = [node for node in nodes if node.gpus]
+    types = {node.accelerator_type for node in with_gpus if node.accelerator_type}
+    if asked.gpus_per_trial == 0:
+        yield Problem(key, f"found {wanted} beside gpus_per_trial 0, which asks for no GPU; take one of them out")
+    elif not with_gpus:
+        yield Problem(key, f"found {wanted}, but no node has a GPU; without this key trials run on the CPU")
+    elif _known(nodes) and wanted not in types:
+        among = did_you_mean(wanted, types) if types else "none, as far as Ray can tell"
+        yield Problem(key, f"found {wanted}, but no node has a GPU of that type; {among}")
+
+
+def _known(nodes: Sequence[Node]) -> bool:
+    """Whether Ray has been asked of what type GPUs are."""
+    return all(node.accelerator_type is not None for node in nodes)

@@ -5,6 +5,7 @@ A rerun, a resumed run, a grid with one more seed and a job that a cluster resta
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import subprocess
@@ -17,12 +18,14 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator import trackers
+from orchestrator.leaving import GRACE_S, Departure
 from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
-from orchestrator.record import Job, give_up, refuse
+from orchestrator.record import FolderError, Job, folder_faults, give_up, refuse
 from orchestrator.resources import Node, Share, share, slow_precision, this_machine
 from orchestrator.trackers import Trackers
 from results import schema, submissions
+from results.claim import Claim, refuse_if_claimed
 from results.store import RunFolder
 from search_spaces.space import Space
 from trainer.data import Dataset
@@ -99,12 +102,24 @@ def make_plan(
     return Plan(planned, ended, todo, len(everything) - len(shown))
 
 
-def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str, console: Console) -> None:
+def sweep(
+    space: Space,
+    run: RunFolder,
+    plan: Plan,
+    data_dir: Path,
+    address: str,
+    console: Console,
+    leave_at: float = float("inf"),
+) -> None:
     """Runs what is left of a plan; every trial of it has a row in the run folder afterwards.
+
+    Args:
+        leave_at: when to end early and in good order, by `time.monotonic`.
 
     Raises:
         RequestError: what keeps it from starting, all of it, and Ray was not started.
         KeyboardInterrupt: what has finished is on record, what runs goes on from its checkpoint next time.
+        FolderError: likewise, and nothing more can be written.
     """
     local = address == "local"
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
@@ -113,17 +128,25 @@ def sweep(space: Space, run: RunFolder, plan: Plan, data_dir: Path, address: str
     with Gate.over(space.grid) as gate:  # beside the loading, in processes of its own
         shares = [("", lambda: share(space.resources, [this_machine(gate.report.gpus)]))] if local else []
         refusals = [] if space.skip_invalid else [("", lambda: gate.report.refuse())]
-        loggers = ("loggers", functools.partial(trackers.check, space.loggers))
-        loaded = gather(*loads, *refusals, ("", run.create), *shares, loggers)
+        loggers = ("loggers", functools.partial(trackers.check, space.loggers, run))
+        folder = [("", lambda: refuse_if_claimed(run, say)), ("", run.create)]
+        try:
+            loaded = gather(*loads, *refusals, *folder, *shares, loggers)
+        except RequestError:
+            run.discard_if_empty()
+            raise
         report = gate.report
     for note in report.notes:
         say(f"note: {note}")
-    run.write_grid(space.grid)
-    run.write_same_functions(report.same_function())
-    todo = _set_aside(plan.todo, report, run, say)
-    if todo:
-        data: dict[str, Dataset] = dict(zip(names, loaded, strict=False))
-        _run(space, run, dataclasses.replace(plan, todo=todo), data, report, address, console)
+    with Claim(run, say) as claim:
+        run.tidy()
+        run.write_grid(space.grid)
+        run.write_same_functions(report.same_function())
+        todo = _set_aside(plan.todo, report, run, say)
+        if todo:
+            data: dict[str, Dataset] = dict(zip(names, loaded, strict=False))
+            _run(space, run, dataclasses.replace(plan, todo=todo), data, report, claim, address, console, leave_at)
+        run.tidy()
 
 
 def _set_aside(
@@ -148,16 +171,19 @@ def _run(
     plan: Plan,
     data: Mapping[str, Dataset],
     report: Report,
+    claim: Claim,
     address: str,
     console: Console,
+    leave_at: float,
 ) -> None:
     # Only now: whoever mistypes a key must not wait ten seconds for Ray to hear of it.
-    from orchestrator import ray_tune
+    from orchestrator import cluster, ray_tune
 
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
     say(f"starting Ray on {'this machine' if address == 'local' else address} ...")
-    with run.ray_log() as log, ray_tune.cluster(address, this_machine(report.gpus), log) as nodes:
+    with run.ray_log() as log, cluster.connected(address, this_machine(report.gpus), log, say) as nodes:
         each = share(space.resources, nodes)
+        _refuse_unseen(run, cluster.unseen_by([node for node in nodes if each.fits(node)], run))
         if not each.gpus and space.resources.gpus_per_trial:
             say(f"no GPU here: trials run on the CPU, {each.cpus} thread{'s' * (each.cpus > 1)} each")
         archs = {planned.trial.arch for planned in plan.todo}
@@ -165,7 +191,7 @@ def _run(
         if not each.gpus and (warning := slow_precision(precision, archs, report.cpu_bf16)):
             say(f"warning: {warning}")
         job = Job(
-            run.path,
+            run.where,
             bool(each.gpus),
             each.cpus,
             space.checkpoint_every,
@@ -173,19 +199,30 @@ def _run(
             _git_commit(),
             _costs(space.grid, report),
             space.keep_weights,
+            space.stall_timeout,
+            claim.token,
         )
         packs = _packs(space, run, plan.todo, data, job, each, nodes, say)
         with (
             Trackers(space.loggers, run, space.grid.name, say) as logged,
             Progress(plan.todo, len(plan.planned) - len(plan.todo), console) as progress,
         ):
-            watcher = Watcher(progress, job, logged)
-            start = functools.partial(ray_tune.run, space.grid, data=data, job=job, share=each, watcher=watcher)
-            # Packs of several first. One that died twice is split: nobody knows whose fault it was.
-            if several := [pack for pack in packs if len(pack) > 1]:
-                start(several, max_failures=1)
-            if single := [pack for pack in packs if len(pack) == 1] + watcher.split:
-                start(single, max_failures=space.max_failures)
+            watcher = Watcher(progress, job, claim, logged)
+            departure = Departure(functools.partial(_ask_to_leave, claim, say), leave_at)
+            start = functools.partial(
+                ray_tune.run, space.grid, data=data, job=job, share=each, watcher=watcher, departure=departure
+            )
+            while packs:
+                # Packs of several first. One that died twice is split: nobody knows whose fault it was.
+                several, single = ([pack for pack in packs if (len(pack) > 1) is many] for many in (True, False))
+                start(several or single, max_failures=1 if several else space.max_failures)
+                packs = (single if several else []) + watcher.take_again()
+
+
+def _ask_to_leave(claim: Claim, say: Callable[[str], None]) -> None:
+    say(f"leaving: trials write checkpoints first, {GRACE_S:.0f} s at most; Ctrl-C again leaves at once")
+    with contextlib.suppress(OSError):  # then they are ended when the time is up
+        claim.ask_to_leave()
 
 
 def _costs(grid: Grid, report: Report) -> dict[tuple[int, str], Cost]:
@@ -209,7 +246,7 @@ def _packs(
     asked = space.resources.trials_per_gpu
     if not each.gpus:
         return group(todo, lambda _: 1)
-    gpus = sum(node.gpus // each.gpus for node in nodes)
+    gpus = sum(node.gpus // each.gpus for node in nodes if each.fits(node))
     if asked != "auto":
         return group(todo, lambda _: asked, gpus)
 
@@ -221,18 +258,32 @@ def _packs(
 
 
 class Watcher:
-    """Shows how trials go, has those that end logged, and decides what becomes of those whose workers died.
+    """Shows how trials go, has those that end logged, and decides what becomes of those whose workers died."""
 
-    Attributes:
-        split: packs of one, of the trials that a pack of several left behind.
-    """
-
-    def __init__(self, progress: Progress, job: Job, logged: Trackers | None = None):
+    def __init__(self, progress: Progress, job: Job, claim: Claim, logged: Trackers | None = None):
         self._progress = progress
         self._logged = logged
         self._job = job
+        self._claim = claim
         self._ended: set[str] = set()
-        self.split: list[Pack] = []
+        self._again: list[Pack] = []
+        self._fault: FolderError | None = None
+
+    def take_again(self) -> list[Pack]:
+        """The packs that are to run once more, whole or split into single trials; the caller has them from now on."""
+        again, self._again = self._again, []
+        return again
+
+    def step(self) -> None:
+        """Now and then.
+
+        Raises:
+            FolderError: the sweep cannot go on.
+        """
+        if taken_by := self._claim.lost_to:
+            raise FolderError(f"it was taken over by {taken_by}, while this sweep did not run")
+        if self._fault:
+            raise self._fault
 
     def started(self, pack: Pack) -> None:
         for planned in pack:
@@ -247,14 +298,37 @@ class Watcher:
         self._ended.add(planned.trial.id)
         self._progress.ended(planned, result)
 
-    def left(self, pack: Pack, error: str) -> None:
-        behind = [planned for planned in pack if planned.trial.id not in self._ended]
+    def left(self, pack: Pack) -> None:
+        if (behind := self._behind(pack)) and self._claim.stands():
+            self._give_up(behind, "its worker left without a result; see ray.log")
+
+    def lost(self, pack: Pack) -> None:
+        self._again += [behind] if (behind := self._behind(pack)) else []
+
+    def died(self, pack: Pack, error: str) -> None:
+        behind = self._behind(pack)
         if len(pack) > 1:
-            self.split += [[planned] for planned in behind]
+            self._again += [[planned] for planned in behind]
+        else:
+            self._give_up(behind, error)
+
+    def folder_lost(self, why: str) -> None:
+        self._fault = FolderError(why)
+
+    def _behind(self, pack: Pack) -> Pack:
+        return [planned for planned in pack if planned.trial.id not in self._ended]
+
+    def _give_up(self, trials: Pack, error: str) -> None:
+        if self._fault:  # of which they know nothing
             return
-        for planned in behind:
-            give_up(planned, error, self._job)
-            self.ended(planned, {"status": schema.FAILED, "best_test_acc": None, "train_s": None, "error": error})
+        for planned in trials:
+            try:
+                with folder_faults():
+                    reason = give_up(planned, error, self._job)
+            except FolderError as fault:
+                self._fault = fault
+                return
+            self.ended(planned, {"status": schema.FAILED, "best_test_acc": None, "train_s": None, "error": reason})
 
 
 def _load(name: str, data_dir: Path, space: Space, say: Callable[[str], None]) -> Dataset:
@@ -295,6 +369,12 @@ def _refuse_over_budget(space: Space, run: RunFolder) -> None:
             problems.append(Problem("test_budget", what))
     if problems:
         raise RequestError(problems)
+
+
+def _refuse_unseen(run: RunFolder, names: Sequence[str]) -> None:
+    if names:
+        what = f"{run} is another folder, or none, on {', '.join(names)}"
+        raise RequestError.of(f"{what}; give one that all machines share, or s3://BUCKET/RUN", "--out")
 
 
 def _nothing_left(shown: Sequence[Planned], only: Mapping[str, str]) -> list[Problem]:

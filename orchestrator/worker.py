@@ -17,18 +17,21 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
 
 from orchestrator import record
+from orchestrator.alarm import Alarm
 from orchestrator.packs import MOST
-from orchestrator.record import Job
+from orchestrator.record import FolderError, Job, folder_faults
 from results import schema
+from results.claim import Leash
 from results.store import RunFolder
 from trainer import log
 from trainer.augment import Images
+from trainer.checkpoint import Slot
 from trainer.data import Dataset
 from trainer.epoch import Epoch
 from trainer.grid import Planned
@@ -57,66 +60,93 @@ def run_pack(
     beside the others waits for them to end, and goes on from its checkpoint; the batch is never made smaller. The last
     report on a trial has its `status`, `best_test_acc`, `train_s` and `error`, and comes when its row is on record.
 
+    When its driver asks for it, or is no more, trials leave at the end of their epoch, without such a report. A trial
+    that has no epoch for `job.stall_timeout` takes the process with it (`Alarm`).
+
     Raises:
         DeviceLostError: with it, all trials of the pack are lost as far as they had come.
+        FolderError: they are lost as far as their checkpoints do not hold them.
     """
     torch.set_num_threads(job.threads)
     run = RunFolder(job.run)
+    leash = Leash(run, job.driver)
     waiting = deque[Planned]()
     for planned in pack:
         # A worker that dies between a row and its report is started again: nothing is trained twice. Where there is no
         # log there can be no row, and whoever looks for one among thousands of files pays for each of them.
-        ended = run.status(planned.trial.id) if run.log_path(planned.trial.id).exists() else None
+        with folder_faults():
+            ended = run.status(planned.trial.id) if run.log_text(planned.trial.id) is not None else None
         if ended in (schema.COMPLETED, schema.DIVERGED):
             report(planned, {"status": ended, "best_test_acc": None, "train_s": None, "error": None})
         else:
             waiting.append(planned)
     images = Images(data, _device(job)) if waiting else None
     room, live = len(waiting), list[_Attempt]()
-    while waiting or live:
-        while waiting and len(live) < room:
-            live.append(_Attempt(waiting.popleft(), images, job, report, make_program))
-        for attempt in list(live):
-            try:
-                goes_on = attempt.turn(alone=len(live) == 1)
-            except torch.OutOfMemoryError:
-                goes_on = False
-                room = len(live) - 1
-                waiting.append(attempt.planned)
-            if not goes_on:
-                live.remove(attempt)
-                attempt.close()
-                del attempt  # and with it the memory of its program
+    with Alarm(job.stall_timeout) as alarm:
+        while waiting or live:
+            if leash.word() != "go on":
+                waiting.clear()
+            while waiting and len(live) < room:
+                live.append(_Attempt(waiting.popleft(), images, job, leash, report, make_program))
+            for attempt in list(live):
+                try:
+                    goes_on = attempt.turn(alarm, alone=len(live) == 1)
+                except torch.OutOfMemoryError:
+                    goes_on = False
+                    room = len(live) - 1
+                    waiting.append(attempt.planned)
+                if not goes_on:
+                    live.remove(attempt)
+                    attempt.close()
+                    del attempt  # and with it the memory of its program
 
 
 class _Attempt:
     """One attempt at a trial: its program, its history so far, its log."""
 
-    def __init__(self, planned: Planned, images: Any, job: Job, report: Report, make_program: Callable[..., Program]):
+    def __init__(
+        self,
+        planned: Planned,
+        images: Any,
+        job: Job,
+        leash: Leash,
+        report: Report,
+        make_program: Callable[..., Program],
+    ):
         self.planned = planned
         self._job = job
+        self._leash = leash
         self._run = RunFolder(job.run)
         self._report = functools.partial(report, planned)
         self._started = datetime.now(UTC)
-        self._number = 1 + record.attempts(self._run.log_path(planned.trial.id))
-        self._log = self._run.open_log(planned.trial.id)
+        with folder_faults():
+            self._number = 1 + record.attempts(self._run.log_text(planned.trial.id))
+            self._log = self._run.open_log(planned.trial.id)
         self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled, say=print)
         self._program: Program | None = None
         self._history: list[Epoch] = []
+        self._left = False
+        self._epoch_began = time.monotonic()
         self._turns = self._train()
 
-    def turn(self, alone: bool) -> bool:
+    def turn(self, alarm: Alarm, alone: bool) -> bool:
         """Goes on for a bit; False once the trial has ended.
 
         Raises:
             torch.OutOfMemoryError: unless it is alone: then it fails.
             DeviceLostError: the GPU is broken.
+            FolderError: nothing can be written.
         """
+        alarm.turn(self._log, self._epoch_began)
         with _output_to(self._log):
             try:
                 next(self._turns)
                 return True
+            except FolderError:
+                raise
             except StopIteration:
+                if self._left:
+                    return False
                 status = schema.DIVERGED if self._history[-1].diverged else schema.COMPLETED
                 error = None
                 print(*log.final_lines(self.planned.trial, self._history), sep="\n")
@@ -133,7 +163,8 @@ class _Attempt:
 
     def close(self) -> None:
         self._turns.close()
-        self._log.close()
+        with contextlib.suppress(OSError):  # what it could not write before it cannot write now
+            self._log.close()
 
     def _train(self) -> Generator[None, None, None]:
         """Fills the history, writing it down and reporting it now and then."""
@@ -141,32 +172,75 @@ class _Attempt:
         device = _device(self._job)
         when = self._started.isoformat(timespec="seconds")
         print(f"{record.ATTEMPT}{self._number}: {trial.id} on {device_name(self._job)}, {when}")
+        with folder_faults():
+            self._log.save()  # in a store, where an attempt that is not seen is not counted
         _reset_peak_memory(device)
         self._program = self._make_program()
         yield
-        slot = self._run.checkpoint(trial.id)
+        slot = _Slot(self._run.checkpoint(trial.id))
         written = reported = time.monotonic()
-        for epoch in turns(self._program, slot=slot, checkpoint_every=self._job.checkpoint_every):
+        epochs = turns(self._program, slot=slot, checkpoint_every=self._job.checkpoint_every)
+        for epoch in epochs:
             if epoch is None:
                 yield
                 continue
             self._history.append(epoch)
             if log.is_logged(epoch, trial.recipe.epochs):
                 print(log.epoch_line(epoch))
-            now = time.monotonic()
+            now = self._epoch_began = time.monotonic()
             if now - written >= WRITE_EVERY_S:
-                self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
+                self._write_epochs()
                 written = now
             if now - reported >= REPORT_EVERY_S:
                 self._report({name: getattr(epoch, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")})
                 reported = now
+            if epoch.epoch < trial.recipe.epochs and not epoch.diverged and self._leash.word() != "go on":
+                self._leave(epochs, slot)
+                return
+
+    def _leave(self, epochs: Generator[Epoch | None, None, None], slot: _Slot) -> None:
+        """Stops between two epochs, for a driver that asked for it: nothing is lost. For a lost one nothing is done."""
+        self._left = True
+        slot.closed = self._leash.word() == "not yours"
+        epochs.close()  # which writes a checkpoint
+        if not slot.closed:
+            self._write_epochs()
+            print(f"left after epoch {len(self._history)}, as the sweep was asked to; to go on, run it again")
+
+    def _write_epochs(self) -> None:
+        trial = self.planned.trial
+        if self._other_end() is None:
+            with folder_faults():
+                self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
+                self._log.save()
+
+    def _other_end(self) -> str | None:
+        """How another attempt has ended this trial, if one has.
+
+        A machine that was cut off trains on, and may come back when its trials have long been trained elsewhere.
+        """
+        with folder_faults():
+            ended = self._run.own_status(self.planned.trial.id)
+        return ended if ended in (schema.COMPLETED, schema.DIVERGED) else None
 
     def _end(self, status: str, error: str | None) -> None:
         """Writes everything down, the row last: it is what says that the trial has ended."""
+        if (ended := self._other_end()) is not None:
+            print(f"another attempt has ended this trial as {ended}; this one is dropped", file=self._log)
+            self._report({"status": ended, "best_test_acc": None, "train_s": None, "error": None})
+            return
+        self._write_epochs()
+        with folder_faults():
+            self._write_end(status, error)
+        best = max((epoch.test_acc for epoch in self._history), default=None)
+        train_s = sum(epoch.epoch_s for epoch in self._history)
+        self._report({"status": status, "best_test_acc": best, "train_s": train_s, "error": error})
+
+    def _write_end(self, status: str, error: str | None) -> None:
         trial, program, device = self.planned.trial, self._program, _device(self._job)
-        self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
         if self._job.keep_weights and program and status == schema.COMPLETED:
             self._run.weights(trial.id).write(_encoded(program.network))
+        self._log.save()
         self._run.write_trial(
             {
                 **record.row(self.planned, status, self._history, error, self._job.cost(self.planned)),
@@ -185,9 +259,23 @@ class _Attempt:
         )
         if status != schema.FAILED:  # a failed trial that is tried again goes on from there
             self._run.checkpoint(trial.id).remove()
-        best = max((epoch.test_acc for epoch in self._history), default=None)
-        train_s = sum(epoch.epoch_s for epoch in self._history)
-        self._report({"status": status, "best_test_acc": best, "train_s": train_s, "error": error})
+
+
+class _Slot:
+    """A checkpoint's place, whose faults are the run folder's and not the trial's; once `closed` it takes no more."""
+
+    def __init__(self, place: Slot):
+        self._place = place
+        self.closed = False
+
+    def read(self) -> bytes | None:
+        with folder_faults():
+            return self._place.read()
+
+    def write(self, data: bytes) -> None:
+        if not self.closed:
+            with folder_faults():
+                self._place.write(data)
 
 
 def _encoded(network: nn.Module) -> bytes:
@@ -211,9 +299,30 @@ def device_name(job: Job) -> str:
 
 
 @contextlib.contextmanager
-def _output_to(file: Any) -> Iterator[None]:
-    with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+def _output_to(file: TextIO) -> Iterator[None]:
+    """What is printed within the block goes there."""
+    forgiving: Any = _Forgiving(file)
+    with contextlib.redirect_stdout(forgiving), contextlib.redirect_stderr(forgiving):
         yield
+
+
+class _Forgiving:
+    """A file that drops what it cannot take: no trial fails because its log is on a disk that is full."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _raise_if_lost(device: torch.device) -> None:

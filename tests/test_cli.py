@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator import cli
 from orchestrator.resources import Node, Share, share, slow_precision
+from results.store import RunFolder
 from search_spaces import space as spaces
 from search_spaces.space import Resources
+from trainer.examination import SameFunction
 from trainer.gate import Gate
 from trainer.problems import RequestError
 
@@ -129,8 +132,6 @@ def test_an_option_that_is_wrong(refuse, option: str, says: str) -> None:
 
 def test_a_run_folder_of_another_recipe(refuse, tmp_path: Path) -> None:
     from orchestrator.record import row
-    from results.store import RunFolder
-    from search_spaces import space as spaces
 
     (tmp_path / "space.yaml").write_text(SPACE)
     run = RunFolder(tmp_path / "run")
@@ -143,8 +144,9 @@ def write_pool(path: Path, body: str) -> None:
     path.write_text(f"from torch import nn\nclass CustomPool(nn.Module):\n{body}")
 
 
-def test_a_plan_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_pool(tmp_path / "own.py", "    def forward(self, x):\n        return x.mean((2, 3)) / (x.shape[2] - 1)\n")
+def test_a_plan_starts_nothing_and_runs_no_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass CustomPool: ...\n")
     (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "gem, {file: own.py}"))
     arguments = ["--space", str(tmp_path / "space.yaml"), "--out", str(tmp_path / "run")]
     assert cli.main([*arguments, "--plan"]) == cli.OK
@@ -153,14 +155,23 @@ def test_a_plan_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "3 trials of 1 epochs; how long that takes is known once the first has ended" in said
     assert "one seed finds nothing: a difference of 0.5 points takes 11" in said
     assert "3 more on hidden pairs wait for --final" in said
-    assert "vgg11bn: gap and gem start as the same function" in said
-    assert "refused: pool own, check finite-output" in said
+    assert "whether its pools may be trained, and what they cost: --check" in said
     assert cli.main([*arguments, "--plan", "--final"]) == cli.OK
     said = capsys.readouterr().out
     assert said.count("to do") == 4, "on the hidden pair the baseline alone"
     assert "2 more on hidden pairs are of candidates that are not submitted" in said
     assert cli.main([*arguments, "--status"]) == cli.INCOMPLETE
     assert not (tmp_path / "run").exists()
+    assert not ran.exists()
+
+
+def test_a_plan_says_what_the_last_sweep_found_of_the_pools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    run.write_same_functions([SameFunction("vgg11bn", ("gap", "gem"), {})])
+    assert cli.main(["--space", str(tmp_path / "space.yaml"), "--out", str(run.path), "--plan"]) == cli.OK
+    assert "as the last sweep found: vgg11bn: gap and gem start as the same function" in capsys.readouterr().out
 
 
 def test_a_check_runs_the_pools_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +189,7 @@ def test_a_check_runs_the_pools_and_nothing_else(tmp_path: Path, capsys: pytest.
         ({"trials_per_gpu": 4, "cpus_per_trial": 2}, [Node(8, 2)], Share(2, 1)),
     ],
 )
-def test_what_a_trial_gets(asked: dict[str, int], nodes: list[Node], gets: Share) -> None:
+def test_what_a_trial_gets(asked: dict[str, Any], nodes: list[Node], gets: Share) -> None:
     assert share(Resources(**asked), nodes) == gets
 
 
@@ -190,7 +201,7 @@ def test_what_a_trial_gets(asked: dict[str, int], nodes: list[Node], gets: Share
         ({"gpus_per_trial": 3, "trials_per_gpu": 2}, [Node(8, 8)], "beside gpus_per_trial 3"),
     ],
 )
-def test_what_no_single_node_has_is_refused(asked: dict[str, int], nodes: list[Node], says: str) -> None:
+def test_what_no_single_node_has_is_refused(asked: dict[str, Any], nodes: list[Node], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         share(Resources(**asked), nodes)
 
@@ -199,13 +210,11 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "space.yaml").write_text(SPACE)
     arguments = ["--space", str(tmp_path / "space.yaml"), "--out", str(tmp_path / "run"), "--address", "nowhere"]
     assert cli.main(arguments) == cli.REFUSED
-    assert "--address nowhere: Ray cannot be reached" in capsys.readouterr().err
+    assert "--address nowhere: allowed is local, auto or HOST:PORT" in capsys.readouterr().err
 
 
 def test_a_rerun_with_nothing_to_train_takes_new_roles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from orchestrator.record import row
-    from results.store import RunFolder
-    from search_spaces import space as spaces
 
     path = tmp_path / "space.yaml"
     path.write_text(SPACE)

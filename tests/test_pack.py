@@ -53,7 +53,7 @@ def grid(tmp_path: Path) -> Grid:
 def job(tmp_path: Path) -> Job:
     run = RunFolder(tmp_path / "run")
     run.create()
-    return Job(run.path, gpu=False, threads=2, checkpoint_every=1, compiled=False, git_commit=None)
+    return Job(run.where, gpu=False, threads=2, checkpoint_every=1, compiled=False, git_commit=None)
 
 
 def alone(trial: Trial, data: Dataset) -> list[dict[str, float]]:
@@ -65,8 +65,8 @@ def numbers(history: Any) -> list[dict[str, float]]:
     return [{k: v for k, v in dataclasses.asdict(epoch).items() if k not in times} for epoch in history]
 
 
-def on_record(run: Path, planned: Planned) -> list[dict[str, float]]:
-    rows = pd.read_parquet(run / "epochs" / f"{planned.trial.id}.parquet")
+def on_record(run: str, planned: Planned) -> list[dict[str, float]]:
+    rows = pd.read_parquet(Path(run) / "epochs" / f"{planned.trial.id}.parquet")
     return rows[["epoch", "train_loss", "train_acc", "test_loss", "test_acc", "lr"]].to_dict("records")  # type: ignore
 
 
@@ -110,12 +110,12 @@ def test_a_trial_that_diverges_or_raises_leaves_and_the_others_are_not_disturbed
     mixed = dataclasses.replace(grid, entries=(grid.entries[0], *bad, grid.entries[3]), seeds=(1,))
     reports = Reports()
     run_pack(list(mixed), digits, job, reports)
-    status = pd.read_parquet(job.run / "trials").set_index("pool")["status"].to_dict()
+    status = pd.read_parquet(Path(job.run) / "trials").set_index("pool")["status"].to_dict()
     assert status == {"gap": "completed", "raises": "failed", "diverges": "diverged", "noisy": "completed"}
     gap, raises, _, noisy = mixed
     for planned in (gap, noisy):
         assert on_record(job.run, planned) == alone(planned.trial, digits)
-    log = (job.run / "logs" / f"{raises.trial.id}.log").read_text()
+    log = (Path(job.run) / "logs" / f"{raises.trial.id}.log").read_text()
     assert "ValueError: no more" in log
 
 
@@ -181,7 +181,7 @@ def test_out_of_memory_in_the_middle_goes_on_from_the_checkpoint(grid: Grid, job
     assert [reports.ended[p.trial.id]["status"] for p in trials] == ["completed"] * 3
     for planned in trials:
         assert on_record(job.run, planned) == alone(planned.trial, digits)
-    log = (job.run / "logs" / f"{trials[1].trial.id}.log").read_text()
+    log = (Path(job.run) / "logs" / f"{trials[1].trial.id}.log").read_text()
     assert "out of memory beside others" in log
     assert "resumed after epoch 1" in log
 
@@ -199,13 +199,13 @@ def test_a_lost_device_ends_the_process_not_the_trials(
     monkeypatch.setattr("orchestrator.worker._raise_if_lost", lost)
     with pytest.raises(DeviceLostError):
         run_pack(list(grid)[:2], digits, job, Reports(), make_program=Broken)
-    assert not list((job.run / "trials").iterdir()), "nobody knows whose fault it was"
+    assert not list((Path(job.run) / "trials").iterdir()), "nobody knows whose fault it was"
 
 
 def test_what_has_ended_is_not_trained_again(grid: Grid, job: Job, digits: Dataset) -> None:
     trials = list(grid)[:3]
     run_pack(trials[:2], digits, job, Reports())
-    before = {path: path.stat().st_mtime_ns for path in (job.run / "trials").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (Path(job.run) / "trials").iterdir()}
     reports = Reports()
     run_pack(trials, digits, job, reports)
     assert len(reports.ended) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from orchestrator.worker import run_pack
 from results import schema
 from results.store import RunFolder
 from search_spaces import space as spaces
-from trainer import data
+from trainer import checkpoint, data
 
 ROOT = Path(__file__).parents[1]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -116,29 +117,38 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     sweep, space_file: Path, tmp_path: Path, capfd
 ) -> None:
     # The gate gives it batches of 4 and 128 maps, training of 32.
-    head = "import os\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+    head = "import os, re\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
     for name, fault in (
         ("raises", "raise ValueError('thirty-two')"),
         ("dies", "os._exit(7)"),
         ("leaves", "raise SystemExit(0)"),
+        ("hangs", "re.fullmatch('(a+)+b', 'a' * 60)"),  # in C, and keeps Python's lock
     ):
         body = f"        if len(x) == 32: {fault}\n        return x.mean((2, 3))\n"
         (tmp_path / f"{name}.py").write_text(head + body)
-    text = SPACE.replace("  - gem", "  - {file: raises.py}\n  - {file: dies.py}\n  - {file: leaves.py}").replace(
-        "[1, 2]", "[1]"
-    )
+    text = SPACE.replace(
+        "  - gem", "".join(f"  - {{file: {name}.py}}\n" for name in ("raises", "dies", "leaves", "hangs"))
+    ).replace("[1, 2]", "[1]\nstall_timeout: 8")
     space_file.write_text(text.replace("  - {arch: mobilenetv2, dataset: digits}\n", ""))
     assert sweep() == cli.INCOMPLETE
     said = capfd.readouterr().out
-    assert "3 failed; why stands in" in said
+    assert "4 failed; why stands in" in said
     assert "Failed, not in any mean" in said
     run = tmp_path / "run"
     trials = pd.read_parquet(run / "trials").set_index("pool")
-    assert trials["status"].to_dict() == {"gap": "completed", "raises": "failed", "dies": "failed", "leaves": "failed"}
+    failed = dict.fromkeys(("raises", "dies", "leaves", "hangs"), "failed")
+    assert trials["status"].to_dict() == {"gap": "completed", **failed}
     assert trials.loc["raises", "error"] == "ValueError: thirty-two"
     assert trials.loc["raises", "attempt"] == 1, "a candidate's own exception is not tried again"
     assert trials.loc["dies", "attempt"] == 2
     assert "its worker failed 2 times" in str(trials.loc["dies", "error"])
+    assert trials.loc["hangs", "error"] == "it hung: no epoch for 8 s (stall_timeout); where, says its log"
+    assert trials.loc["hangs", "attempt"] == 2
+    log = (run / "logs" / f"{trials.loc['hangs', 'trial_id']}.log").read_text()
+    assert "hangs.py" in log
+    assert log.count("Timeout (0:00:08)!") == 2
+    log = (run / "logs" / f"{trials.loc['dies', 'trial_id']}.log").read_text()
+    assert "worker process has died" in log, "what Ray knows of it"
     log = (run / "logs" / f"{trials.loc['raises', 'trial_id']}.log").read_text()
     assert "raises.py" in log
     assert "ValueError: thirty-two" in log
@@ -210,7 +220,7 @@ def undisturbed(space_file: Path, folder: Path) -> Path:
     space = spaces.load(space_file)
     run = RunFolder(folder)
     run.create()
-    job = Job(folder, gpu=False, threads=CORES, checkpoint_every=100, compiled=False, git_commit=None)
+    job = Job(run.where, gpu=False, threads=CORES, checkpoint_every=100, compiled=False, git_commit=None)
     for planned in space.grid:
         run_pack([planned], data.load("digits", Path()), job, lambda *_: None)
     return folder
@@ -235,6 +245,71 @@ def test_kill_9_and_run_again(command: Command, space_file: Path, tmp_path: Path
     pd.testing.assert_frame_equal(epochs_of(command.run), epochs_of(undisturbed(space_file, tmp_path / "undisturbed")))
 
 
+def test_a_second_driver_is_refused_and_sigterm_loses_nothing(command: Command, space_file: Path) -> None:
+    text = space_file.read_text().replace("[1, 2]", str(list(range(100)))).replace("epochs: 12", "epochs: 60")
+    space_file.write_text(text.replace("checkpoint_every: 1", "checkpoint_every: 10"))
+    process = command.start()
+    command.wait_for_trials(process, ended=0)
+    second = subprocess.run(command.arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode == cli.REFUSED
+    assert f"is in use by another sweep: process {process.pid} on" in second.stderr
+    assert "nothing was started" in second.stderr
+
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == cli.INTERRUPTED, said
+    assert "leaving: trials write checkpoints first" in said
+    assert "interrupted by SIGTERM; what has finished is kept. To go on: python run_sweep.py --space" in said
+    assert "Traceback" not in said
+    assert not (command.run / "driver.json").exists()
+    (running,) = [path for path in (command.run / "logs").iterdir() if "Final metrics" not in path.read_text()]
+    left = re.search(r"left after epoch (\d+), as the sweep was asked to", running.read_text())
+    assert left, running.read_text()
+    epochs = pd.read_parquet(command.run / "epochs" / f"{running.stem}.parquet")["epoch"]
+    assert list(epochs) == list(range(1, int(left[1]) + 1))
+    slot = RunFolder(command.run).checkpoint(running.stem).read()
+    assert slot is not None
+    assert len(checkpoint.decode(running.stem, slot)["history"]) == len(epochs)
+
+
+def test_a_disk_that_is_full_stops_the_sweep_and_fails_no_trial(sweep, tmp_path: Path, capfd) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        assert sweep("--only", "arch=resnet20") == cli.INCOMPLETE
+        said = capfd.readouterr()
+        assert "error: stopped, for the run folder is lost: it cannot be written on" in said.err
+        assert "No space left on device" in said.err
+        assert "To go on: python run_sweep.py" in said.err
+        assert "Traceback" not in said.err
+        assert RunFolder(place).ended() == {}
+        subprocess.run(["mount", "-o", "remount,size=50m", str(place)], check=True)
+        assert sweep("--only", "arch=resnet20") == cli.OK
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_row_that_cannot_be_read_is_set_aside_and_trained_anew(sweep, tmp_path: Path, capfd) -> None:
+    run = tmp_path / "run"
+    only = ("--only", "arch=resnet20,seed=1")
+    assert sweep(*only) == cli.OK
+    before = epochs_of(run)
+    broken, other = sorted((run / "trials").iterdir())
+    whole, kept = broken.read_bytes(), other.stat().st_mtime_ns
+    broken.write_bytes(whole[: len(whole) // 2])
+    capfd.readouterr()
+    assert sweep("--plan", *only) == cli.REFUSED
+    assert broken.name in capfd.readouterr().err
+    assert sweep(*only) == cli.OK
+    assert f"set aside, into {RunFolder(run)}/set-aside: unreadable: trials/{broken.name}" in capfd.readouterr().out
+    assert (run / "set-aside" / "trials" / broken.name).read_bytes() == whole[: len(whole) // 2]
+    assert other.stat().st_mtime_ns == kept
+    pd.testing.assert_frame_equal(epochs_of(run), before)
+
+
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(command: Command, space_file: Path) -> None:
     # A hundred seeds: the interrupt comes in the middle, however late this process or Ray notices.
     space_file.write_text(space_file.read_text().replace("[1, 2]", str(list(range(100)))))
@@ -246,7 +321,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(command: Command, space
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=90)
     assert process.returncode == cli.INTERRUPTED, said
-    assert "interrupted; what has finished is kept. To go on: python run_sweep.py --space" in said
+    assert "interrupted by SIGINT; what has finished is kept. To go on: python run_sweep.py --space" in said
     assert "Traceback" not in said
     assert 1 <= len(written_at(command.run)) < 200
 

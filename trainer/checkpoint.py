@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any, Protocol
 
 import torch
+
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Slot(Protocol):
@@ -23,21 +26,25 @@ class CheckpointError(Exception):
 
 
 def encode(trial_id: str, state: dict[str, Any]) -> bytes:
+    """The SHA-256 of what `torch.save` makes of it, and that."""
     buffer = io.BytesIO()
     torch.save({"trial": trial_id, **state}, buffer)
-    return buffer.getvalue()
+    return hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue()
 
 
 def decode(trial_id: str, data: bytes) -> dict[str, Any]:
     """The state that `encode` was given, its tensors on the CPU. Never unpickles code (`weights_only`).
 
     Raises:
-        CheckpointError: it is cut off, or no checkpoint at all, or another trial's.
+        CheckpointError: it is cut off, a bit of it has turned over, or it is no checkpoint at all, or another trial's.
     """
+    digest, saved = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+    if hashlib.sha256(saved).digest() != digest:  # torch.load does not notice a wrong bit in a weight
+        raise CheckpointError("it is damaged: its checksum is not that of its contents")
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
         found = state.pop("trial")
-    except Exception as error:  # a cut or overwritten file raises whatever its bytes happen to mean
+    except Exception as error:  # another program's file raises whatever its bytes happen to mean
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"it cannot be read ({type(error).__name__}: {reason})") from None
     if found != trial_id:

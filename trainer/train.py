@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Generator, Iterator
 
 from trainer import checkpoint
 from trainer.checkpoint import Slot
 from trainer.epoch import Epoch
 from trainer.program import Program
+
+CHECKPOINT_EVERY_S = 60.0  # what a machine that is taken away costs at most, beside the epoch it is in
 
 
 def train(
@@ -19,8 +22,8 @@ def train(
 
     With a `slot` it goes on from the checkpoint in there: the epochs behind it are yielded again at once, so a
     resumed trial looks to the caller like one that never stopped, and its numbers are bit-equal to it (CPU). A
-    checkpoint is written every `checkpoint_every` epochs, and when the generator is closed early. One that cannot be
-    used is said so and passed over.
+    checkpoint is written every `checkpoint_every` epochs, after any epoch that ends `CHECKPOINT_EVERY_S` or more after
+    the last one, and when the generator is closed early. One that cannot be used is said so and passed over.
 
     Raises:
         whatever the pool raises.
@@ -38,12 +41,15 @@ def turns(
     epochs = program.trial.recipe.epochs
     history = _restore(program, slot, say) if slot else []
     yield from history
+    saved = time.monotonic()
     for number in range(len(history) + 1, epochs + 1):
         if history and history[-1].diverged:
             return
         history.append((yield from program.run(number)))
-        if slot and number % checkpoint_every == 0 and number < epochs:
+        due = number % checkpoint_every == 0 or time.monotonic() - saved >= CHECKPOINT_EVERY_S
+        if slot and due and number < epochs:
             _save(program, slot, history)
+            saved = time.monotonic()
         try:
             yield history[-1]
         except GeneratorExit:  # stopped between two epochs, where the state is whole

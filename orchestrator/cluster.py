@@ -1,0 +1,284 @@
+"""Ray for the length of a sweep, its own on this machine or a cluster that runs already; and where in it trials run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # What a worker died of: a node that is lost is known as such after up to 15 s, and Ray waits for 1 s before it says
+    # of the worker no more than that it cannot be reached. Of a worker that dies alone it knows at once.
+    "RAY_timeout_ms_task_wait_for_death_info": "60000",
+}
+
+import ray
+from ray._private import ray_constants, services
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.resources import Node, Share
+from results.files import TEMPORARY
+from results.store import RunFolder
+from trainer import code
+from trainer.problems import RequestError
+
+# A trial trains in a thread, whose own heap glibc gives back to the system and faults in again, 2,000 to 5,000 pages a
+# MobileNetV2 step, whatever trainer.cpu.keep_memory says; with one heap for all threads it is none.
+WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
+TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
+
+ANSWER_S = 5.0  # for an address; Ray itself waits for two minutes, and then ends the process
+JOIN_S = 600.0  # for a first node that takes trials, while an autoscaler starts it
+SEEN_S = 120.0  # for every node to look at the run folder: its first process has to start, and the code to arrive
+SETTLE_S = 5.0  # a file that another machine has just written may appear late: NFS remembers what was not there
+
+HEAD = "node:__internal_head__"
+ACCELERATOR = "accelerator_type:"
+HOW_TO_START = "start one with `ray start --head`, and `ray start --address HOST:PORT` on the other machines"
+
+Say = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def connected(address: str, here: Node, log: TextIO, say: Say = lambda _: None) -> Iterator[list[Node]]:
+    """Ray for the length of the block; its nodes.
+
+    Args:
+        address: `local` starts Ray on this machine alone, with what `here` has, and ends it; `auto` or HOST:PORT joins
+            a running cluster, to which the code travels.
+        log: where Ray's and Tune's own messages go; within the block they have stdout and stderr.
+        say: hears why it takes longer.
+
+    Raises:
+        RequestError: there is no such cluster, or none that this process can join.
+    """
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _logging_to(log):
+        try:
+            if address == "local":
+                _start(here)
+            else:
+                _join(address)
+            yield _nodes_with_cpus(say)
+        finally:
+            ray.shutdown()
+
+
+def unseen_by(nodes: Sequence[Node], run: RunFolder) -> list[str]:
+    """The names of those nodes that do not see the run folder as this process does: trials would be lost there."""
+    name, content = f"{TEMPORARY}{uuid.uuid4().hex}", uuid.uuid4().bytes
+    here = ray.get_runtime_context().get_node_id()
+    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    run.files.write(name, content)
+    try:
+        asked = {
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+                run.where, name, content
+            ): node
+            for node in nodes
+            if node.id != here
+        }
+        answers, silent = ray.wait(list(asked), num_returns=len(asked), timeout=SEEN_S) if asked else ([], [])
+        return sorted(asked[answer].name for answer in [*silent, *answers] if answer in silent or not _said_yes(answer))
+    finally:
+        run.files.remove(name)
+
+
+def options(share: Share) -> dict[str, Any]:
+    """What `ray.remote` is to reserve for a share of a machine, and where."""
+    found: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": share.gpus}
+    if share.accelerator_type:
+        found["resources"] = _accelerator(share)
+    if share.avoids:
+        found["label_selector"] = _elsewhere(share)
+    return found
+
+
+def request(share: Share) -> Any:
+    """The same for `tune.with_resources`."""
+    from ray.tune import PlacementGroupFactory
+
+    bundle = {"CPU": share.cpus, "GPU": share.gpus, **_accelerator(share)}
+    where: dict[str, Any] = {"bundle_label_selector": [_elsewhere(share)]} if share.avoids else {}
+    return PlacementGroupFactory([bundle], **where)
+
+
+def _accelerator(share: Share) -> dict[str, float]:
+    # Every node of the type has one of it, which is to last for all of its trials.
+    return {f"{ACCELERATOR}{share.accelerator_type}": 0.001} if share.accelerator_type else {}
+
+
+def _elsewhere(share: Share) -> dict[str, str]:
+    return {"ray.io/node-id": f"!{share.avoids}"}
+
+
+def _start(here: Node) -> None:
+    # Workers inherit the environment: no upload, and no runtime environment to be made before the first one starts.
+    os.environ |= WORKER_ENV | {"PYTHONPATH": code.python_path()}
+    _listen_on_loopback(True)
+    _init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus)
+
+
+def _join(address: str) -> None:
+    found = _find(address)
+    if not services.find_node_ids():
+        raise _refusal(
+            address,
+            "this machine is no node of the cluster, and whoever schedules has to be one: give the command to a node "
+            "(`ray exec`, `ray job submit`, `kubectl exec`, `srun`), with --address auto",
+        )
+    others = [path.name for path in code.ROOT.iterdir() if path.name not in TRAVELS]
+    _listen_on_loopback(False)
+    _init(address=found, runtime_env={"working_dir": str(code.ROOT), "excludes": others, "env_vars": WORKER_ENV})
+
+
+def _init(address: str, **arguments: Any) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address=address, **quiet, **arguments)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        if said.startswith("Version mismatch"):
+            said += "; both must be the same on every machine: install the versions of requirements.lock"
+        raise _refusal(address, f"Ray cannot be reached or started: {said}") from None
+
+
+def _listen_on_loopback(only: bool) -> None:
+    """Whether what this process starts of Ray can be reached from this machine only.
+
+    Ray resolves 127.0.0.1, given as a node's address, to that of the network, and then listens on all interfaces,
+    except where it may not form a cluster: on Windows and macOS, where this is the default.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = not only
+
+
+# Addresses
+
+
+def _find(address: str) -> str:
+    """The HOST:PORT of the one running cluster that is meant.
+
+    Raises:
+        RequestError: there is none, or several.
+    """
+    if address != "auto":
+        return _answering(address, address)
+    named = os.environ.get(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE) or address
+    if named != "auto":
+        return _answering(named, f"auto, and $RAY_ADDRESS {named}")
+    left = services.find_bootstrap_address(None)  # by the last `ray start` on this machine, which may be long over
+    # Ray's own `auto` would join any: the private Ray of another sweep, too, but for those that listen on loopback.
+    running = [found for found in services.find_gcs_addresses() if not found.startswith(("127.", "localhost", "[::1]"))]
+    alive = [found for found in dict.fromkeys([*filter(None, [left]), *running]) if _answers(found) is None]
+    if len(alive) > 1:
+        raise _refusal(address, f"several clusters run here; give the address of one: {', '.join(sorted(alive))}")
+    if alive:
+        return alive[0]
+    stale = f"; that at {left} has ended without a word (`ray stop` forgets it)" if left else ""
+    raise _refusal(address, f"no Ray cluster runs on this machine{stale}; {HOW_TO_START}, or leave --address out")
+
+
+def _answering(address: str, given: str) -> str:
+    if "://" in address:
+        raise _refusal(
+            given,
+            "a client's or a job server's address, and whoever schedules has to be a node of the cluster: give the "
+            "command to one (`ray exec`, `ray job submit`, `kubectl exec`), with --address auto",
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise _refusal(given, "allowed is local, auto or HOST:PORT, such as 10.0.0.5:6379")
+    if why := _answers(address):
+        raise _refusal(given, f"no Ray cluster answers there: {why}; {HOW_TO_START}")
+    return address
+
+
+def _answers(address: str) -> str | None:
+    """None if whatever listens at HOST:PORT speaks gRPC, as a Ray head does; else why not, within `ANSWER_S`."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            answer = connection.recv(16)
+    except (OSError, OverflowError, UnicodeError) as error:
+        return f"{getattr(error, 'strerror', None) or error}".lower()
+    is_settings_frame, is_tls = answer[3:4] == b"\x04", answer[:1] == b"\x15"
+    return None if is_settings_frame or is_tls else "something else listens there"
+
+
+def _refusal(address: str, what: str) -> RequestError:
+    return RequestError.of(what, f"--address {address}")
+
+
+# Nodes
+
+
+def _nodes_with_cpus(say: Say) -> list[Node]:
+    """The nodes, as soon as there is one with CPUs: in a cluster that grows on demand the head alone may have none."""
+    nodes, deadline = _nodes(), time.monotonic() + JOIN_S
+    if not any(node.cpus for node in nodes):
+        say(f"no node with CPUs is there yet; waiting up to {JOIN_S / 60:.0f} minutes for one ...")
+    while not any(node.cpus for node in nodes) and time.monotonic() < deadline:
+        time.sleep(1)
+        nodes = _nodes()
+    return nodes  # if there is none, what is asked for is compared with that, and refused
+
+
+def _nodes() -> list[Node]:
+    return [_node(found) for found in ray.nodes() if found["Alive"]]
+
+
+def _node(found: dict[str, Any]) -> Node:
+    has = found["Resources"]
+    return Node(
+        int(has.get("CPU", 0)),
+        int(has.get("GPU", 0)),
+        accelerator_type=next((key.removeprefix(ACCELERATOR) for key in has if key.startswith(ACCELERATOR)), ""),
+        name=f"{found['NodeManagerHostname']} ({found['NodeManagerAddress']})",
+        id=found["NodeID"],
+        head=HEAD in has,
+    )
+
+
+def _sees(where: str, name: str, content: bytes) -> bool:
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        with contextlib.suppress(OSError):
+            if RunFolder(where).files.read(name) == content:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def _said_yes(answer: Any) -> bool:
+    try:
+        return ray.get(answer)
+    except RayError:
+        return True  # its node has left meanwhile, or cannot run anything: that is not for this question
+
+
+# Its messages
+
+
+@contextlib.contextmanager
+def _logging_to(log: TextIO) -> Iterator[None]:
+    """Ray's own log handlers, which took hold of stderr when Ray was imported, write there instead.
+
+    Not by setStream, which flushes the stream before: that one may be closed by now.
+    """
+    handlers = [h for h in logging.getLogger("ray").handlers if type(h).__module__.startswith("ray.")]
+    for handler in handlers:
+        handler.stream = log  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.stream = sys.__stderr__  # type: ignore[attr-defined]

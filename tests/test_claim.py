@@ -1,0 +1,181 @@
+"""One driver to a run folder: who is refused, who takes over, and what workers hear of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from results import claim
+from results.claim import Claim, Driver, Leash, holder
+from results.store import RunFolder
+from trainer.problems import RequestError
+
+CLAIMANT = """
+import sys, time
+from results.claim import Claim
+from results.store import RunFolder
+with Claim(RunFolder(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats and looks that a test need not wait for."""
+    monkeypatch.setattr(claim, "BEAT_S", 0.02)
+    monkeypatch.setattr(claim, "SETTLE_S", {True: 0.05})
+    monkeypatch.setattr(claim, "LOOK_EVERY_S", {True: 0.0})
+
+
+def elsewhere() -> Driver:
+    return dataclasses.replace(Driver.here(), host="node7", machine="node7 another-boot")
+
+
+def write(run: RunFolder, driver: Driver) -> None:
+    other = Claim(run, here=driver)
+    other._write()
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # polls another thread or process
+
+
+def test_a_claim_ends_with_its_block(run: RunFolder) -> None:
+    with Claim(run) as mine:
+        found = holder(run)
+        assert found is not None
+        assert found.token == mine.token
+        assert mine.stands()
+    assert holder(run) is None
+    assert not run.files.exists(claim.NAME)
+
+
+def test_the_second_is_refused_with_who_holds_it(run: RunFolder) -> None:
+    with Claim(run), pytest.raises(RequestError) as refused, Claim(run):
+        pass
+    told = str(refused.value)
+    assert "is in use by another sweep: process " in told
+    assert f"kill {Driver.here().pid}" in told
+    assert "another --out" in told
+
+
+def test_a_driver_that_was_killed_is_taken_over_at_once(run: RunFolder) -> None:
+    command = [sys.executable, "-c", CLAIMANT, run.where]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"claimed\n"
+        with pytest.raises(RequestError, match=f"process {process.pid} on"):
+            claim.refuse_if_claimed(run)
+    finally:
+        process.kill()
+        process.wait()
+    said: list[str] = []
+    with Claim(run, said.append) as mine:
+        assert mine.stands()
+    assert f"was left by process {process.pid}" in said[0]
+
+
+def test_a_process_number_that_is_used_again_is_another_process(run: RunFolder) -> None:
+    write(run, dataclasses.replace(Driver.here(), started="1"))
+    with Claim(run) as mine:
+        assert mine.stands()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_driver_on_another_machine_is_refused_while_it_beats_and_taken_over_when_it_is_silent(
+    run: RunFolder,
+) -> None:
+    said: list[str] = []
+    with Claim(run, here=elsewhere()), pytest.raises(RequestError, match="on node7"), Claim(run, said.append):
+        pass
+    assert "waiting 45 s for a sign of life" in said[0]
+    write(run, elsewhere())
+    with Claim(run, said.append, patience_s=0.2) as mine:
+        assert mine.stands()
+    assert "there was none" in said[-1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_of_several_that_come_at_once_one_gets_it(run: RunFolder) -> None:
+    start, over = threading.Barrier(6), threading.Barrier(6)
+    won: list[str] = []
+
+    def attempt() -> None:
+        start.wait()
+        try:
+            with Claim(run) as mine:
+                won.append(mine.token)
+                over.wait()
+        except RequestError:
+            over.wait()
+
+    threads = [threading.Thread(target=attempt) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_workers_hear(run: RunFolder) -> None:
+    with Claim(run) as mine:
+        leash = Leash(run, mine.token)
+        assert leash.word() == "go on"
+        mine.ask_to_leave()
+        assert leash.word() == "leave"
+        until(lambda: (found := holder(run)) and found.beat > 2)
+        assert leash.word() == "leave", "a beat does not take it back"
+    assert leash.word() == "not yours", "there is no driver any more"
+    with Claim(run):
+        assert leash.word() == "not yours"
+    assert Leash(run, None).word() == "go on", "a worker of nobody's"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_driver_that_slept_too_long_learns_who_has_its_folder_and_leaves_it_to_them(run: RunFolder) -> None:
+    with Claim(run) as slept:
+        write(run, elsewhere())
+        until(lambda: slept.lost_to)
+        assert not slept.stands()
+        assert slept.lost_to
+        assert slept.lost_to.host == "node7"
+    found = holder(run)
+    assert found is not None
+    assert found.host == "node7"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"token": 3}', b"\xff\xfe", b"null"])
+def test_what_is_no_claim_holds_nobody_up(run: RunFolder, content: bytes) -> None:
+    run.files.write(claim.NAME, content)
+    assert holder(run) is None
+    with Claim(run) as mine:
+        assert mine.stands()
+
+
+def test_a_leash_looks_now_and_then_only(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Claim(run) as mine:
+        leash = Leash(run, mine.token)
+        assert leash.word() == "go on"
+        monkeypatch.setattr(claim, "holder", lambda _: pytest.fail("looked again"))
+        assert leash.word() == "go on"
+        monkeypatch.undo()

@@ -1,0 +1,91 @@
+"""Ending early: who is asked, how long it may take, and whose handlers are there afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator import leaving
+from orchestrator.leaving import Departure, interruptible
+
+
+@pytest.fixture(autouse=True)
+def _as_at_a_terminal() -> Iterator[None]:
+    """Whoever runs the tests may have some of the signals ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in leaving.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", leaving.SIGNALS)
+def test_the_first_signal_asks_once_and_the_second_does_not_wait(number: int) -> None:
+    asked: list[bool] = []
+    with Departure(lambda: asked.append(True)) as departure:
+        departure.check(running=2)
+        assert not asked
+        os.kill(os.getpid(), number)
+        departure.check(running=2)
+        departure.check(running=1)
+        assert asked == [True]
+        with pytest.raises(KeyboardInterrupt, match=f"interrupted by {signal.Signals(number).name}"):
+            os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):  # the one above may have been raised where nobody could hear it
+            departure.check(running=1)
+
+
+def test_who_has_left_is_not_waited_for() -> None:
+    with Departure(lambda: None) as departure:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            departure.check(running=0)
+
+
+def test_nobody_is_waited_for_longer_than_the_grace() -> None:
+    with Departure(lambda: None, grace_s=0.0) as departure:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            departure.check(running=1)
+
+
+def test_a_time_that_is_up_is_as_good_as_a_signal() -> None:
+    asked: list[bool] = []
+    with Departure(lambda: asked.append(True), leave_at=time.monotonic()) as departure:
+        departure.check(running=1)
+        assert asked == [True]
+        assert departure.asked
+        with pytest.raises(KeyboardInterrupt, match="the time budget is used up"):
+            departure.check(running=0)
+
+
+def test_handlers_are_taken_back_and_given_back() -> None:
+    def theirs(*_: object) -> None:
+        raise AssertionError
+
+    before = [signal.getsignal(number) for number in leaving.SIGNALS]
+    with Departure(lambda: None) as departure:
+        signal.signal(signal.SIGUSR1, theirs)  # as Tune does
+        departure.insist()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert departure.asked
+    assert [signal.getsignal(number) for number in leaving.SIGNALS] == before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """nohup."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible(), Departure(lambda: None) as departure:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not departure.asked
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", leaving.SIGNALS)
+def test_before_ray_runs_a_signal_ends_it_at_once(number: int) -> None:
+    with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), interruptible():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is signal.default_int_handler
