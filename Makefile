@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check chaos lock clean
 
 demo: .venv/.installed
 	$(BIN)/python run_sweep.py --space quickstart.yaml
@@ -16,6 +16,10 @@ check: .venv/.installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# Sweeps of 60 trials under a monkey that kills something every few seconds, until it has done so 100 times: half an hour.
+chaos: .venv/.installed
+	$(BIN)/python -m tests.chaos
+
 # Installed once, and again when the lock changes.
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -26,7 +30,7 @@ check: .venv/.installed
 
 lock: .venv/.installed
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --extra dev --upgrade pyproject.toml -o requirements.lock
+		--no-header --extra dev --extra cluster --upgrade pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf .venv runs
