@@ -89,7 +89,7 @@ def ours(trials: int) -> tuple[float, float | None, float]:
     from orchestrator.progress import Progress
     from orchestrator.record import Job
     from orchestrator.resources import Share, this_machine
-    from orchestrator.sweep import Watcher
+    from orchestrator.watcher import Watcher
     from results.claim import Claim
     from results.store import RunFolder
     from trainer import data

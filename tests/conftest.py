@@ -12,6 +12,7 @@ import pytest
 import torch
 from pyarrow import fs
 
+from results.store import RunFolder
 from trainer import data, pool
 from trainer.data import Dataset
 from trainer.recipe import Recipe
@@ -56,6 +57,14 @@ def shared_data() -> Path:
     if not (SHARED / "cifar100").is_dir():
         pytest.skip(f"no real images in {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """An empty run folder."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    return folder
 
 
 @pytest.fixture

@@ -28,13 +28,6 @@ with Claim(RunFolder(sys.argv[1])):
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    folder.create()
-    return folder
-
-
-@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats and looks that a test need not wait for."""
     monkeypatch.setattr(claim, "BEAT_S", 0.02)

@@ -36,13 +36,6 @@ Train = Callable[..., Space]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    folder.create()
-    return folder
-
-
-@pytest.fixture
 def train(tmp_path: Path, run: RunFolder) -> Train:
     """`train(revision, final=False, text=SPACE)`: as a sweep would, without training; the space."""
 

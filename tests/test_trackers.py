@@ -21,8 +21,8 @@ from rich.console import Console
 from orchestrator import trackers
 from orchestrator.progress import Progress
 from orchestrator.record import Job, epoch_rows, row
-from orchestrator.sweep import Watcher
 from orchestrator.trackers import Curve, Trackers
+from orchestrator.watcher import Watcher
 from results import schema
 from results.claim import Claim
 from results.store import RunFolder

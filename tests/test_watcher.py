@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from orchestrator.progress import Progress
 from orchestrator.record import FolderError, Job
-from orchestrator.sweep import Watcher
+from orchestrator.watcher import Watcher
 from results import claim, schema
 from results.claim import Claim, Driver
 from results.store import RunFolder
@@ -22,13 +21,6 @@ from trainer.recipe import Recipe
 ENTRIES = tuple(Entry(each, BASELINE) for name in ("gap", "gem", "avg_max") for each in pool.expand(name))
 PACK: list[Planned] = list(Grid("few", ENTRIES, (Pair("resnet20", "digits"),), (1,), Recipe(epochs=2)))
 DONE = {"status": schema.COMPLETED, "best_test_acc": 9.0, "train_s": 1.0, "error": None}
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    folder.create()
-    return folder
 
 
 @pytest.fixture
