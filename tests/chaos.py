@@ -54,7 +54,7 @@ max_failures: 20
 A_SEED = 10  # trials
 LOOK_EVERY_S = 0.1
 PATIENCE_S = 240.0  # without any trial that ends: something hangs
-GONE_S = 60.0  # in which Ray's processes must have noticed that their driver is dead
+GONE_S = 120.0  # Ray's agents look for a control store that was killed for 60 s before they end
 REFUSALS = 5  # one after another
 NUMBERS = ["trial_id", "status", "best_test_acc", "best_epoch", "final_test_acc", "final_test_loss", "final_train_loss"]
 
