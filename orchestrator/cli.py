@@ -17,7 +17,7 @@ from rich.console import Console
 import results
 from orchestrator.forecast import forecast
 from orchestrator.leaving import GRACE_S, interruptible
-from orchestrator.record import FolderError
+from orchestrator.record import StoppedError
 from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
 from results import leaderboard, schema, verify, views
 from results.claim import Claim
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)
         print("nothing was started", file=sys.stderr)
         return REFUSED
-    except FolderError as error:
-        print(f"error: stopped, for the run folder is lost: {error}", file=sys.stderr)
+    except StoppedError as error:
+        print(f"error: stopped: {error}", file=sys.stderr)
         print(
             f"what has finished is kept; trials go on from their last checkpoints. To go on: {again()}", file=sys.stderr
         )
@@ -131,6 +131,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         plan = planned()
     else:
         with Claim(run):
+            run.tidy()
             run.write_grid(space.grid)  # roles and labels may be new
         console.print("nothing to do: every trial has ended")
     return _show(run, plan)

@@ -20,7 +20,7 @@ os.environ |= {
 }
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, worker
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -69,6 +69,22 @@ def connected(address: str, here: Node, log: TextIO, say: Say = lambda _: None) 
             yield _nodes_with_cpus(say)
         finally:
             ray.shutdown()
+
+
+def died() -> str | None:
+    """Which process of this machine's own Ray has ended, if one has.
+
+    Ray itself waits for its control store for 60 s, and for its raylet for 14, and then ends this process without a
+    word.
+    """
+    node: Any = worker._global_node
+    started = node.all_processes if node else {}
+    dead = (
+        name
+        for name in ("gcs_server", "raylet")
+        if any(one.process.poll() is not None for one in started.get(name, ()))
+    )
+    return next(dead, None)
 
 
 def unseen_by(nodes: Sequence[Node], run: RunFolder) -> list[str]:
@@ -121,7 +137,7 @@ def _elsewhere(share: Share) -> dict[str, str]:
 
 def _start(here: Node) -> None:
     # Workers inherit the environment: no upload, and no runtime environment to be made before the first one starts.
-    os.environ |= WORKER_ENV | {"PYTHONPATH": code.python_path()}
+    os.environ |= WORKER_ENV | {"PYTHONPATH": code.python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
     _listen_on_loopback(True)
     _init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus)
 

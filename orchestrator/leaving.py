@@ -16,14 +16,23 @@ GRACE_S = 20.0  # Kubernetes kills 30 s after SIGTERM, and Ray takes some to end
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block each of the signals raises KeyboardInterrupt, as Ctrl-C does; it says which it was."""
+    """Within the block each of the signals raises KeyboardInterrupt, as Ctrl-C does; it says which it was.
+
+    Whatever else it comes to then: Ray, interrupted while it starts, says that it cannot start.
+    """
+    heard = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(f"interrupted by {signal.Signals(number).name}")
+        heard.append(f"interrupted by {signal.Signals(number).name}")
+        raise KeyboardInterrupt(heard[-1])
 
     before = _handle(interrupt)
     try:
         yield
+    except Exception:
+        if heard:
+            raise KeyboardInterrupt(heard[-1]) from None
+        raise
     finally:
         _restore(before)
 

@@ -76,7 +76,7 @@ class Progress:
         running.test_acc, running.images_per_s = epoch["test_acc"], epoch["images_per_s"]
         self._pace[_pair(planned)].append(epoch["epoch_s"])
         if not self._console.is_terminal and time.monotonic() - self._last_line >= PLAIN_EVERY_S:
-            self._say("; ".join(map(str, self._running.values())) + self._left())
+            self.say("; ".join(map(str, self._running.values())) + self._left())
 
     def ended(self, planned: Planned, result: Mapping[str, Any]) -> None:
         """A trial has ended: `status`, `best_test_acc`, `train_s`, `error`; None where there is none."""
@@ -90,7 +90,7 @@ class Progress:
             self._pace[_pair(planned)].append(seconds / planned.trial.recipe.epochs)
         if result["error"]:
             facts.append(result["error"].splitlines()[0])
-        self._say(f"{self._count()} {planned.trial}: {', '.join(facts)}{self._left()}")
+        self.say(f"{self._count()} {planned.trial}: {', '.join(facts)}{self._left()}")
 
     def _advance(self, running: _Running, epoch: int) -> None:
         trial_id = running.planned.trial.id
@@ -98,7 +98,7 @@ class Progress:
         self._furthest[trial_id] = max(epoch, self._furthest[trial_id])
         running.epoch = epoch
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         self._console.print(Text(visible(line)), soft_wrap=True)
         self._last_line = time.monotonic()
 

@@ -32,7 +32,7 @@ from ray.tune.search import Searcher
 from orchestrator import cluster
 from orchestrator.leaving import Departure
 from orchestrator.packs import Pack
-from orchestrator.record import FolderError, Job
+from orchestrator.record import FolderError, Job, StoppedError
 from orchestrator.resources import Share
 from trainer.data import Dataset
 from trainer.grid import Grid, Planned
@@ -65,6 +65,10 @@ class Watcher(Protocol):
         """A worker cannot write the run folder."""
         ...
 
+    def stopping(self, why: str) -> None:
+        """The sweep ends here."""
+        ...
+
     def step(self) -> None:
         """Now and then, where an exception ends the sweep and is not taken for a trial's."""
         ...
@@ -85,6 +89,7 @@ def run(
 
     Raises:
         KeyboardInterrupt: `departure` was asked for, and the trials have left or had their time.
+        StoppedError: Ray has died.
         whatever `watcher.step` raises.
 
     The data go through the object store: one copy a node, which its workers read in place.
@@ -181,6 +186,10 @@ class _Relay(tune.Callback):
         return tune.Callback, ()  # Tune pickles callbacks into its scratch state; a terminal cannot be pickled
 
     def step(self) -> None:
+        if process := cluster.died():
+            why = f"Ray's {process} has died, and the sweep with it; the same command goes on"
+            self._watcher.stopping(why)  # now, for Ray may end this process before anybody else can say so
+            raise StoppedError(why)
         self._watcher.step()
         self._departure.check(len(self._running))
 

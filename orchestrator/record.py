@@ -54,8 +54,12 @@ class Job:
         return self.costs.get((planned.place[0], planned.trial.arch))
 
 
-class FolderError(Exception):
-    """A run folder that cannot be written: no trial's fault, and the next one would do no better. Says why."""
+class StoppedError(Exception):
+    """The sweep cannot go on, which is no trial's fault, and the next one would do no better. Says why."""
+
+
+class FolderError(StoppedError):
+    """The run folder cannot be written."""
 
 
 @contextlib.contextmanager
@@ -64,7 +68,9 @@ def folder_faults() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FolderError(f"it cannot be written on {socket.gethostname()}: {error.strerror or error}") from error
+        raise FolderError(
+            f"the run folder cannot be written on {socket.gethostname()}: {error.strerror or error}"
+        ) from error
 
 
 def give_up(planned: Planned, error: str, job: Job) -> str:

@@ -26,7 +26,7 @@ from orchestrator.resources import Node, Share, share, slow_precision, this_mach
 from orchestrator.trackers import Trackers
 from orchestrator.watcher import Watcher
 from results import schema, submissions
-from results.claim import Claim, refuse_if_claimed
+from results.claim import Claim
 from results.store import RunFolder
 from search_spaces.space import Space
 from trainer.data import Dataset
@@ -130,7 +130,8 @@ def sweep(
         shares = [("", lambda: share(space.resources, [this_machine(gate.report.gpus)]))] if local else []
         refusals = [] if space.skip_invalid else [("", lambda: gate.report.refuse())]
         loggers = ("loggers", functools.partial(trackers.check, space.loggers, run))
-        folder = [("", lambda: refuse_if_claimed(run, say)), ("", run.create)]
+        claim = Claim(run, say)
+        folder = [("", claim.check), ("", run.create)]
         try:
             loaded = gather(*loads, *refusals, *folder, *shares, loggers)
         except RequestError:
@@ -139,7 +140,7 @@ def sweep(
         report = gate.report
     for note in report.notes:
         say(f"note: {note}")
-    with Claim(run, say) as claim:
+    with claim:
         run.tidy()
         run.write_grid(space.grid)
         run.write_same_functions(report.same_function())

@@ -38,7 +38,7 @@ class Watcher:
             FolderError: the sweep cannot go on.
         """
         if taken_by := self._claim.lost_to:
-            raise FolderError(f"it was taken over by {taken_by}, while this sweep did not run")
+            raise FolderError(f"the run folder was taken over by {taken_by}, while this sweep did not run")
         if self._fault:
             raise self._fault
 
@@ -71,6 +71,9 @@ class Watcher:
 
     def folder_lost(self, why: str) -> None:
         self._fault = FolderError(why)
+
+    def stopping(self, why: str) -> None:
+        self._progress.say(why)
 
     def _behind(self, pack: Pack) -> Pack:
         return [planned for planned in pack if planned.trial.id not in self._ended]

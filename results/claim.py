@@ -97,11 +97,23 @@ class Claim:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
+        self._dead: Driver | None = None
         self.token = self._mine.token
         self.lost_to: Driver | None = None
 
+    def check(self) -> None:
+        """Whether it would be granted; to be asked early, before anything that takes long.
+
+        Raises:
+            RequestError: as on entering.
+        """
+        found = holder(self._run)
+        if found and found != self._dead:
+            refuse_if_alive(found, self._run, self._say, self._patience_s)
+            self._dead = found
+
     def __enter__(self) -> Self:
-        refuse_if_claimed(self._run, self._say, self._patience_s)
+        self.check()
         self._write()
         time.sleep(SETTLE_S[self._run.on_disk])
         found = holder(self._run)
@@ -185,17 +197,12 @@ def holder(run: RunFolder) -> Driver | None:
         return None
 
 
-def refuse_if_claimed(
-    run: RunFolder, say: Callable[[str], None] = lambda _: None, patience_s: float = DEAD_AFTER_S
-) -> None:
-    """Waits, if need be, to see whether a driver on another machine still lives.
+def refuse_if_alive(found: Driver, run: RunFolder, say: Callable[[str], None], patience_s: float) -> None:
+    """Looks whether the driver that claims a folder still lives; waits for a sign if it is on another machine.
 
     Raises:
-        RequestError: the folder is the claim of a driver that lives.
+        RequestError: it does.
     """
-    found = holder(run)
-    if found is None:
-        return
     if found.machine == _machine():
         if _started(found.pid) == found.started:
             raise _refusal(run, found)

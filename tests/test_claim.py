@@ -77,7 +77,7 @@ def test_a_driver_that_was_killed_is_taken_over_at_once(run: RunFolder) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"claimed\n"
         with pytest.raises(RequestError, match=f"process {process.pid} on"):
-            claim.refuse_if_claimed(run)
+            Claim(run).check()
     finally:
         process.kill()
         process.wait()

@@ -281,7 +281,7 @@ def test_a_disk_that_is_full_stops_the_sweep_and_fails_no_trial(sweep, tmp_path:
     try:
         assert sweep("--only", "arch=resnet20") == cli.INCOMPLETE
         said = capfd.readouterr()
-        assert "error: stopped, for the run folder is lost: it cannot be written on" in said.err
+        assert "error: stopped: the run folder cannot be written on" in said.err
         assert "No space left on device" in said.err
         assert "To go on: python run_sweep.py" in said.err
         assert "Traceback" not in said.err

@@ -85,7 +85,7 @@ def test_who_leaves_without_a_result_has_failed(watcher: Watcher, run: RunFolder
 
 def test_a_folder_that_is_lost_fails_no_trial(watcher: Watcher, run: RunFolder) -> None:
     watcher.step()
-    watcher.folder_lost("it cannot be written on node7: No space left on device")
+    watcher.folder_lost("the run folder cannot be written on node7: No space left on device")
     watcher.left(PACK[:1])
     watcher.died(PACK[:1], "its worker failed 3 times")
     assert run.ended() == {}
