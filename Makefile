@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check chaos lock clean
+.PHONY: demo test soak check chaos lock clean
 
 demo: .venv/.installed
 	$(BIN)/python run_sweep.py --space quickstart.yaml
@@ -15,6 +15,10 @@ check: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# What takes minutes: machines that are lost, hosts in namespaces of their own, two minutes of chaos.
+soak: .venv/.installed
+	$(BIN)/python -m pytest -m soak
 
 # Sweeps of 60 trials under a monkey that kills something every few seconds, until it has done so 100 times: half an hour.
 chaos: .venv/.installed

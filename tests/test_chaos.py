@@ -14,8 +14,7 @@ from search_spaces import space as spaces
 from tests import chaos
 
 pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc"),
 ]
 

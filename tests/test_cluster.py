@@ -322,7 +322,7 @@ def test_trials_stay_off_the_head_and_find_their_gpus(nodes: Any, tmp_path: Path
         assert not [path for path in (tmp_path / "run").iterdir() if path.is_file()]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_nodes_leave_and_join_in_the_middle(nodes: Any, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     run = tmp_path / "run"

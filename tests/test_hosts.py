@@ -47,7 +47,7 @@ HEALTH = {
 }
 
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 
 def ip(*words: str) -> None:
