@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -184,16 +184,20 @@ class Command:
     def __init__(self, space_file: Path, run: Path):
         self.run = run
         self.arguments = [sys.executable, "run_sweep.py", "--space", str(space_file), "--out", str(run)]
+        self.started: list[subprocess.Popen[str]] = []
 
     def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.arguments,
             cwd=ROOT,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+        self.started.append(process)
+        return process
 
     def wait_for_trials(self, process: subprocess.Popen[str], ended: int) -> None:
         """Until that many trials have ended and another has left a checkpoint."""
@@ -207,12 +211,23 @@ class Command:
         raise AssertionError(f"not {ended} trials after two minutes")
 
 
+def heed_interrupts() -> None:
+    """As at a terminal, whoever runs the tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 @pytest.fixture
-def command(space_file: Path, tmp_path: Path) -> Command:
+def command(space_file: Path, tmp_path: Path) -> Iterator[Command]:
     """One trial at a time: when the first has ended and a checkpoint is there, the second has just begun."""
     text = SPACE.replace("epochs: 2", "epochs: 12").replace("  - {arch: mobilenetv2, dataset: digits}\n", "")
     space_file.write_text(f"{text}resources: {{cpus_per_trial: {CORES}}}\n")
-    return Command(space_file, tmp_path / "run")
+    command = Command(space_file, tmp_path / "run")
+    yield command
+    for process in command.started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def undisturbed(space_file: Path, folder: Path) -> Path:
@@ -315,24 +330,12 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(command: Command, space
     space_file.write_text(space_file.read_text().replace("[1, 2]", str(list(range(100)))))
     process = command.start()
     command.wait_for_trials(process, ended=1)
-    if not heeds_interrupts(process.pid):
-        process.kill()
-        pytest.skip("processes are started with SIGINT blocked or ignored here")
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=90)
     assert process.returncode == cli.INTERRUPTED, said
     assert "interrupted by SIGINT; what has finished is kept. To go on: python run_sweep.py --space" in said
     assert "Traceback" not in said
     assert 1 <= len(written_at(command.run)) < 200
-
-
-def heeds_interrupts(pid: int) -> bool:
-    """Whether a process neither blocks nor ignores SIGINT, by Linux's account of it."""
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        return True
-    masks = dict(line.split(":\t") for line in status.read_text().splitlines() if line.startswith("Sig"))
-    return not any(int(masks[name], 16) & 1 << signal.SIGINT - 1 for name in ("SigBlk", "SigIgn"))
 
 
 def test_an_invalid_pool_lets_the_rest_run_if_it_may(
