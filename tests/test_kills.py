@@ -20,7 +20,7 @@ NOT_MEASURED = ("epoch_s",)
 SUMMARY = ["trial_id", "status", "best_test_acc", "best_epoch", "final_test_acc", "final_test_loss", "final_train_loss"]
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="nothing is forked here"),
 ]
 

@@ -225,7 +225,7 @@ def test_a_cache_that_cannot_be_written_costs_no_log(s3: str, monkeypatch: pytes
 # Faults that pass
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_bad_network_loses_nothing(s3: str, through, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.01)
     with through(some(seed, 0.3, ["500", "503", "drop before", "drop after"])) as proxy:

@@ -23,7 +23,7 @@ checkpoint_every: 1000
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_piece_and_the_rest(tmp_path: Path, ray_address: str, capfd: pytest.CaptureFixture[str]) -> None:
     space, run = tmp_path / "space.yaml", tmp_path / "run"
     space.write_text(SPACE)
