@@ -14,7 +14,9 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from results import leaderboard, load, reproduce, status, submissions, topup, verify, views
+from results import leaderboard, reproduce, status, submissions, topup, views
+from results.audit import verify
+from results.run import load
 from trainer.problems import RequestError
 
 

@@ -25,7 +25,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from results import Run, leaderboard, schema, views
+from results import leaderboard, schema, views
+from results.run import Run
 from trainer.grid import BASELINE
 from trainer.problems import RequestError
 

@@ -21,8 +21,9 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from results import Run, figures, leaderboard, schema, views
+from results import figures, leaderboard, schema, views
 from results.figures import Measured, Pair, Pool
+from results.run import Run
 from results.store import RunFolder
 from trainer.grid import ROLES
 from trainer.printable import visible

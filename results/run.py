@@ -1,4 +1,4 @@
-"""Asking run folders: `results.load("runs/quickstart").leaderboard()`."""
+"""What `results.load` gives: one run folder or several, as pandas frames."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ import pyarrow as pa
 from results import leaderboard, several, submissions, topup, views
 from results.store import RunFolder
 from trainer.problems import RequestError
-
-__all__ = ["Run", "load"]
 
 RUN = "run"  # the column that tells several folders apart
 
