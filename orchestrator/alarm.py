@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import time
@@ -13,7 +12,7 @@ RUNG = "Timeout ("  # how faulthandler begins, in a trial's log
 SET_EVERY_S = 1.0  # to set it starts a thread, 0.1 to 0.5 ms, and a turn may be as short
 
 
-class Alarm(contextlib.AbstractContextManager["Alarm"]):
+class Alarm:
     """Ends this process, the stack of the trial whose turn it is in its log, if a turn or an epoch takes too long.
 
     A turn that does not come back is ended from a thread in C, since whatever hangs may hold Python's lock. One that

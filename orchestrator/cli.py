@@ -19,7 +19,8 @@ from orchestrator.forecast import forecast
 from orchestrator.leaving import GRACE_S, interruptible
 from orchestrator.record import StoppedError
 from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
-from results import leaderboard, schema, verify, views
+from results import leaderboard, schema, views
+from results.audit import verify
 from results.claim import Claim
 from results.object_store import is_uri
 from results.store import RunFolder

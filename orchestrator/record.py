@@ -84,7 +84,7 @@ def give_up(planned: Planned, error: str, job: Job) -> str:
     """
     run = RunFolder(job.run)
     reason, *_ = error.splitlines()
-    if run.status(planned.trial.id) in (schema.COMPLETED, schema.DIVERGED):
+    if run.status(planned.trial.id) in schema.TRAINED:
         return reason
     written = run.log_text(planned.trial.id)
     if hung(written):

@@ -194,15 +194,15 @@ def _run(
             say(f"warning: {warning}")
         job = Job(
             run.where,
-            bool(each.gpus),
-            each.cpus,
-            space.checkpoint_every,
-            space.compiled,
-            _git_commit(),
-            _costs(space.grid, report),
-            space.keep_weights,
-            space.stall_timeout,
-            claim.token,
+            gpu=bool(each.gpus),
+            threads=each.cpus,
+            checkpoint_every=space.checkpoint_every,
+            compiled=space.compiled,
+            git_commit=_git_commit(),
+            costs=_costs(space.grid, report),
+            keep_weights=space.keep_weights,
+            stall_timeout=space.stall_timeout,
+            driver=claim.token,
         )
         packs = _packs(space, run, plan.todo, data, job, each, nodes, say)
         with (

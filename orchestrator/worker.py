@@ -76,7 +76,7 @@ def run_pack(
         # log there can be no row, and whoever looks for one among thousands of files pays for each of them.
         with folder_faults():
             ended = run.status(planned.trial.id) if run.log_text(planned.trial.id) is not None else None
-        if ended in (schema.COMPLETED, schema.DIVERGED):
+        if ended in schema.TRAINED:
             report(planned, {"status": ended, "best_test_acc": None, "train_s": None, "error": None})
         else:
             waiting.append(planned)
@@ -87,7 +87,7 @@ def run_pack(
             if leash.word() != "go on":
                 waiting.clear()
             while waiting and len(live) < room:
-                live.append(_Attempt(waiting.popleft(), images, job, leash, report, make_program))
+                live.append(_Attempt(waiting.popleft(), images, job, run, leash, report, make_program))
             for attempt in list(live):
                 try:
                     goes_on = attempt.turn(alarm, alone=len(live) == 1)
@@ -109,6 +109,7 @@ class _Attempt:
         planned: Planned,
         images: Any,
         job: Job,
+        run: RunFolder,
         leash: Leash,
         report: Report,
         make_program: Callable[..., Program],
@@ -116,7 +117,7 @@ class _Attempt:
         self.planned = planned
         self._job = job
         self._leash = leash
-        self._run = RunFolder(job.run)
+        self._run = run
         self._report = functools.partial(report, planned)
         self._started = datetime.now(UTC)
         with folder_faults():
@@ -221,7 +222,7 @@ class _Attempt:
         """
         with folder_faults():
             ended = self._run.own_status(self.planned.trial.id)
-        return ended if ended in (schema.COMPLETED, schema.DIVERGED) else None
+        return ended if ended in schema.TRAINED else None
 
     def _end(self, status: str, error: str | None) -> None:
         """Writes everything down, the row last: it is what says that the trial has ended."""

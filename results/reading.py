@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from results import seal
 from results.files import Files
 from trainer.problems import Problem, RequestError, did_you_mean
 
@@ -59,8 +60,12 @@ def of_a_sweep(files: Files, folder: str) -> Iterator[None]:
 
 
 def listed(files: Files, folder: str) -> list[str]:
-    """Names of Parquet files. Small ones first: where a trial stands in a merged one too, its own is the newer."""
-    names = [f"{folder}/{name}" for name in files.names(folder) if name.endswith(SUFFIX)]
+    """The Parquet files of a folder, small ones first."""
+    return small_first(f"{folder}/{name}" for name in files.names(folder) if name.endswith(SUFFIX))
+
+
+def small_first(names: Iterable[str]) -> list[str]:
+    """Where a trial stands in a file of its own and in a merged one, its own is the newer."""
     return sorted(names, key=is_merged)
 
 
@@ -105,8 +110,10 @@ def _read_file(files: Files, name: str, wanted: pa.Schema, filters: pc.Expressio
 
     def read(file: pa.NativeFile) -> pa.Table:
         if filters is None:
-            return pq.ParquetFile(file, page_checksum_verification=True).read(columns=wanted.names)
-        return pq.read_table(file, schema=wanted, filters=filters)  # half a second for pyarrow.dataset
+            return seal.opened(file).read(columns=wanted.names)
+        seal.check(file)
+        # half a second for pyarrow.dataset
+        return pq.read_table(file, schema=wanted, filters=filters, page_checksum_verification=True)
 
     return _named(name, lambda: files.scan(name, read))
 
@@ -114,8 +121,7 @@ def _read_file(files: Files, name: str, wanted: pa.Schema, filters: pc.Expressio
 def _read_small(files: Files, name: str, columns: Sequence[str]) -> pa.Table:
     # From memory, on one thread: for a file of one row, twice as fast as pyarrow's own reading of it.
     data = pa.BufferReader(files.read(name))
-    file = functools.partial(pq.ParquetFile, data, page_checksum_verification=True)
-    return _named(name, lambda: file().read(columns=list(columns), use_threads=False))
+    return _named(name, lambda: seal.opened(data).read(columns=list(columns), use_threads=False))
 
 
 def _named(name: str, read: Callable[[], pa.Table]) -> pa.Table:

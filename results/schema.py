@@ -13,6 +13,7 @@ COMPLETED = "completed"
 DIVERGED = "diverged"
 FAILED = "failed"
 INVALID = "invalid"  # refused by the gate, never started
+TRAINED = (COMPLETED, DIVERGED)  # to its own end: never again
 STATUSES = (COMPLETED, DIVERGED, FAILED, INVALID)
 
 _IDENTITY = [

@@ -34,10 +34,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
-from results import reading, schema
+from results import reading, schema, seal
 from results.files import Disk, Files
 from results.logs import Log
 from results.object_store import ObjectStore, StoreError, is_uri
@@ -147,7 +146,7 @@ class RunFolder:
         for name in self.files.leftovers(older_s=0.0):
             self.files.remove(name)
         for name in self.files.names("checkpoints"):
-            if self.status(name.removesuffix(".pt")) in (schema.COMPLETED, schema.DIVERGED):
+            if self.status(name.removesuffix(".pt")) in schema.TRAINED:
                 self.files.remove(f"checkpoints/{name}")
 
     # What was asked
@@ -252,9 +251,7 @@ class RunFolder:
         unknown = {key for row in rows for key in row} - set(wanted.names)
         if unknown:
             raise ValueError(f"no such column in {name}: {', '.join(sorted(unknown))}")
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=wanted), sink, write_page_checksum=True)
-        self.files.write(f"{name}/{trial_id}.parquet", sink.getvalue())
+        self.files.write(f"{name}/{trial_id}.parquet", seal.seal(pa.Table.from_pylist(list(rows), schema=wanted)))
 
     def compact(self) -> int:
         """Merges the small files of trials that have completed or diverged; how many.
@@ -267,9 +264,7 @@ class RunFolder:
         with reading.of_a_sweep(self.files, "trials"):
             statuses = [*reading.each(self.files, lambda name: reading.value(self.files, "status", name), small)]
         done = [
-            reading.trial_id(name)
-            for name, status in zip(small, statuses, strict=True)
-            if status in (schema.COMPLETED, schema.DIVERGED)
+            reading.trial_id(name) for name, status in zip(small, statuses, strict=True) if status in schema.TRAINED
         ]
         for folder, wanted in (("epochs", schema.EPOCHS), ("trials", schema.TRIALS)):
             with reading.of_a_sweep(self.files, folder):
@@ -291,9 +286,8 @@ class RunFolder:
 
     def write_merged(self, name: str, rows: pa.Table) -> None:
         """Rows of many trials, as one file of `trials` or `epochs`."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
-        self.files.write(f"{name}/{MERGED}{uuid.uuid4().hex[:12]}.parquet", sink.getvalue())
+        data = seal.seal(rows, compression="zstd", row_group_size=ROW_GROUP)
+        self.files.write(f"{name}/{MERGED}{uuid.uuid4().hex[:12]}.parquet", data)
 
     # What a trial needs while it runs
 
@@ -336,7 +330,6 @@ class RunFolder:
 
     def write_picture(self, trial_id: str, png: bytes) -> str:
         """The trial's class activation maps; where they are."""
-        self.files.create(["cam"])
         self.files.create(["cam"])
         return self._write_page(f"cam/{trial_id}.png", png)
 

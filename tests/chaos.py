@@ -34,7 +34,8 @@ from rich.table import Table
 from orchestrator import cli
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
-from results import schema, verify
+from results import schema
+from results.audit import verify
 from results.store import RunFolder
 from search_spaces import space as spaces
 from tests.kills import identity

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from results import schema, verify
+from results import schema
+from results.audit import verify
 from results.store import RunFolder
 from tests.kills import Campaign, Death, identity
 

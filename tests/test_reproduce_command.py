@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import reproduce
-from results import verify
+from results.audit import verify
 from results.store import RunFolder
 
 SPACE = """

@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 
 import results
 from orchestrator.record import row
-from results import leaderboard, schema, stats, views
+from results import leaderboard, schema, seal, stats, views
 from results.__main__ import main
 from results.files import Disk
 from results.store import RunFolder
@@ -385,7 +385,7 @@ def test_a_row_of_an_older_version_has_nulls(fill: Fill) -> None:
     run = fill()
     file = next((run.path / "trials").iterdir())
     old = pq.read_table(file).drop_columns(["compiled"])
-    pq.write_table(old, file)
+    file.write_bytes(seal.seal(old))
     trials = results.load(run.path).trials()
     assert list(trials.columns) == schema.TRIALS.names
     assert trials["compiled"].isna().any()

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from results import finding, reading, schema
-from results.audit_rows import ENDED, IDENTITY, SUMMARY, Rows
+from results import reading, schema
+from results.audit import finding
+from results.audit.finding import Finding
+from results.audit.rows import IDENTITY, SUMMARY, Rows
 from results.files import Files
-from results.finding import Finding
 from trainer.recipe import Recipe
 
 BLOCK = 512  # small files at a time
@@ -134,8 +135,9 @@ class Epochs:
         self._check_schedule(block, trials, rows, values["lr"])
         has_row = np.flatnonzero(rows >= 0)
         self._check_identity(block, trials[has_row], rows[has_row])
-        ended = np.array([index for index in has_row if self._rows.columns["status"][rows[index]] in ENDED], int)
-        self._check_summary(block, trials[ended], rows[ended], {name: values[name][ended] for name in values})
+        status = self._rows.columns["status"]
+        trained = np.array([index for index in has_row if status[rows[index]] in schema.TRAINED], int)
+        self._check_summary(block, trials[trained], rows[trained], {name: values[name][trained] for name in values})
 
     def _check_values(self, block: _Block, trials: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         possible = np.isfinite(values["epoch_s"]) & (values["epoch_s"] >= 0)
@@ -177,7 +179,7 @@ class Epochs:
             said = self._rows.columns[column]
             for trial, row, here in zip(trials, rows, first[column].to_pylist(), strict=True):
                 # A trial that failed under another label may be tried again.
-                relabelled = column == "pool" and self._rows.columns["status"][row] not in ENDED
+                relabelled = column == "pool" and self._rows.columns["status"][row] not in schema.TRAINED
                 if here != said[row] and not relabelled:
                     self._find("identity", block, trial, f"{column} is {here!r}, its row has {said[row]!r}")
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from results import reading, schema
+from results import reading, schema, seal
 from results.files import Files
 from trainer.printable import visible
 
-ID = "[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-s[0-9]+-[0-9a-f]{8}"
-PARQUET = re.compile(rf"({ID}|{re.escape(reading.MERGED)}[0-9a-f]+)\.parquet")
 AGAIN = "set its files aside (--set-aside) and run the sweep again, which then trains it anew"
 RESTORE = "restore the file from a copy, or set it aside (--set-aside) and run the sweep again"
 RESTORE_MERGED = "it stands in a merged file: restore that from a copy"
@@ -26,7 +23,7 @@ class Finding:
     """What is wrong with one file of a run folder.
 
     Attributes:
-        kind: see `results.verify`.
+        kind: see `results.audit.verify`.
         name: of the file, within the run folder.
         what: what was found, what is allowed, what to do next.
         aside: the files that `--set-aside` moves; none where that would mend nothing.
@@ -74,16 +71,10 @@ def alike(one: pa.Table, other: pa.Table) -> bool:
     return repr(one.to_pydict()) == repr(other.to_pydict())
 
 
-def parquet_files(names: Sequence[str], folder: str) -> list[str]:
-    """Those that may be a run's. Small ones first: where a trial stands in a merged one too, its own is the newer."""
-    own = [f"{folder}/{name}" for name in names if PARQUET.fullmatch(name)]
-    return sorted(own, key=reading.is_merged)
-
-
 def open_small(files: Files, name: str, wanted: pa.Schema) -> pa.Table | Finding | None:
     """The rows of a file of one trial, or what is wrong with it as a file; None if it has just gone."""
     try:
-        return _rows(_parquet(pa.BufferReader(files.read(name))), wanted)
+        return _rows(seal.opened(pa.BufferReader(files.read(name))), wanted)
     except FileNotFoundError:
         return None
     except _NOT_TO_BE_READ as error:
@@ -93,9 +84,9 @@ def open_small(files: Files, name: str, wanted: pa.Schema) -> pa.Table | Finding
 def open_merged(files: Files, name: str, wanted: pa.Schema) -> Iterator[pa.Table | Finding]:
     """A merged file's rows, part by part, or what is wrong with it: then that comes last."""
     try:
-        count = files.scan(name, lambda file: _parquet(file).num_row_groups)
+        count = files.scan(name, lambda file: seal.opened(file).num_row_groups)
         for part in range(count):
-            yield files.scan(name, lambda file, part=part: _rows(_parquet(file), wanted, part))
+            yield files.scan(name, lambda file, part=part: _rows(seal.opened(file), wanted, part))
     except FileNotFoundError:
         return
     except _NOT_TO_BE_READ as error:
@@ -107,10 +98,6 @@ class _WrongColumnsError(ValueError):
 
 
 _NOT_TO_BE_READ = (pa.ArrowException, OSError, ValueError)
-
-
-def _parquet(file: pa.NativeFile) -> pq.ParquetFile:
-    return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def _rows(file: pq.ParquetFile, wanted: pa.Schema, row_group: int | None = None) -> pa.Table:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from results import finding, reading, schema
+from results import reading, schema
+from results.audit import finding
+from results.audit.finding import Finding
 from results.files import Files
-from results.finding import Finding
-from results.store import RunFolder
 from trainer.grid import ROLES
 from trainer.pool import Pool
 from trainer.problems import RequestError
 from trainer.recipe import Recipe
 from trainer.trial import PROTOCOL, Trial
 
-ENDED = (schema.COMPLETED, schema.DIVERGED)
 IDENTITY = ("pool", "arch", "dataset", "seed")
 SUMMARY = (
     "best_test_acc",
@@ -46,9 +45,14 @@ class Rows:
         is_partial: whether a merged file cannot be read, so that there are trials that nobody knows of.
         twice: ids that stand in a merged file and in their own, alike in both.
         findings: in any order.
+
+    Args:
+        files: of the run.
+        names: of the Parquet files, small ones first.
+        pools: that were ever asked for.
     """
 
-    def __init__(self, run: RunFolder, names: Sequence[str]):
+    def __init__(self, files: Files, names: Sequence[str], pools: Iterable[Pool]):
         self.at: dict[str, int] = {}
         self.files: list[str] = []
         self.lost: set[str] = set()
@@ -56,13 +60,13 @@ class Rows:
         self.twice: set[str] = set()
         self.findings: list[Finding] = []
         tables = [schema.TRIALS.empty_table()]
-        for name, table in self._read(run.files, names):
+        for name, table in self._read(files, names):
             tables.append(table)
             self.files += [name] * len(table)
         self._table = pa.concat_tables(tables).combine_chunks()
         looked_into = {*_ALWAYS, *SUMMARY, "pool_source_sha", "error", "epochs"}
         self.columns: Mapping[str, list[Any]] = {name: self._table[name].to_pylist() for name in looked_into}
-        self._ids = _Ids(run)
+        self._ids = _Ids(pools)
         self._index()
         for trial_id, row in self.at.items():
             self._check(trial_id, row)
@@ -150,7 +154,7 @@ def _problems(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"recipe is {row['recipe']!r}, allowed is the JSON of a recipe"
     if status in (schema.FAILED, schema.INVALID) and not row["error"]:
         yield f"it is {status} and has no error, which says why"
-    if status not in ENDED:
+    if status not in schema.TRAINED:
         return
     if row["error"] is not None:
         yield f"it is {status} and has an error: {row['error']!r}"
@@ -171,9 +175,9 @@ def _recipe(text: str) -> Recipe | None:
 class _Ids:
     """Ids made anew from contents, the text of a candidate's file included."""
 
-    def __init__(self, run: RunFolder):
+    def __init__(self, pools: Iterable[Pool]):
         self._pools: dict[tuple[str, str, str], set[Pool]] = defaultdict(set)
-        for pool in (*_pools_of_space(run), *_pools_on_record(run)):
+        for pool in pools:
             self._pools[pool.key].add(pool)
 
     def of(self, row: Mapping[str, Any]) -> set[str]:
@@ -189,22 +193,6 @@ class _Ids:
             return [_from_the_shelf(name, params)]
         known = self._pools[name, params, sha[:8]]
         return [pool for pool in known if pool.source and pool.source.sha == sha]
-
-
-def _pools_of_space(run: RunFolder) -> list[Pool]:
-    """Of a sweep that was killed before it could write pools.json."""
-    try:
-        grid = run.grid()
-    except RequestError:  # `results.verify` says so
-        return []
-    return [entry.pool for entry in grid.entries] if grid else []
-
-
-def _pools_on_record(run: RunFolder) -> list[Pool]:
-    try:
-        return run.pools()
-    except RequestError:
-        return []
 
 
 @functools.lru_cache(maxsize=1024)

@@ -28,38 +28,35 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import yaml
-
-from results import finding, reading, schema
-from results.audit_epochs import Epochs
-from results.audit_rows import ENDED, Rows
+from results import reading, schema
+from results.audit import finding
+from results.audit.documents import Documents
+from results.audit.epochs import Epochs
+from results.audit.finding import Finding
+from results.audit.rows import Rows
 from results.files import Files
-from results.finding import Finding
 from results.store import RunFolder
-from trainer.grid import Grid
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 SET_ASIDE = "set-aside"
 SETTLE_S = 1.0  # longer than anything stands that a process at work takes away: its temporary files, a checkpoint
 KINDS = re.findall(r"^    ([a-z]+)  ", __doc__ or "", re.MULTILINE)
 
 _UNNEEDED = "nothing needs it: set it aside (--set-aside)"
+_ID = "[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-s[0-9]+-[0-9a-f]{8}"
+_PARQUET = re.compile(rf"({_ID}|{re.escape(reading.MERGED)}[0-9a-f]+)\.parquet")
 _OWN = {  # folder: the names that files have there
-    "trials": finding.PARQUET,
-    "epochs": finding.PARQUET,
-    "checkpoints": re.compile(rf"{finding.ID}\.pt"),
-    "weights": re.compile(rf"{finding.ID}\.pt"),
-    "logs": re.compile(rf"{finding.ID}\.log"),
-    "cam": re.compile(rf"{finding.ID}\.png"),
+    "trials": _PARQUET,
+    "epochs": _PARQUET,
+    "checkpoints": re.compile(rf"{_ID}\.pt"),
+    "weights": re.compile(rf"{_ID}\.pt"),
+    "logs": re.compile(rf"{_ID}\.log"),
+    "cam": re.compile(rf"{_ID}\.png"),
     "": re.compile(
         r"(space|topup-.*)\.yaml|(pools|checks|packs|submitted|topups|driver)\.json|ray\.log|(report|leaderboard)\..*"
     ),
@@ -110,16 +107,17 @@ def audit(run: RunFolder) -> Audit:
         OSError, RequestError: it is in a store that does not answer.
     """
     listing = {folder: run.files.names(folder) for folder in _OWN}
-    asked = _Asked(run)
-    rows = Rows(run, finding.parquet_files(listing["trials"], "trials"))
-    epochs = Epochs(run.files, finding.parquet_files(listing["epochs"], "epochs"), rows, asked.recipe)
-    findings = [*_documents(run, listing[""]), *_foreign(listing), *rows.findings, *epochs.findings]
+    own = {folder: list(filter(_OWN[folder].fullmatch, names)) for folder, names in listing.items()}
+    documents = Documents(run, [name for name in own[""] if name.endswith((".yaml", ".json"))])
+    rows = Rows(run.files, _paths("trials", own), documents.pools)
+    epochs = Epochs(run.files, _paths("epochs", own), rows, documents.recipe)
+    findings = [*_foreign(listing), *documents.findings, *rows.findings, *epochs.findings]
     unfinished = 0
-    for trial_id, names in _without_row(listing, rows, epochs).items():
+    for trial_id, names in _without_row(own, rows, epochs).items():
         has_checkpoint = f"checkpoints/{trial_id}.pt" in names
-        if has_checkpoint or asked.recipe(trial_id):
+        if has_checkpoint or documents.recipe(trial_id):
             unfinished += has_checkpoint or trial_id in epochs.found
-        elif not rows.is_partial and not asked.is_unreadable:  # else nobody can say
+        elif not rows.is_partial and not documents.is_partial:  # else nobody can say
             findings += map(_orphan, names)
     findings += _leftovers(run, rows)
     ranked = sorted(set(findings), key=lambda one: (KINDS.index(one.kind), one))
@@ -174,6 +172,10 @@ def _free(files: Files, name: str) -> str:
     return next(one for one in itertools.chain([name], numbered) if not files.exists(one))
 
 
+def _paths(folder: str, own: Mapping[str, Sequence[str]]) -> list[str]:
+    return reading.small_first(f"{folder}/{name}" for name in own[folder])
+
+
 def _foreign(listing: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
     for folder, names in listing.items():
         for name in names:
@@ -184,37 +186,13 @@ def _foreign(listing: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
                 )
 
 
-def _documents(run: RunFolder, names: Sequence[str]) -> Iterator[Finding]:
-    """Those of the files in YAML and JSON that cannot be parsed, or are not what a sweep writes."""
-    read: dict[str, Callable[[], Any]] = {
-        "space.yaml": run.grid,
-        "pools.json": run.pools,
-        "submitted.json": run.submissions,
-        "topups.json": run.topups,
-        "packs.json": run.pack_sizes,
-        "checks.json": run.same_functions,
-    }
-    for name in names:
-        if not _OWN[""].fullmatch(name) or not name.endswith((".yaml", ".json")):
-            continue
-        parse = yaml.safe_load if name.endswith(".yaml") else json.loads
-        try:
-            parse(run.files.read(name))
-            read.get(name, lambda: None)()
-        except FileNotFoundError:  # it has just gone
-            continue
-        except (RequestError, ValueError, yaml.YAMLError, RecursionError) as error:
-            reason, *_ = str(error).splitlines() or [type(error).__name__]
-            yield Finding("unreadable", name, f"{reason}; {finding.RESTORE}", (name,))
-
-
-def _without_row(listing: Mapping[str, Sequence[str]], rows: Rows, epochs: Epochs) -> dict[str, list[str]]:
+def _without_row(own: Mapping[str, Sequence[str]], rows: Rows, epochs: Epochs) -> dict[str, list[str]]:
     """{trial id: its files} of those that have not ended, as far as is known."""
     files: dict[str, list[str]] = defaultdict(list)
     for trial_id, name in epochs.found.items():
         files[trial_id].append(name)
     for folder in ("checkpoints", "weights", "logs", "cam"):
-        for name in filter(_OWN[folder].fullmatch, listing[folder]):
+        for name in own[folder]:
             files[name.rpartition(".")[0]].append(f"{folder}/{name}")
     return {
         trial_id: names for trial_id, names in files.items() if trial_id not in rows.at and trial_id not in rows.lost
@@ -232,31 +210,6 @@ def _leftovers(run: RunFolder, rows: Rows) -> Iterator[Finding]:
     for name in run.files.leftovers(0.0):
         yield Finding("leftover", name, f"its writer was killed; {_UNNEEDED}", (name,))
     for name in run.files.names("checkpoints"):  # anew: a trial that has just ended has taken its own away by now
-        if rows.status(name.removesuffix(".pt")) in ENDED:
+        if rows.status(name.removesuffix(".pt")) in schema.TRAINED:
             whole = f"checkpoints/{name}"
             yield Finding("leftover", whole, f"its trial has ended; {_UNNEEDED}", (whole,))
-
-
-class _Asked:
-    """The trials of space.yaml.
-
-    Attributes:
-        is_unreadable: whether there is one, and it cannot be read.
-    """
-
-    def __init__(self, run: RunFolder):
-        self.is_unreadable = False
-        self._grid: Grid | None = None
-        try:
-            self._grid = run.grid()
-        except RequestError:  # `_documents` says so
-            self.is_unreadable = True
-
-    def recipe(self, trial_id: str) -> Recipe | None:
-        """Of a trial; None if it was not asked for."""
-        return self._grid.recipe if self._grid and trial_id in self._ids else None
-
-    @functools.cached_property
-    def _ids(self) -> set[str]:
-        """An id takes 10 µs, and nobody asks while every trial has a row."""
-        return {planned.trial.id for planned in self._grid or ()}
