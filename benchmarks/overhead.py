@@ -5,7 +5,8 @@
 Ours is the real scheduler and the real worker, with its log, its epochs and its row in Parquet, around a trial that
 trains nothing and has five epochs. Raw Tune is a function that reports once: with reused actors and no loggers, and as
 it comes (a fresh actor a trial, its loggers on), with torch imported in the function as any trainer would. Each has
-a process and a Ray of its own. `to first trial` is from the moment at which Ray is asked to start.
+a process and a Ray of its own. `to first trial` is from the moment at which Ray is asked to start; `longest pause` is
+the most that the driver did not hear Ctrl-C, or show progress, because it was busy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import io
 import json
 import logging
+import operator
 import os
 import resource
 import subprocess
@@ -50,10 +52,10 @@ def main() -> None:
     rows = []
     for what, counts in ((OURS, args.trials), (REUSED, args.trials), (FRESH, [args.fresh_actors])):
         rows += [_in_a_process(what, count) for count in counts if count]
-    table = Table("", "trials", "start, s", "to first trial, s", "s a trial", "driver, MiB")
+    table = Table("", "trials", "start, s", "to first trial, s", "longest pause, s", "s a trial", "driver, MiB")
     for row in rows:
-        first = f"{row['first_s']:.1f}" if row["first_s"] else ""
-        numbers = f"{row['start_s']:.1f}", first, f"{row['seconds_per_trial']:.4f}", f"{row['driver_mib']:.0f}"
+        first, pause = (f"{row[name]:.1f}" if row[name] else "" for name in ("first_s", "pause_s"))
+        numbers = f"{row['start_s']:.1f}", first, pause, f"{row['seconds_per_trial']:.4f}", f"{row['driver_mib']:.0f}"
         table.add_row(row["what"], str(row["trials"]), *numbers)
     Console(width=110).print(table)
     if args.output:
@@ -70,19 +72,21 @@ def _in_a_process(what: str, trials: int) -> dict[str, Any]:
 
 
 def measure(what: str, trials: int) -> dict[str, Any]:
-    start_s, first_s, seconds = ours(trials) if what == OURS else raw_tune(trials, fresh=what == FRESH)
+    start_s, seconds, *rest = ours(trials) if what == OURS else raw_tune(trials, fresh=what == FRESH)
+    first_s, pause_s = rest or (None, None)
     return {
         "what": what,
         "trials": trials,
         "start_s": start_s,
         "first_s": first_s,
+        "pause_s": pause_s,
         "seconds_per_trial": seconds / trials,
         "driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def ours(trials: int) -> tuple[float, float | None, float]:
-    """Seconds of Ray's start, seconds from there to the start of the first trial, and seconds of all trials."""
+def ours(trials: int) -> tuple[float, float, float, float]:
+    """Seconds of Ray's start, of all trials, from its start to the start of the first one, and of the longest pause."""
     from orchestrator import cluster, ray_tune
     from orchestrator.leaving import Departure
     from orchestrator.packs import group
@@ -93,6 +97,13 @@ def ours(trials: int) -> tuple[float, float | None, float]:
     from results.claim import Claim
     from results.store import RunFolder
     from trainer import data
+
+    steps: list[float] = []
+
+    class Timed(Watcher):
+        def step(self) -> None:
+            steps.append(time.perf_counter())
+            super().step()
 
     entries = tuple(Entry(each, BASELINE) for each in pool.expand("gap") + pool.expand("gem"))
     grid = Grid("overhead", entries, (Pair("resnet20", "digits"),), tuple(range(trials // 2)), Recipe(epochs=EPOCHS))
@@ -106,7 +117,7 @@ def ours(trials: int) -> tuple[float, float | None, float]:
             start_s = (datetime.now(UTC) - asked).total_seconds()
             began = time.perf_counter()
             with Progress(todo, 0, Console(file=io.StringIO())) as progress, Claim(run) as claim:
-                watcher = Watcher(progress, job, claim)
+                watcher = Timed(progress, job, claim)
                 packs = group(todo, lambda _: 1)
                 ray_tune.run(grid, packs, loaded, job, Share(1, 0), 0, watcher, Departure(claim.ask_to_leave), _idle)
             seconds = time.perf_counter() - began
@@ -114,7 +125,7 @@ def ours(trials: int) -> tuple[float, float | None, float]:
         first = min(run.read_trials(["started_at"])["started_at"].to_pylist())
         if len(ended) != len(todo):
             raise RuntimeError(f"of {len(todo)} trials {len(ended)} have ended")
-    return start_s, (first - asked).total_seconds(), seconds
+    return start_s, seconds, (first - asked).total_seconds(), max(map(operator.sub, steps[1:], steps))
 
 
 def _idle(*arguments: Any) -> None:
@@ -123,7 +134,8 @@ def _idle(*arguments: Any) -> None:
     idle_pack(*arguments)
 
 
-def raw_tune(trials: int, fresh: bool) -> tuple[float, float | None, float]:
+def raw_tune(trials: int, fresh: bool) -> tuple[float, float]:
+    """Seconds of Ray's start and of all trials."""
     if not fresh:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     started = time.perf_counter()
@@ -147,7 +159,7 @@ def raw_tune(trials: int, fresh: bool) -> tuple[float, float | None, float]:
     ).fit()
     seconds = time.perf_counter() - began
     ray.shutdown()
-    return start_s, None, seconds
+    return start_s, seconds
 
 
 if __name__ == "__main__":
