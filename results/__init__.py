@@ -17,3 +17,7 @@ def __getattr__(name: str) -> Any:
     from results import run
 
     return getattr(run, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])  # what a notebook completes

@@ -381,6 +381,14 @@ def test_the_command_that_merges(fill: Fill, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"{count} trials merged\n"
 
 
+def test_load_is_imported_when_asked_for_and_completed_in_a_notebook() -> None:
+    lean = "import sys, results, orchestrator.record; print('pandas' in sys.modules, 'scipy' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", lean], text=True).split() == ["False", "False"]
+    assert {"load", "Run"} <= set(dir(results))
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        results.laod  # noqa: B018  # pyright: ignore
+
+
 def test_a_row_of_an_older_version_has_nulls(fill: Fill) -> None:
     run = fill()
     file = next((run.path / "trials").iterdir())
