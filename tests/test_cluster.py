@@ -283,6 +283,7 @@ def nodes() -> Iterator[Any]:
     made.shutdown()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_trials_stay_off_the_head_and_find_their_gpus(nodes: Any, tmp_path: Path) -> None:
     import ray

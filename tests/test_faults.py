@@ -122,6 +122,7 @@ Program._done = lambda self: itertools.repeat(None)
     assert "Timeout (0:00:01.5" in text
 
 
+@pytest.mark.soak
 def test_epochs_that_are_slow_together_are_no_hang(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     spec = write_pool(tmp_path, "        time.sleep(0.5)\n")

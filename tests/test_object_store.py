@@ -387,6 +387,7 @@ def test_children_use_it_and_end(s3: str, how: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "of parent\n", "")
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_sweep_into_a_store(
     s3: str, s3_server: str, ray_address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -260,6 +260,7 @@ def test_kill_9_and_run_again(command: Command, space_file: Path, tmp_path: Path
     pd.testing.assert_frame_equal(epochs_of(command.run), epochs_of(undisturbed(space_file, tmp_path / "undisturbed")))
 
 
+@pytest.mark.soak
 def test_a_second_driver_is_refused_and_sigterm_loses_nothing(command: Command, space_file: Path) -> None:
     text = space_file.read_text().replace("[1, 2]", str(list(range(100)))).replace("epochs: 12", "epochs: 60")
     space_file.write_text(text.replace("checkpoint_every: 1", "checkpoint_every: 10"))
@@ -287,6 +288,7 @@ def test_a_second_driver_is_refused_and_sigterm_loses_nothing(command: Command, 
     assert len(checkpoint.decode(running.stem, slot)["history"]) == len(epochs)
 
 
+@pytest.mark.soak
 def test_a_disk_that_is_full_stops_the_sweep_and_fails_no_trial(sweep, tmp_path: Path, capfd) -> None:
     place = tmp_path / "run"
     place.mkdir()

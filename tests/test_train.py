@@ -183,7 +183,7 @@ def test_a_checkpoint_runs_no_code(make_trial: Make, digits: Dataset, tmp_path: 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "mobilenetv2", "vgg11bn"])
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenetv2", pytest.param("vgg11bn", marks=pytest.mark.soak)])
 def test_training_agrees_with_a_plain_loop(arch: str, make_trial: Make, digits: Dataset) -> None:
     """Fed the same batches, the same losses: torch.optim.SGD, torch's cosine, torch's layers in the default layout.
 
