@@ -54,7 +54,7 @@ def main() -> None:
         rows += [_in_a_process(what, count) for count in counts if count]
     table = Table("", "trials", "start, s", "to first trial, s", "longest pause, s", "s a trial", "driver, MiB")
     for row in rows:
-        first, pause = (f"{row[name]:.1f}" if row[name] else "" for name in ("first_s", "pause_s"))
+        first, pause = (f"{row[name]:.1f}" if name in row else "" for name in ("first_s", "pause_s"))
         numbers = f"{row['start_s']:.1f}", first, pause, f"{row['seconds_per_trial']:.4f}", f"{row['driver_mib']:.0f}"
         table.add_row(row["what"], str(row["trials"]), *numbers)
     Console(width=110).print(table)
@@ -72,21 +72,13 @@ def _in_a_process(what: str, trials: int) -> dict[str, Any]:
 
 
 def measure(what: str, trials: int) -> dict[str, Any]:
-    start_s, seconds, *rest = ours(trials) if what == OURS else raw_tune(trials, fresh=what == FRESH)
-    first_s, pause_s = rest or (None, None)
-    return {
-        "what": what,
-        "trials": trials,
-        "start_s": start_s,
-        "first_s": first_s,
-        "pause_s": pause_s,
-        "seconds_per_trial": seconds / trials,
-        "driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    seconds = ours(trials) if what == OURS else raw_tune(trials, fresh=what == FRESH)
+    mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"what": what, "trials": trials, **seconds, "driver_mib": mib}
 
 
-def ours(trials: int) -> tuple[float, float, float, float]:
-    """Seconds of Ray's start, of all trials, from its start to the start of the first one, and of the longest pause."""
+def ours(trials: int) -> dict[str, float]:
+    """Seconds of Ray's start, from there to the first trial's, of the driver's longest pause, and of a trial."""
     from orchestrator import cluster, ray_tune
     from orchestrator.leaving import Departure
     from orchestrator.packs import group
@@ -125,7 +117,9 @@ def ours(trials: int) -> tuple[float, float, float, float]:
         first = min(run.read_trials(["started_at"])["started_at"].to_pylist())
         if len(ended) != len(todo):
             raise RuntimeError(f"of {len(todo)} trials {len(ended)} have ended")
-    return start_s, seconds, (first - asked).total_seconds(), max(map(operator.sub, steps[1:], steps))
+    pause_s = max(map(operator.sub, steps[1:], steps))
+    first_s = (first - asked).total_seconds()
+    return {"start_s": start_s, "first_s": first_s, "pause_s": pause_s, "seconds_per_trial": seconds / trials}
 
 
 def _idle(*arguments: Any) -> None:
@@ -134,8 +128,8 @@ def _idle(*arguments: Any) -> None:
     idle_pack(*arguments)
 
 
-def raw_tune(trials: int, fresh: bool) -> tuple[float, float]:
-    """Seconds of Ray's start and of all trials."""
+def raw_tune(trials: int, fresh: bool) -> dict[str, float]:
+    """Seconds of Ray's start and of a trial."""
     if not fresh:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     started = time.perf_counter()
@@ -159,7 +153,7 @@ def raw_tune(trials: int, fresh: bool) -> tuple[float, float]:
     ).fit()
     seconds = time.perf_counter() - began
     ray.shutdown()
-    return start_s, seconds
+    return {"start_s": start_s, "seconds_per_trial": seconds / trials}
 
 
 if __name__ == "__main__":

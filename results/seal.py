@@ -8,32 +8,33 @@ anything is parsed. To whoever does not know it, such a file is a Parquet file l
 
 from __future__ import annotations
 
-import re
 import zlib
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+_NAME = b"results.seal="
 _BLANK = b"00000000"
-_SEAL = re.compile(rb"results\.seal=([0-9a-f]{8})")
-_METADATA = {b"results": b"results.seal=" + _BLANK}
 _END = 8  # bytes after the footer: its length, and PAR1
 _TAIL = 65_536  # bytes in which the seal is, whatever the footer's length is said to be
 
 
-def seal(rows: pa.Table, **how: object) -> bytes:
-    """Rows as the bytes of a Parquet file, sealed, each page with a checksum of its own.
+def seal(rows: pa.Table, **how: Any) -> pa.Buffer:
+    """Rows as a Parquet file, sealed, each page with a checksum of its own.
 
     Args:
         how: as of `pyarrow.parquet.write_table`.
     """
     sink = pa.BufferOutputStream()
-    pq.write_table(rows.replace_schema_metadata(_METADATA), sink, write_page_checksum=True, **how)  # pyright: ignore
-    data = bytearray(sink.getvalue())
-    footer = _footer(data)
-    at = len(data) - len(footer) + _seal(footer).start(1)  # pyright: ignore[reportOptionalMemberAccess]
-    data[at : at + len(_BLANK)] = b"%08x" % zlib.crc32(footer)
-    return bytes(data)
+    rows = rows.replace_schema_metadata({"results": _NAME + _BLANK})
+    pq.write_table(rows, sink, write_page_checksum=True, **how)
+    data = sink.getvalue()
+    view = memoryview(data).cast("B")  # in place: a merged file may have hundreds of megabytes
+    footer = view[-_length(view[-_END:]) :]
+    at, digits = _reckoned(bytes(footer))
+    footer[at : at + len(digits)] = digits
+    return data
 
 
 def opened(file: pa.NativeFile) -> pq.ParquetFile:
@@ -52,26 +53,25 @@ def check(file: pa.NativeFile) -> None:
     """That a file's footer is as it was written; as `opened`."""
     size = file.size()
     tail = file.read_at(min(size, _TAIL), max(0, size - _TAIL))
-    found = _seal(tail)
-    if found is None:
+    if _NAME not in tail:
         return
-    length = _END + int.from_bytes(tail[-_END:-4], "little")
+    length = _length(tail[-_END:])
     if len(tail) < length <= size:
         tail = file.read_at(length, size - length)
-    footer = _footer(tail)
-    if found := _seal(footer):
-        blank = footer[: found.start(1)] + _BLANK + footer[found.end(1) :]
-        if zlib.crc32(blank) == int(found[1], 16):
+    footer = tail[-length:]
+    if _NAME in footer:
+        at, digits = _reckoned(footer)
+        if footer[at : at + len(digits)] == digits:
             return
     raise pa.ArrowInvalid("its footer is not as it was written: a bit has turned over, or it was rewritten")
 
 
-def _footer(data: bytes | bytearray) -> bytes:
-    """With what comes after it."""
-    return bytes(data[-_END - int.from_bytes(data[-_END:-4], "little") :])
+def _length(end: bytes | memoryview) -> int:
+    """Of the footer, with what comes after it."""
+    return _END + int.from_bytes(end[:4], "little")
 
 
-def _seal(data: bytes) -> re.Match[bytes] | None:
-    """The last that looks like one: there may be others among the rows, before it."""
-    *_, found = [None, *_SEAL.finditer(data)]
-    return found
+def _reckoned(footer: bytes) -> tuple[int, bytes]:
+    """Where its seal has its digits, and what they have to be."""
+    at = footer.rindex(_NAME) + len(_NAME)  # the last: there may be others among the rows' minima and maxima
+    return at, b"%08x" % zlib.crc32(footer[:at] + _BLANK + footer[at + len(_BLANK) :])

@@ -27,14 +27,14 @@ def refused(data: bytes) -> bool:
 @example(["results.seal=01234567", "results.seal=00000000"])  # among the rows, and in a footer's minimum and maximum
 def test_a_sealed_file_is_a_parquet_file_like_any_other(names: list[str]) -> None:
     rows = pa.table({"name": pa.array(names, pa.string())})
-    data = seal.seal(rows)
+    data = bytes(seal.seal(rows))
     assert pq.read_table(io.BytesIO(data)).equals(rows)
     assert seal.opened(pa.BufferReader(data)).read().equals(rows)
 
 
 def test_every_bit_of_a_footer() -> None:
     """All but some of the seal itself, which is then none, while the rest is as it was."""
-    data = seal.seal(ROWS)
+    data = bytes(seal.seal(ROWS))
     start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     let_pass = []
     for place in range(start, len(data)):
@@ -51,7 +51,7 @@ def test_every_bit_of_a_footer() -> None:
 
 def test_a_footer_longer_than_what_is_looked_through_for_the_seal() -> None:
     rows = pa.table({"name": [f"{number:0100d}" for number in range(2000)]})
-    data = seal.seal(rows, row_group_size=4)
+    data = bytes(seal.seal(rows, row_group_size=4))
     length = int.from_bytes(data[-8:-4], "little")
     assert length > 65_536
     assert seal.opened(pa.BufferReader(data)).read().equals(rows)

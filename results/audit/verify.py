@@ -111,7 +111,7 @@ def audit(run: RunFolder) -> Audit:
     documents = Documents(run, [name for name in own[""] if name.endswith((".yaml", ".json"))])
     rows = Rows(run.files, _paths("trials", own), documents.pools)
     epochs = Epochs(run.files, _paths("epochs", own), rows, documents.recipe)
-    findings = [*_foreign(listing), *documents.findings, *rows.findings, *epochs.findings]
+    findings = [*_foreign(listing, own), *documents.findings, *rows.findings, *epochs.findings]
     unfinished = 0
     for trial_id, names in _without_row(own, rows, epochs).items():
         has_checkpoint = f"checkpoints/{trial_id}.pt" in names
@@ -176,14 +176,11 @@ def _paths(folder: str, own: Mapping[str, Sequence[str]]) -> list[str]:
     return reading.small_first(f"{folder}/{name}" for name in own[folder])
 
 
-def _foreign(listing: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+def _foreign(listing: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
     for folder, names in listing.items():
-        for name in names:
-            if not _OWN[folder].fullmatch(name):
-                whole = f"{folder}/{name}".lstrip("/")
-                yield Finding(
-                    "foreign", whole, "no sweep writes such a file; keep it elsewhere (--set-aside)", (whole,)
-                )
+        for name in set(names).difference(own[folder]):
+            whole = f"{folder}/{name}".lstrip("/")
+            yield Finding("foreign", whole, "no sweep writes such a file; keep it elsewhere (--set-aside)", (whole,))
 
 
 def _without_row(own: Mapping[str, Sequence[str]], rows: Rows, epochs: Epochs) -> dict[str, list[str]]:
