@@ -1,9 +1,13 @@
-"""Trials an hour for packs of 1, 2, 4, ... trials side by side in one process, on a GPU.
+"""What a GPU makes of a training step: eager, as a CUDA graph, and as 2, 4, 8 and 16 graphs side by side.
 
-    python -m benchmarks.packs [--arch resnet56 vgg16bn mobilenetv2] [--precision fp32 bf16] [--output FILE]
+    python -m benchmarks.packs [--arch ...] [--precision fp32 tf32 bf16] [--time-budget SECONDS] [--output FILE]
 
-An epoch of a pack of different pools and seeds, evaluation included, after one that warms up, times 200. The images are
-random bytes in the shape and number of CIFAR-100. It runs on a CPU too, where a pack gains nothing.
+Each row is an epoch of 100 steps of 128 images, evaluation on a fifth as many included, after an epoch that warms up,
+in a process of different pools and seeds. `ms a step` is the wall time of that epoch by the steps of all trials in it:
+it is what a step costs, whatever runs beside it. `trials/h` is that pace over 200 epochs of 50,000 images. The widest
+question comes first (every architecture and precision eagerly, then as graphs, then 2 side by side, ...), and larger
+packs are not asked for once they no longer pay, so that a budget of seconds cuts the least of it. The images are random
+bytes in the shape of CIFAR-100. Runs on a CPU too, where there are no graphs and a pack gains nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +29,14 @@ from benchmarks import record
 from benchmarks.throughput import random_images
 from trainer import pool
 from trainer.augment import Images
-from trainer.pack import measure
+from trainer.pack import GAIN, Measurement, measure
 from trainer.program import default_device
 from trainer.recipe import PRECISIONS, Recipe
 from trainer.trial import Trial
 
-EPOCHS = 200
+EPOCHS, TRAIN_IMAGES = 200, 50_000  # of a whole trial
 POOLS = ["gap", "gem", "avg_max", "global_max"]
+LEADERBOARD = {"resnet56": 12, "vgg16bn": 12, "mobilenetv2": 12 * 1.2}  # trials of pools.yaml; 60,000 images are 1.2
 
 
 def main() -> None:
@@ -36,41 +44,116 @@ def main() -> None:
     parser.add_argument("--arch", nargs="+", default=["resnet56", "vgg16bn", "mobilenetv2"])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32", "tf32", "bf16"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument(
+        "--images", type=int, default=12_800, help="training images an epoch; a fifth more for the test"
+    )
+    parser.add_argument("--time-budget", metavar="SECONDS", type=float, default=float("inf"), help="then no new row")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="written after every row")
     args = parser.parse_args()
 
+    rows: list[dict[str, Any]] = []
+    settings = {name: value for name, value in vars(args).items() if name != "output"}
+    for row in measured(args):
+        rows.append(row)
+        print(spelled(row), flush=True)
+        if args.output:
+            record.save(args.output, "packs", {"arguments": settings, "rows": rows})
+    Console(width=120).print(to_table(rows))
+    print("\n".join(forecast(rows)))
+
+
+def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each way of each architecture in each precision, those that all others are compared with first."""
     device = default_device()
     images = Images(random_images(args.images, args.images // 5), device)
-    rows = []
-    table = Table("arch", "precision", "side by side", "epoch, s", "trials/h", "by one", "memory, MiB", "start, s")
-    for arch, precision in itertools.product(args.arch, args.precision):
-        one = None
-        for size in args.sizes:
+    ends = time.monotonic() + args.time_budget
+    on_gpu = device.type == "cuda"
+    ways = [(1, False)] * on_gpu + [(size, on_gpu) for size in args.sizes]
+    kinds = list(itertools.product(args.arch, args.precision))
+    fastest: dict[tuple[str, str], float] = {}  # of the sizes so far, as long as larger ones pay
+    for size, graphs in ways:
+        for kind in kinds:
+            if size > 1 and kind not in fastest:
+                continue
+            if time.monotonic() > ends:
+                print(f"the time is used up before {' '.join(kind)}, {size} side by side", file=sys.stderr)
+                return
             try:
-                row = measure_pack(arch, precision, size, images, args.compile)
+                row = measure_pack(*kind, size, graphs, images, args.compile)
             except torch.OutOfMemoryError:
-                print(f"{arch} {precision}: {size} do not fit")
-                break
-            one = one or row["trials_per_hour"]
-            rows.append(row | {"by_one": row["trials_per_hour"] / one})
-            memory = f"{row['memory_mb']:,.0f}" if row["memory_mb"] else ""
-            numbers = f"{row['epoch_s']:.2f}", f"{row['trials_per_hour']:,.1f}", f"{rows[-1]['by_one']:.2f}", memory
-            table.add_row(arch, precision, str(size), *numbers, f"{row['start_s']:.1f}")
-    Console(width=120).print(table)
-    if args.output:
-        settings = {name: value for name, value in vars(args).items() if name != "output"}
-        record.save(args.output, "packs", {"arguments": settings, "rows": rows})
+                print(f"{' '.join(kind)}: {size} do not fit", file=sys.stderr)
+                fastest.pop(kind, None)
+                continue
+            yield row
+            if graphs == on_gpu and row["images_per_s"] < GAIN * fastest.get(kind, 0.0):
+                del fastest[kind]
+            elif graphs == on_gpu:
+                fastest[kind] = row["images_per_s"]
 
 
-def measure_pack(arch: str, precision: str, size: int, images: Images, compiled: bool) -> dict[str, Any]:
+def measure_pack(arch: str, precision: str, size: int, graphs: bool, images: Images, compiled: bool) -> dict[str, Any]:
     recipe = Recipe(epochs=EPOCHS, precision=precision)
     specs = itertools.islice(itertools.cycle(POOLS), size)
     trials = [Trial(pool.expand(spec)[0], arch, "cifar100", seed, recipe) for seed, spec in enumerate(specs)]
-    found = measure(trials, images, compiled=compiled, say=print)
-    hourly = size * 3600 / (found.epoch_s * EPOCHS)
-    return {"arch": arch, "precision": precision, **dataclasses.asdict(found), "trials_per_hour": hourly}
+    found = measure(trials, images, compiled=compiled, graphs=graphs, say=print)
+    steps = size * -(-len(images.train_labels) // recipe.batch_size)
+    return {
+        "arch": arch,
+        "precision": precision,
+        "graphs": graphs,
+        **dataclasses.asdict(found),
+        "ms_a_step": 1000 * found.epoch_s / steps,
+        "trials_per_hour": 3600 / _trial_s(found),
+    }
+
+
+def _trial_s(found: Measurement) -> float:
+    """Seconds that a whole trial takes of the device."""
+    return EPOCHS * TRAIN_IMAGES / found.images_per_s
+
+
+def spelled(row: dict[str, Any]) -> str:
+    return f"{row['arch']} {row['precision']} {_way(row)}: {row['ms_a_step']:.3f} ms a step"
+
+
+def _way(row: dict[str, Any]) -> str:
+    return f"{row['size']} side by side" if row["size"] > 1 else "graph" if row["graphs"] else "eager"
+
+
+def to_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """By architecture and precision; `by eager` is how many times as fast as the first of them."""
+    table = Table("arch", "precision", "", "ms a step", "by eager", "trials/h", "memory, MiB", "start, s")
+    for (arch, precision), several in by_kind(rows).items():
+        for row in several:
+            memory = f"{row['memory_mb']:,.0f}" if row["memory_mb"] else ""
+            by_eager = f"{several[0]['ms_a_step'] / row['ms_a_step']:.2f}"
+            numbers = f"{row['ms_a_step']:.3f}", by_eager, f"{row['trials_per_hour']:,.1f}", memory
+            table.add_row(arch, precision, _way(row), *numbers, f"{row['start_s']:.1f}")
+    return table
+
+
+def by_kind(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """{(arch, precision): its rows}, in order."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["arch"], row["precision"])):
+        found.setdefault((row["arch"], row["precision"]), []).append(row)
+    return found
+
+
+def forecast(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What the 36 trials of pools.yaml take in each precision, each pair at its fastest: what to choose by."""
+    kinds = by_kind(rows)
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        best = {
+            arch: max(kinds[arch, precision], key=lambda row: row["images_per_s"])
+            for arch in LEADERBOARD
+            if (arch, precision) in kinds
+        }
+        if len(best) == len(LEADERBOARD):
+            hours = sum(LEADERBOARD[arch] / row["trials_per_hour"] for arch, row in best.items())
+            how = ", ".join(f"{arch} {_way(row)}" for arch, row in best.items())
+            yield f"pools.yaml with hidden pairs, 36 trials, {precision}: {60 * hours:.1f} GPU minutes ({how})"
 
 
 if __name__ == "__main__":

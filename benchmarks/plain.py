@@ -18,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from trainer.data import PAD, SIZE, Dataset
+from trainer.program import set_matmul_precision
 from trainer.recipe import Recipe
 
 
@@ -28,6 +29,7 @@ class PlainTrainer:
         self.network = network.to(device)
         self.device = device
         self.precision = recipe.precision
+        set_matmul_precision(recipe.precision)  # torch's own default takes tf32 for some of fp32
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )

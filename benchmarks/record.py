@@ -40,4 +40,3 @@ def save(path: Path, benchmark: str, results: Any) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written to {path}")

@@ -4,28 +4,28 @@
 
 Runs `pools.yaml`, hidden pairs included, seed 42 of every pool and pair first; leaves in good order when the time is
 up, and goes on when it is called again. After each piece it packs the evidence (rows, epochs, logs; no weights and no
-checkpoints) into one file, and prints the table beside the published one. Exit codes are run_sweep.py's: 130 as long
-as there is more to do.
+checkpoints) into one file, and prints the table beside the published one. On another machine it goes on from that file:
+trials that have ended stand, others begin anew. Exit codes are run_sweep.py's: 130 as long as there is more to do.
 
-For a machine that has torch and nothing of Ray, and reaches nothing: bring the wheels in a folder, those that are too
-large for one transfer cut into NAME.whl.00, NAME.whl.01, ... (`split -d -b 60M`).
+For a machine that has torch and nothing of Ray, and reaches nothing: `benchmarks.kit` brings the wheels and the images.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import re
+import importlib.metadata
+import os
 import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.kit import ROOT, dependencies
+from trainer.problems import RequestError
+
 PACKED_MIB = 16.0  # what may be brought back as one file
-NEEDED = {"ray": "ray[tune]", "pydantic": "pydantic", "rich": "rich", "statsmodels": "statsmodels", "jinja2": "jinja2"}
 LEFT_OUT = ("checkpoints", "weights")
-ROOT = Path(__file__).resolve().parents[1]
 REFUSED, INTERRUPTED = 2, 130
 
 
@@ -38,51 +38,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--wheels", metavar="DIR", type=Path, help="packages that this machine lacks")
     parser.add_argument("--pack", metavar="FILE", type=Path, help="the evidence (default: RUN.tar.gz)")
     args, options = parser.parse_known_args(argv)
-    if problem := provide(args.wheels):
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
+    packed = args.pack or args.run.with_name(f"{args.run.name}.tar.gz")
+    try:
+        provide(args.wheels)
+    except RequestError as error:
+        print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+        return REFUSED
+    if packed.exists() and not args.run.exists():
+        unpack(packed, args.run)
     sweep = ["run_sweep.py", "--space", args.space, "--data-dir", str(args.data_dir.resolve()), "--final"]
     piece = ["--out", str(args.run.resolve()), "--time-budget", str(args.time_budget)]
     code = subprocess.run([sys.executable, *sweep, *piece, *options], cwd=ROOT, check=False).returncode
     if code == REFUSED:
         return code
-    packed = args.pack or args.run.with_name(f"{args.run.name}.tar.gz")
     size = pack(args.run, packed)
     if code == INTERRUPTED:
-        subprocess.run([sys.executable, "-m", "results", "leaderboard", str(args.run)], cwd=ROOT, check=False)
-    subprocess.run([sys.executable, "-m", "results", "reproduce", str(args.run)], cwd=ROOT, check=False)
+        subprocess.run([sys.executable, "-m", "results", "leaderboard", str(args.run.resolve())], cwd=ROOT, check=False)
+    subprocess.run([sys.executable, "-m", "results", "reproduce", str(args.run.resolve())], cwd=ROOT, check=False)
     print(f"packed into {packed}: {size:.1f} MiB")
     if size > PACKED_MIB:
-        print(
-            f"warning: that is more than {PACKED_MIB:g} MiB; `python -m results compact` makes it smaller",
-            file=sys.stderr,
-        )
+        smaller = "`python -m results compact` makes it smaller"
+        print(f"warning: that is more than {PACKED_MIB:g} MiB; {smaller}", file=sys.stderr)
     if code == INTERRUPTED:
         print("there is more to do: run the same command again")
     return code
 
 
-def provide(wheels: Path | None) -> str | None:
-    """Installs what is missing here from a folder of wheels; what is still missing and how to bring it, if anything."""
-    missing = [wanted for module, wanted in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if not missing:
-        return None
-    bring = f"bring them: pip download --dest DIR {' '.join(missing)}, then --wheels DIR"
-    if wheels is None:
-        return f"this machine lacks {', '.join(missing)}; {bring}"
-    join(wheels)
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(wheels), *missing]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
-    return f"{', '.join(missing)} cannot be installed from {wheels}: {done.stderr.strip()}" if done.returncode else None
+def provide(wheels: Path | None) -> None:
+    """Makes what is missing here importable, in this process and in those that it starts, from a folder of wheels.
+
+    They are unpacked beside it, into `site`: the machine's own Python stays as it is.
+
+    Raises:
+        RequestError: something is missing, and is not among the wheels.
+    """
+    site = wheels.resolve().with_name("site") if wheels else None
+    if site:
+        sys.path.insert(0, str(site))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    if missing() and wheels and site:
+        into = ["--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(site)]
+        brought = sorted(map(str, wheels.glob("*.whl")))
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *into, *brought], check=True)
+    if names := missing():
+        where = f"and is not in {wheels}" if wheels else "--wheels DIR brings it"
+        raise RequestError.of(f"this machine lacks {', '.join(names)}; {where} (`python -m benchmarks.kit`)")
 
 
-def join(folder: Path) -> None:
-    """Makes NAME.whl of NAME.whl.00, NAME.whl.01, ..."""
-    parts = sorted(path for path in folder.iterdir() if re.fullmatch(r".+\.whl\.\d+", path.name))
-    for name in dict.fromkeys(path.stem for path in parts):
-        with (folder / name).open("wb") as whole:
-            for part in (path for path in parts if path.stem == name):
-                whole.write(part.read_bytes())
+def missing() -> list[str]:
+    """What this project imports and this Python has not, or not as new as it must be."""
+    found = []
+    for need in dependencies():
+        try:
+            is_there = need.specifier.contains(importlib.metadata.version(need.name), prereleases=True)
+        except importlib.metadata.PackageNotFoundError:
+            is_there = False
+        if not is_there:
+            found.append(str(need))
+    return found
 
 
 def pack(run: Path, file: Path) -> float:
@@ -96,6 +109,17 @@ def pack(run: Path, file: Path) -> float:
     with tarfile.open(file, "w:gz") as archive:
         archive.add(run, arcname=run.name, filter=kept)
     return file.stat().st_size / 2**20
+
+
+def unpack(file: Path, run: Path) -> None:
+    """A run folder as it was packed, whatever it was called there."""
+
+    def moved(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        inner = Path(*Path(entry.name).parts[1:])
+        return tarfile.data_filter(entry.replace(name=str(inner)), folder)
+
+    with tarfile.open(file) as archive:
+        archive.extractall(run, filter=moved)  # noqa: S202 - through tarfile's own filter for data
 
 
 if __name__ == "__main__":

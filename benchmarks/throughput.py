@@ -33,7 +33,7 @@ from trainer import network, pool
 from trainer.augment import Images
 from trainer.data import PAD, SIZE, Dataset
 from trainer.pack import take_turns
-from trainer.program import Program, default_device
+from trainer.program import Program, default_device, set_matmul_precision
 from trainer.recipe import PRECISIONS, Recipe
 from trainer.trial import Trial
 
@@ -198,8 +198,8 @@ def step_flops(arch: str) -> float:
 def matrix_rate(precision: str, size: int = 2048) -> float:
     """FLOP/s of torch.mm over square matrices, the median of ten."""
     device = default_device()
+    set_matmul_precision(precision)
     if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         size *= 4
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))

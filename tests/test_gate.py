@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,11 +14,12 @@ from trainer import pool
 from trainer.contract import check
 from trainer.cost import measure
 from trainer.examination import Examination, SameFunction
-from trainer.gate import Gate, Report
+from trainer.gate import Gate, Report, _Examiner
 from trainer.problems import RequestError
 from trainer.subject import Subject
 
 ARCHS = ["resnet56", "vgg16bn", "mobilenetv2"]
+HOG = "import os\nos.sched_setaffinity(0, {{{core}}})\nprint(flush=True)\nwhile True: pass"
 BROKEN = sorted((Path(__file__).parent / "broken").glob("*.py"))
 
 
@@ -135,6 +140,29 @@ def test_a_lazy_parameter_is_made_in_time(tmp_path: Path) -> None:
         "        self.scale = nn.LazyLinear(64)\n    def forward(self, x):\n        return self.scale(x.mean((2, 3)))\n"
     )
     assert check(Subject(pool.expand(str(tmp_path / "lazy.py"))[0], "resnet20")) == []
+
+
+def test_what_it_waits_for_a_core_is_not_its_own_time() -> None:
+    """Beside twenty that want the same core, what takes 0.4 s takes many times as long, and is not ended."""
+    (gap,) = pool.expand("gap")
+    examiner, hogs = _Examiner(), list[subprocess.Popen[bytes]]()
+    try:
+        examiner.ask({"pool": gap.to_dict(), "arch": "resnet56", "precision": "fp32"}, 60)
+        core = min(os.sched_getaffinity(0))
+        os.sched_setaffinity(examiner._process.pid, {core})
+        hogs = [subprocess.Popen([sys.executable, "-c", HOG.format(core=core)], stdout=-1) for _ in range(20)]
+        for hog in hogs:
+            assert hog.stdout is not None
+            hog.stdout.readline()
+        began = time.monotonic()
+        examiner.ask({"pool": gap.to_dict(), "arch": "resnet56", "precision": "fp32"}, 1.2)
+        took = time.monotonic() - began
+        assert took > 1.2, f"so it was not tried: {took}"
+    finally:
+        examiner.close()
+        for hog in hogs:
+            hog.kill()
+            hog.communicate()
 
 
 def test_a_report_refuses_all_at_once(broken: dict[tuple[str, str], Examination]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from orchestrator.record import Job
 from orchestrator.worker import DeviceLostError, measure, run_pack
 from results import schema
 from results.store import RunFolder
+from tests.compare import numbers
 from trainer import pack, pool
 from trainer.augment import Images
 from trainer.data import Dataset
-from trainer.epoch import Epoch
 from trainer.grid import BASELINE, Entry, Grid, Pair, Planned
 from trainer.pack import Measurement, best, take_turns
 from trainer.program import Program
@@ -58,11 +58,6 @@ def job(tmp_path: Path) -> Job:
 
 def alone(trial: Trial, data: Dataset) -> list[dict[str, float]]:
     return numbers(train(Program(trial, Images(data, CPU)), say=lambda _: None))
-
-
-def numbers(history: Any) -> list[dict[str, float]]:
-    times = ("epoch_s", "images_per_s")
-    return [{k: v for k, v in dataclasses.asdict(epoch).items() if k not in times} for epoch in history]
 
 
 def on_record(run: str, planned: Planned) -> list[dict[str, float]]:
@@ -300,93 +295,3 @@ def test_taking_turns_runs_every_program(grid: Grid, digits: Dataset) -> None:
         assert numbers(take_turns([other], 1)) == numbers([epoch])
         pairs = zip(other.network.parameters(), program.network.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-
-
-# On a GPU
-
-
-@pytest.fixture
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def on_gpu(trials: Sequence[Trial], data: Dataset, said: list[str] | None = None) -> list[list[Epoch]]:
-    """The histories of trials that take turns on the GPU."""
-    images = Images(data, torch.device("cuda", 0))
-    programs = [Program(t, images, say=(said if said is not None else []).append) for t in trials]
-    epochs = [take_turns(programs, number) for number in range(1, trials[0].recipe.epochs + 1)]
-    return [list(history) for history in zip(*epochs, strict=True)]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2"])
-def test_a_pack_on_a_gpu_is_bit_equal_to_its_trials_alone(
-    deterministic: None, grid: Grid, digits: Dataset, arch: str
-) -> None:
-    trials = [dataclasses.replace(planned.trial, arch=arch) for planned in grid]
-    together = on_gpu(trials, digits)
-    for trial, history in zip(trials, together, strict=True):
-        assert numbers(history) == numbers(on_gpu([trial], digits)[0]), str(trial)
-
-
-@pytest.mark.gpu
-def test_graphs_train_as_eager_steps_do(deterministic: None, make_trial: Callable[..., Trial], digits: Dataset) -> None:
-    for spec in ("gap", "gem", "avg_max"):
-        trial = make_trial(spec, precision="bf16")
-        graphs = Program(trial, Images(digits, torch.device("cuda", 0)))
-        eager = Program(trial, Images(digits, torch.device("cuda", 0)))
-        eager._graphs = {}
-        for number in (1, 2):
-            take_turns([graphs], number)
-            take_turns([eager], number)
-        for ours, theirs in zip(graphs.network.parameters(), eager.network.parameters(), strict=True):
-            assert torch.equal(ours, theirs)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("forward", "reason"),
-    [
-        ("return x.mean((2, 3)) * (1 if x.sum().item() > 0 else 2)", "waits for the GPU"),
-        ("return x.mean((2, 3)) * np.random.rand()", "draws random numbers on the CPU"),
-        ("self.calls += 1\n        return x.mean((2, 3)) / self.calls", "changes what Python holds"),
-        ("self.ema = self.ema * 0.9 + x.mean((0, 2, 3)).detach()\n        return x.mean((2, 3)) + 0 * self.ema", "ema"),
-    ],
-)
-def test_a_pool_that_no_graph_can_hold_trains_without_one(
-    forward: str, reason: str, tmp_path: Path, make_trial: Callable[..., Trial], digits: Dataset
-) -> None:
-    (tmp_path / "odd.py").write_text(
-        "import numpy as np\nimport torch\nfrom torch import nn\nclass CustomPool(nn.Module):\n"
-        "    def __init__(self, channels):\n        super().__init__()\n        self.calls = 0\n"
-        f"        self.register_buffer('ema', torch.zeros(channels))\n    def forward(self, x):\n        {forward}\n"
-    )
-    trial = make_trial(str(tmp_path / "odd.py"), lr=0.01)
-    said: list[str] = []
-    (history,) = on_gpu([trial], digits, said)
-    assert len(said) == 1
-    assert "without CUDA graphs" in said[0]
-    assert reason in said[0]
-    (again,) = on_gpu([trial], digits)
-    assert history[0].train_loss == pytest.approx(again[0].train_loss, rel=1e-4), "the attempt left traces"
-    assert history[0].train_loss == pytest.approx(alone(trial, digits)[0]["train_loss"], rel=1e-2)
-
-
-@pytest.mark.gpu
-def test_noise_in_a_graph_is_new_at_every_step_and_the_same_in_every_run(
-    tmp_path: Path, make_trial: Callable[..., Trial], digits: Dataset
-) -> None:
-    (tmp_path / "drop.py").write_text(
-        "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
-        "        return nn.functional.dropout(x.mean((2, 3)), 0.5)\n"
-    )
-    trial = make_trial(str(tmp_path / "drop.py"), lr=0.01)
-    said: list[str] = []
-    first, neighbour, second = on_gpu([trial, dataclasses.replace(trial, seed=7), trial], digits, said)
-    assert not said
-    assert [e.test_loss for e in first] == pytest.approx([e.test_loss for e in second], rel=1e-4)
-    assert len({e.test_loss for e in first}) == len(first)
-    assert first[0].train_loss != neighbour[0].train_loss

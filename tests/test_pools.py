@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import cpu, graphs, pool
+from trainer import cpu, pool
 from trainer.arch import ARCHS
 from trainer.network import count_parameters
 from trainer.pools._tokens import Attention, largest_divisor, resize
@@ -735,29 +735,6 @@ def test_the_control_is_never_without_a_hidden_unit() -> None:
 def test_a_gate_has_no_fewer_than_four_units(name: str, channels: int, hidden: int) -> None:
     spatial = 2 * 7 * 7 + 1 if name == "cbam" else 0
     assert count_parameters(build(name, channels)) == 2 * channels * hidden + hidden + channels + spatial
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", pool.names())
-def test_a_gpu_records_it_as_a_graph(name: str) -> None:
-    module, device = build(name, 64).train(), torch.device("cuda", 0)
-    inputs = maps("random", (4, 64, 8, 8)).requires_grad_()
-    (expected,) = torch.autograd.grad(loss(module(inputs)), inputs)
-    weights, stream = maps("random", (4, 64), seed=7).to(device), torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        module, x = module.to(device), inputs.detach().to(device).requires_grad_()
-        found = torch.empty_like(x)
-
-        def step() -> None:
-            found.copy_(torch.autograd.grad((module(x) * weights).sum(), x)[0])
-
-        (replay,) = graphs.record([step], module, rewind=lambda: None)
-        found.fill_(math.nan)
-        replay()
-    stream.synchronize()
-    assert found.isfinite().all()
-    if name not in RANDOM_IN_TRAINING:
-        torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-3)  # convolutions may use TF32
 
 
 def test_gem_learns_its_exponent_from_where_it_is_told() -> None:

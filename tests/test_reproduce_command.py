@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from benchmarks import reproduce
 from results.audit import verify
 from results.store import RunFolder
+from trainer.problems import RequestError
 
 SPACE = """
 name: piece
@@ -46,29 +51,42 @@ def test_a_piece_and_the_rest(tmp_path: Path, ray_address: str, capfd: pytest.Ca
     assert not [name for name in names if "checkpoints" in name or "weights" in name or "/.tmp" in name]
 
 
-def test_what_is_missing_is_named_with_how_to_bring_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduce, "NEEDED", {"torch": "torch", "no_such_module": "no-such-package"})
-    problem = reproduce.provide(None)
-    assert problem == (
-        "this machine lacks no-such-package; bring them: pip download --dest DIR no-such-package, then --wheels DIR"
-    )
+def test_on_another_machine_it_goes_on_from_what_was_packed(run: RunFolder, tmp_path: Path) -> None:
+    files = {"trials/a.parquet": b"row", "epochs/a.parquet": b"epochs", "logs/a.log": b"log", "space.yaml": b"name: a"}
+    left = {"checkpoints/b.pt": b"state", "weights/a.pt": b"weights", "trials/.tmp-1": b"half"}
+    for name, data in (files | left).items():
+        (tmp_path / "run" / name).write_bytes(data)
+    reproduce.pack(tmp_path / "run", tmp_path / "packed.tar.gz")
+    reproduce.unpack(tmp_path / "packed.tar.gz", tmp_path / "elsewhere")
+    there = {str(p.relative_to(tmp_path / "elsewhere")): p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()}
+    assert {name: path.read_bytes() for name, path in there.items()} == files
 
 
-def test_wheels_that_were_cut_are_joined_and_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = make_wheel(tmp_path, "poolsweep_test_module")
-    data = wheel.read_bytes()
-    for index, start in enumerate(range(0, len(data), 100)):
-        wheel.with_name(f"{wheel.name}.{index:02}").write_bytes(data[start : start + 100])
-    wheel.unlink()
-    site = tmp_path / "site"
-    monkeypatch.setenv("PIP_TARGET", str(site))
-    monkeypatch.setattr(reproduce, "NEEDED", {"poolsweep_test_module": "poolsweep-test-module"})
-    assert reproduce.provide(tmp_path) is None
-    assert (site / "poolsweep_test_module.py").read_text() == "answer = 42\n"
-    monkeypatch.setattr(reproduce, "NEEDED", {"another_module": "another-module"})
-    problem = reproduce.provide(tmp_path)
-    assert problem is not None
-    assert f"another-module cannot be installed from {tmp_path}: " in problem
+def test_what_is_missing_is_named_with_how_to_bring_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce.missing() == [], "pyproject.toml names what is not installed here"
+    needs = [Requirement("no-such-package>=2"), Requirement("torch>=1"), Requirement("numpy>=99")]
+    monkeypatch.setattr(reproduce, "dependencies", lambda: needs)
+    assert reproduce.main(["images", "run"]) == 2
+    lacks = "this machine lacks no-such-package>=2, numpy>=99; --wheels DIR brings it (`python -m benchmarks.kit`)"
+    assert capsys.readouterr().err == f"error: {lacks}\n"
+
+
+def test_wheels_are_unpacked_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wheels").mkdir()
+    make_wheel(tmp_path / "wheels", "poolsweep_test_module")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "somewhere")
+    monkeypatch.setattr(reproduce, "dependencies", lambda: [Requirement("poolsweep-test-module>=1")])
+    reproduce.provide(tmp_path / "wheels")
+    child = "import os, poolsweep_test_module as m; print(m.answer, os.environ['PYTHONPATH'].split(os.pathsep)[1])"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    assert done.stdout == "42 somewhere\n"
+    assert importlib.util.find_spec("poolsweep_test_module") is not None
+    monkeypatch.setattr(reproduce, "dependencies", lambda: [Requirement("another-module")])
+    with pytest.raises(RequestError, match=f"lacks another-module; and is not in {tmp_path / 'wheels'}"):
+        reproduce.provide(tmp_path / "wheels")
 
 
 def make_wheel(folder: Path, name: str) -> Path:

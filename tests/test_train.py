@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.plain import PlainTrainer
+from tests.compare import numbers
 from trainer import checkpoint, log, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
@@ -25,7 +25,6 @@ from trainer.trial import Trial
 
 CPU = torch.device("cpu")
 Make = Callable[..., Trial]
-TIMES = ("epoch_s", "images_per_s")
 
 
 @dataclass
@@ -49,11 +48,6 @@ def run(trial: Trial, data: Dataset, slot: Memory | None = None, **more: object)
 
 def on_cpu(trial: Trial, data: Dataset) -> Program:
     return Program(trial, Images(data, CPU))
-
-
-def numbers(history: list[Epoch]) -> list[dict[str, float]]:
-    """All that an epoch came to, but for the time that it took."""
-    return [{k: v for k, v in dataclasses.asdict(epoch).items() if k not in TIMES} for epoch in history]
 
 
 NOISY = """
@@ -336,13 +330,3 @@ def test_the_command_refuses_all_at_once(capsys: pytest.CaptureFixture[str]) -> 
     errors = capsys.readouterr().err
     for said in ("'resnet20'", "'digits'", "'gem'", "--seed", "'epochs'", "--set.lr"):
         assert said in errors
-
-
-@pytest.mark.gpu
-def test_a_gpu_trains_as_the_cpu_does(make_trial: Make, digits: Dataset) -> None:
-    """Same start, same batches, so the same losses until rounding has grown."""
-    trial = make_trial("gem", lr=0.01, epochs=2)
-    cpu_history = run(trial, digits)
-    gpu_history = list(train(Program(trial, Images(digits, torch.device("cuda", 0))), say=lambda _: None))
-    assert gpu_history[0].train_loss == pytest.approx(cpu_history[0].train_loss, rel=1e-3)
-    assert math.isfinite(gpu_history[-1].test_loss)

@@ -45,6 +45,7 @@ class Program:
     Args:
         images: the trial's dataset, on the device that trains.
         compiled: let torch.compile make the network's kernels. The same function, to rounding.
+        graphs: on a GPU, record the steps as CUDA graphs. The same kernels, without their launches.
         say: told in one line if the steps have to run without CUDA graphs.
 
     Attributes:
@@ -59,7 +60,13 @@ class Program:
     """
 
     def __init__(
-        self, trial: Trial, images: Images, *, compiled: bool = False, say: Callable[[str], None] = lambda _: None
+        self,
+        trial: Trial,
+        images: Images,
+        *,
+        compiled: bool = False,
+        graphs: bool = True,
+        say: Callable[[str], None] = lambda _: None,
     ):
         recipe = trial.recipe
         self._train_index = subset(len(images.train_labels), recipe.train_samples)
@@ -74,7 +81,7 @@ class Program:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(device))  # which the images came by
-        _set_matmul_precision(recipe.precision)
+        set_matmul_precision(recipe.precision)
         with self._lane():
             self._draws = torch.zeros(len(self._train_index), 4, dtype=torch.int64, device=device)
             self._test_index = torch.from_numpy(test_index).to(device)
@@ -84,7 +91,7 @@ class Program:
             self._sums = torch.zeros(2, 2, dtype=torch.float64, device=device)
             self._warm = False  # the first step of a process takes memory and chooses kernels
             self._build()
-            self._graphs = self._record(say) if device.type == "cuda" else {}
+            self._graphs = self._record(say) if graphs and device.type == "cuda" else {}
 
     def run(self, epoch: int) -> Generator[None, None, Epoch]:
         """Trains for one epoch (from 1) and evaluates. Yields whenever others may take a turn."""
@@ -301,7 +308,7 @@ def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> 
     return cast(float, end) - cast(float, start)
 
 
-def _set_matmul_precision(precision: str) -> None:
+def set_matmul_precision(precision: str) -> None:
     """TF32 in CUDA convolutions and matrix products if, and only if, the recipe asks for it."""
     mode = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = mode

@@ -1,0 +1,368 @@
+"""What needs a CUDA GPU: steps as graphs, packs on streams, memory, and a sweep. `python -m pytest tests/test_gpu.py`.
+
+It imports neither Ray nor pydantic before a test that needs them, so that it runs where only torch is. What does not
+depend on the device is tested on the CPU as well, by the same tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from orchestrator.record import Job
+from orchestrator.worker import measure, run_pack
+from results.store import RunFolder
+from tests.compare import numbers
+from tests.test_pools import RANDOM_IN_TRAINING, build, loss, maps
+from trainer import graphs, pool
+from trainer.augment import Images
+from trainer.data import Dataset
+from trainer.epoch import Epoch
+from trainer.grid import BASELINE, Entry, Grid, Pair, Planned
+from trainer.pack import take_turns
+from trainer.program import Program
+from trainer.recipe import Recipe
+from trainer.train import train
+from trainer.trial import Trial
+
+Make = Callable[..., Trial]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+RECIPE = Recipe(epochs=2, batch_size=8, lr=0.02, train_samples=100, test_samples=40)  # the last batch has 4
+
+
+@pytest.fixture(params=[CPU, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=str)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return request.param
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels whose sums have an order: bit-equality can be asked of no others."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    """Four pools, one of which draws noise on the device, and two seeds."""
+    (tmp_path / "drop.py").write_text(DROPOUT)
+    specs = ["gap", "gem", "avg_max", str(tmp_path / "drop.py")]
+    entries = tuple(Entry(pool.expand(spec)[0], BASELINE) for spec in specs)
+    return Grid("gpu", entries, (Pair("resnet20", "digits"),), (1, 2), RECIPE)
+
+
+@pytest.fixture
+def job(tmp_path: Path, device: torch.device) -> Job:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    return Job(run.where, device.type == "cuda", threads=2, checkpoint_every=1, compiled=False, git_commit=None)
+
+
+DROPOUT = """
+from torch import nn
+class CustomPool(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x.mean((2, 3)), 0.5)
+"""
+
+
+def histories(trials: Sequence[Trial], data: Dataset, device: torch.device, **options: Any) -> list[list[Epoch]]:
+    """Of trials that take turns."""
+    images = Images(data, device)
+    programs = [Program(trial, images, **options) for trial in trials]
+    epochs = [take_turns(programs, number) for number in range(1, trials[0].recipe.epochs + 1)]
+    return [list(history) for history in zip(*epochs, strict=True)]
+
+
+def written(folder: Path, name: str, forward: str) -> str:
+    """A pool file with this body of `forward`; its path."""
+    (folder / f"{name}.py").write_text(
+        "import numpy as np\nimport torch\nfrom torch import nn\nclass CustomPool(nn.Module):\n"
+        "    def __init__(self, channels):\n        super().__init__()\n        self.calls = 0\n"
+        f"        self.register_buffer('ema', torch.zeros(channels))\n    def forward(self, x):\n        {forward}\n"
+    )
+    return str(folder / f"{name}.py")
+
+
+# The device program
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_as_the_cpu_does(make_trial: Make, digits: Dataset) -> None:
+    """Same start, same batches, so the same losses until rounding has grown."""
+    trial = make_trial("gem", lr=0.01, epochs=2)
+    ((cpu, *_),), ((gpu, *others),) = (histories([trial], digits, device) for device in (CPU, CUDA))
+    assert gpu.train_loss == pytest.approx(cpu.train_loss, rel=1e-3)
+    assert math.isfinite(others[-1].test_loss)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2"])
+def test_graphs_train_as_eager_steps_do(
+    deterministic: None, make_trial: Make, digits: Dataset, arch: str, precision: str
+) -> None:
+    said: list[str] = []
+    for spec in ("gap", "gem"):
+        trial = make_trial(spec, arch=arch, precision=precision)
+        recorded, eager = (
+            histories([trial], digits, CUDA, graphs=graphs, say=said.append)[0] for graphs in (True, False)
+        )
+        assert numbers(recorded) == numbers(eager)
+    assert not said
+
+
+@pytest.mark.gpu
+def test_precisions_differ_and_hardly(make_trial: Make, digits: Dataset) -> None:
+    first = {
+        precision: histories([make_trial("gap", precision=precision, epochs=1)], digits, CUDA)[0][0].train_loss
+        for precision in ("fp32", "bf16", "tf32")
+    }
+    assert len(set(first.values())) == 3, first
+    assert first["tf32"] == pytest.approx(first["fp32"], rel=1e-2)
+    assert first["bf16"] == pytest.approx(first["fp32"], rel=5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2"])
+def test_a_pack_is_bit_equal_to_its_trials_alone(deterministic: None, grid: Grid, digits: Dataset, arch: str) -> None:
+    trials = [dataclasses.replace(planned.trial, arch=arch) for planned in grid]
+    said: list[str] = []
+    together = histories(trials, digits, CUDA, say=said.append)
+    assert not said
+    for trial, history in zip(trials, together, strict=True):
+        assert numbers(history) == numbers(histories([trial], digits, CUDA)[0]), str(trial)
+
+
+def test_a_stopped_trial_goes_on_bit_equal(
+    deterministic: None, grid: Grid, digits: Dataset, device: torch.device
+) -> None:
+    class Memory:
+        data: bytes | None = None
+
+        def read(self) -> bytes | None:
+            return self.data
+
+        def write(self, data: bytes) -> None:
+            self.data = data
+
+    images, said = Images(digits, device), list[str]()
+    for planned in list(grid)[:4]:
+        trial = dataclasses.replace(planned.trial, recipe=dataclasses.replace(RECIPE, epochs=4))
+        whole = list(train(Program(trial, images), say=said.append))
+        memory = Memory()
+        stopped = train(Program(trial, images), slot=memory, say=said.append)
+        for _ in range(2):
+            next(stopped)
+        stopped.close()  # type: ignore[attr-defined]
+        assert numbers(train(Program(trial, images), slot=memory, say=said.append)) == numbers(whole), str(trial)
+    assert said == ["resumed after epoch 2"] * 4
+
+
+@pytest.mark.gpu
+def test_noise_in_a_graph_is_new_at_every_step_and_the_same_in_every_run(
+    tmp_path: Path, make_trial: Make, digits: Dataset
+) -> None:
+    (tmp_path / "drop.py").write_text(DROPOUT)
+    trial = make_trial(str(tmp_path / "drop.py"), lr=0.01)
+    said: list[str] = []
+    first, neighbour, second = histories(
+        [trial, dataclasses.replace(trial, seed=7), trial], digits, CUDA, say=said.append
+    )
+    assert not said
+    assert [e.test_loss for e in first] == pytest.approx([e.test_loss for e in second], rel=1e-4)
+    assert len({e.test_loss for e in first}) == len(first)
+    assert first[0].train_loss != neighbour[0].train_loss
+
+
+# What a graph can hold
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", pool.names())
+def test_every_pool_of_the_shelf_is_recorded(name: str) -> None:
+    module, inputs = build(name, 64).train(), maps("random", (4, 64, 8, 8)).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(module(inputs)), inputs)
+    weights, stream = maps("random", (4, 64), seed=7).to(CUDA), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        module, x = module.to(CUDA), inputs.detach().to(CUDA).requires_grad_()
+        found = torch.empty_like(x)
+
+        def step() -> None:
+            found.copy_(torch.autograd.grad((module(x) * weights).sum(), x)[0])
+
+        (replay,) = graphs.record([step], module, rewind=lambda: None)
+        found.fill_(math.nan)
+        replay()
+    stream.synchronize()
+    assert found.isfinite().all()
+    if name not in RANDOM_IN_TRAINING:
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-3)  # convolutions may use TF32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        ("return x.mean((2, 3)) * (1 if x.sum().item() > 0 else 2)", "waits for the GPU"),
+        ("return x.mean((2, 3)) * np.random.rand()", "draws random numbers on the CPU"),
+        ("self.calls += 1\n        return x.mean((2, 3)) / self.calls", "changes what Python holds"),
+        ("self.ema = self.ema * 0.9 + x.mean((0, 2, 3)).detach()\n        return x.mean((2, 3)) + 0 * self.ema", "ema"),
+    ],
+)
+def test_a_pool_that_no_graph_can_hold_trains_without_one(
+    forward: str, reason: str, tmp_path: Path, make_trial: Make, digits: Dataset
+) -> None:
+    trial = make_trial(written(tmp_path, "odd", forward), lr=0.01)
+    said: list[str] = []
+    ((first, *_),) = histories([trial], digits, CUDA, say=said.append)
+    assert len(said) == 1
+    assert "without CUDA graphs" in said[0]
+    assert reason in said[0]
+    (((again, *_),), ((cpu, *_),)) = (histories([trial], digits, device) for device in (CUDA, CPU))
+    assert first.train_loss == pytest.approx(again.train_loss, rel=1e-4), "the attempt left traces"
+    assert first.train_loss == pytest.approx(cpu.train_loss, rel=1e-2)
+
+
+@pytest.mark.gpu
+def test_after_a_recording_that_failed_others_are_recorded(tmp_path: Path, make_trial: Make, digits: Dataset) -> None:
+    odd = written(tmp_path, "odd", "return x.mean((2, 3)) * (1 if x.sum().item() > 0 else 2)")
+    said: list[str] = []
+    mixed = histories([make_trial(odd), make_trial("gap"), make_trial("gem")], digits, CUDA, say=said.append)
+    assert len(said) == 1
+    assert all(math.isfinite(epoch.test_loss) for history in mixed for epoch in history)
+
+
+# A worker's packs
+
+
+def test_a_worker_trains_a_pack_and_writes_it_down(grid: Grid, job: Job, digits: Dataset, device: torch.device) -> None:
+    statuses: dict[str, Any] = {}
+
+    def report(planned: Planned, result: Mapping[str, Any]) -> None:
+        statuses[planned.trial.id] = result.get("status", statuses.get(planned.trial.id))
+
+    run_pack(list(grid), digits, dataclasses.replace(job, keep_weights=True), report)
+    assert statuses == dict.fromkeys([planned.trial.id for planned in grid], "completed")
+    rows = pd.read_parquet(Path(job.run) / "trials")
+    assert len(rows) == len(list(grid))
+    assert (rows["peak_memory_mb"] > 1).all()
+    assert (rows["images_per_s"] > 0).all()
+    assert rows["device"].str.startswith("cpu" if device.type == "cpu" else torch.cuda.get_device_name(CUDA)).all()
+    for planned in grid:
+        log = RunFolder(job.run).log_text(planned.trial.id)
+        assert log is not None
+        assert "without CUDA graphs" not in log
+        weights = torch.load(Path(job.run) / "weights" / f"{planned.trial.id}.pt", weights_only=True)
+        assert {tensor.device.type for tensor in weights.values()} == {"cpu"}
+
+
+def test_packs_are_measured(grid: Grid, job: Job, digits: Dataset, device: torch.device) -> None:
+    rows = measure(list(grid), digits, job)
+    assert [row["size"] for row in rows] == [1, 2, 4, 8, 16][: len(rows)]
+    assert all(row["images_per_s"] > 0 for row in rows)
+    assert all((row["memory_mb"] is not None) == (device.type == "cuda") for row in rows)
+
+
+@pytest.mark.gpu
+def test_memory_is_given_back(grid: Grid, digits: Dataset) -> None:
+    """Of programs that are done, graphs and streams included: or a worker, which is reused, fills up."""
+    trials = [planned.trial for planned in grid]
+
+    def held() -> int:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    histories(trials, digits, CUDA)  # libraries keep workspaces of their own
+    before = held()
+    for _ in range(3):
+        histories(trials, digits, CUDA)
+    assert held() - before <= 64 * 2**20, "a workspace for each new stream is all that may be kept"
+
+
+@pytest.mark.gpu
+def test_without_memory_for_all_the_pack_is_split(grid: Grid, tmp_path: Path, digits: Dataset) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    job = Job(run.where, gpu=True, threads=2, checkpoint_every=1, compiled=False, git_commit=None)
+    trials = list(grid)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    program = Program(trials[0].trial, Images(digits, CUDA))
+    each = torch.cuda.memory_reserved() - before
+    del program
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() + 3.5 * each
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(CUDA).total_memory)
+    try:
+        run_pack(trials, digits, job, lambda *_: None)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert set(pd.read_parquet(Path(job.run) / "trials")["status"]) == {"completed"}
+    logs = [run.log_text(planned.trial.id) or "" for planned in trials]
+    assert any("out of memory beside others; waits for them to end" in log for log in logs)
+
+
+@pytest.mark.gpu
+def test_a_lost_gpu_ends_the_process_and_no_trial(tmp_path: Path, digits: Dataset) -> None:
+    """In a process of its own, which is not to be had back."""
+    import subprocess
+    import sys
+
+    spoil = "self.calls += 1\n        if self.calls > 20: x = x[torch.tensor([99], device=x.device)]"
+    code = f"""
+from pathlib import Path
+from orchestrator.record import Job
+from orchestrator.worker import DeviceLostError, run_pack
+from results.store import RunFolder
+from trainer import data, pool
+from trainer.grid import BASELINE, Entry, Grid, Pair
+from trainer.recipe import Recipe
+run = RunFolder({str(tmp_path / "run")!r})
+run.create()
+entries = tuple(Entry(pool.expand(s)[0], BASELINE) for s in ("gap", {written(tmp_path, "lost", spoil)!r}))
+grid = Grid("lost", entries, (Pair("resnet20", "digits"),), (1,), Recipe(epochs=2, batch_size=8, train_samples=100))
+job = Job(run.where, gpu=True, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
+try:
+    run_pack(list(grid), data.load("digits", Path("unused")), job, lambda *_: None)
+except DeviceLostError:
+    print("lost", len(list(Path(run.where, "trials").iterdir())))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["lost 0"], done.stderr[-2000:]
+
+
+# A sweep
+
+
+@pytest.mark.gpu
+def test_a_sweep_finds_the_gpu_and_what_to_train_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("pydantic")
+    from orchestrator.cli import main
+
+    (tmp_path / "space.yaml").write_text(
+        "name: gpu\nrecipe: {epochs: 3, batch_size: 64, lr: 0.02}\narchitectures: [resnet20]\ndatasets: [digits]\n"
+        "pools: [{name: gap, role: baseline}, gem, avg_max]\nseeds: [1, 2, 3]\nresources: {trials_per_gpu: auto}\n"
+    )
+    assert main(["--space", str(tmp_path / "space.yaml"), "--out", str(tmp_path / "run")]) == 0
+    rows = pd.read_parquet(tmp_path / "run" / "trials")
+    assert len(rows) == 9
+    assert set(rows["device"]) == {torch.cuda.get_device_name(CUDA)}
+    assert (rows["best_test_acc"] > 50).all()
+    assert "side by side (images/s by how many: 1: " in capsys.readouterr().out
+    (sizes,) = json.loads((tmp_path / "run" / "packs.json").read_text()).values()
+    assert [row["size"] for row in sizes] == [1, 2, 4, 8, 16][: len(sizes)]
