@@ -1,13 +1,13 @@
 """What a GPU makes of a training step: eager, as a CUDA graph, and as 2, 4, 8 and 16 graphs side by side.
 
-    python -m benchmarks.packs [--arch ...] [--precision fp32 tf32 bf16] [--time-budget SECONDS] [--output FILE]
+    python -m benchmarks.packs [--arch ...] [--precision tf32 bf16 fp32] [--time-budget SECONDS] [--output FILE]
 
 Each row is an epoch of 100 steps of 128 images, evaluation on a fifth as many included, after an epoch that warms up,
-in a process of different pools and seeds. `ms a step` is the wall time of that epoch by the steps of all trials in it:
-it is what a step costs, whatever runs beside it. `trials/h` is that pace over 200 epochs of 50,000 images. The widest
-question comes first (every architecture and precision eagerly, then as graphs, then 2 side by side, ...), and larger
-packs are not asked for once they no longer pay, so that a budget of seconds cuts the least of it. The images are random
-bytes in the shape of CIFAR-100. Runs on a CPU too, where there are no graphs and a pack gains nothing.
+of trials with different pools and seeds. `ms a step` is the wall time of that epoch by the steps of all trials in it:
+it is what a step costs, whatever runs beside it. `trials/h` is that pace over 200 epochs of 50,000 images. What all
+else is compared with comes first (a trial alone, eagerly, then as graphs in either memory layout), then packs, each
+grown for as long as that pays: a budget of seconds cuts the least of it. The images are random bytes in the shape of
+CIFAR-100. Runs on a CPU too, where there are no graphs and a pack gains nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,24 +28,23 @@ from benchmarks import record
 from benchmarks.throughput import random_images
 from trainer import pool
 from trainer.augment import Images
-from trainer.pack import GAIN, Measurement, measure
+from trainer.pack import Measurement, grow, while_it_pays
 from trainer.program import default_device
 from trainer.recipe import PRECISIONS, Recipe
 from trainer.trial import Trial
 
 EPOCHS, TRAIN_IMAGES = 200, 50_000  # of a whole trial
 POOLS = ["gap", "gem", "avg_max", "global_max"]
+ALONE = [(False, True), (True, False)]  # (graphs, channels last); as graphs and channels last is a pack of one
 LEADERBOARD = {"resnet56": 12, "vgg16bn": 12, "mobilenetv2": 12 * 1.2}  # trials of pools.yaml; 60,000 images are 1.2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=["resnet56", "vgg16bn", "mobilenetv2"])
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32", "tf32", "bf16"])
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["tf32", "bf16", "fp32"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument(
-        "--images", type=int, default=12_800, help="training images an epoch; a fifth more for the test"
-    )
+    parser.add_argument("--images", type=int, default=12_800, help="training, an epoch; a fifth more to test")
     parser.add_argument("--time-budget", metavar="SECONDS", type=float, default=float("inf"), help="then no new row")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, help="written after every row")
@@ -64,53 +62,37 @@ def main() -> None:
 
 
 def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each way of each architecture in each precision, those that all others are compared with first."""
+    """The rows, what all others are compared with first; as many as there is time for."""
     device = default_device()
     images = Images(random_images(args.images, args.images // 5), device)
     ends = time.monotonic() + args.time_budget
-    on_gpu = device.type == "cuda"
-    ways = [(1, False)] * on_gpu + [(size, on_gpu) for size in args.sizes]
-    kinds = list(itertools.product(args.arch, args.precision))
-    fastest: dict[tuple[str, str], float] = {}  # of the sizes so far, as long as larger ones pay
-    for size, graphs in ways:
-        for kind in kinds:
-            if size > 1 and kind not in fastest:
-                continue
-            if time.monotonic() > ends:
-                print(f"the time is used up before {' '.join(kind)}, {size} side by side", file=sys.stderr)
-                return
-            try:
-                row = measure_pack(*kind, size, graphs, images, args.compile)
-            except torch.OutOfMemoryError:
-                print(f"{' '.join(kind)}: {size} do not fit", file=sys.stderr)
-                fastest.pop(kind, None)
-                continue
-            yield row
-            if graphs == on_gpu and row["images_per_s"] < GAIN * fastest.get(kind, 0.0):
-                del fastest[kind]
-            elif graphs == on_gpu:
-                fastest[kind] = row["images_per_s"]
+    kinds = [(arch, precision) for precision in args.precision for arch in args.arch]
+    packs = {"graphs": device.type == "cuda", "channels_last": True}, args.sizes
+    alone = [({"graphs": graphs, "channels_last": last}, [1]) for graphs, last in ALONE if device.type == "cuda"]
+    for settings, sizes in [*alone, packs]:
+        for arch, precision in kinds:
+            in_time = itertools.takewhile(lambda _: time.monotonic() < ends, sizes)
+            growing = grow(endless(arch, precision), images, in_time, say=print, compiled=args.compile, **settings)
+            for found in while_it_pays(growing):
+                yield {"arch": arch, "precision": precision, **settings, **figures(found, images)}
+    if time.monotonic() > ends:
+        print("the time was used up before all was measured", file=sys.stderr)
 
 
-def measure_pack(arch: str, precision: str, size: int, graphs: bool, images: Images, compiled: bool) -> dict[str, Any]:
+def endless(arch: str, precision: str) -> Iterator[Trial]:
+    """Trials of different pools and seeds."""
     recipe = Recipe(epochs=EPOCHS, precision=precision)
-    specs = itertools.islice(itertools.cycle(POOLS), size)
-    trials = [Trial(pool.expand(spec)[0], arch, "cifar100", seed, recipe) for seed, spec in enumerate(specs)]
-    found = measure(trials, images, compiled=compiled, graphs=graphs, say=print)
-    steps = size * -(-len(images.train_labels) // recipe.batch_size)
+    for seed, spec in enumerate(itertools.cycle(POOLS)):
+        yield Trial(pool.expand(spec)[0], arch, "cifar100", seed, recipe)
+
+
+def figures(found: Measurement, images: Images) -> dict[str, Any]:
+    steps = found.size * -(-len(images.train_labels) // Recipe().batch_size)
     return {
-        "arch": arch,
-        "precision": precision,
-        "graphs": graphs,
         **dataclasses.asdict(found),
         "ms_a_step": 1000 * found.epoch_s / steps,
-        "trials_per_hour": 3600 / _trial_s(found),
+        "trials_per_hour": 3600 * found.images_per_s / (EPOCHS * TRAIN_IMAGES),
     }
-
-
-def _trial_s(found: Measurement) -> float:
-    """Seconds that a whole trial takes of the device."""
-    return EPOCHS * TRAIN_IMAGES / found.images_per_s
 
 
 def spelled(row: dict[str, Any]) -> str:
@@ -118,7 +100,8 @@ def spelled(row: dict[str, Any]) -> str:
 
 
 def _way(row: dict[str, Any]) -> str:
-    return f"{row['size']} side by side" if row["size"] > 1 else "graph" if row["graphs"] else "eager"
+    alone = ("graph" if row["graphs"] else "eager") + (", channels first" if not row["channels_last"] else "")
+    return f"{row['size']} side by side" if row["size"] > 1 else alone
 
 
 def to_table(rows: Sequence[dict[str, Any]]) -> Table:

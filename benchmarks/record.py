@@ -6,10 +6,11 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from trainer import code
 
 
 def machine() -> dict[str, Any]:
@@ -30,11 +31,10 @@ def machine() -> dict[str, Any]:
 
 def save(path: Path, benchmark: str, results: Any) -> None:
     """Writes a result beside its provenance, as JSON."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     record = {
         "benchmark": benchmark,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or None,
+        "commit": code.commit(),
         "machine": machine(),
         "results": results,
     }

@@ -14,6 +14,7 @@ CIFAR-100, which take as long as real ones.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import statistics
 import time
@@ -29,7 +30,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, record
-from trainer import network, pool
+from trainer import graphs, network, pool
 from trainer.augment import Images
 from trainer.data import PAD, SIZE, Dataset
 from trainer.pack import take_turns
@@ -153,15 +154,24 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arch: str, precision: 
 
 def ours(arch: str, precision: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     images = Images(random_images(args.images, args.images // 5), default_device())
-    program = Program(_trial(arch, precision, args), images, compiled=args.compile)
+    program = Program(_trial(arch, precision, args), images, compiled=args.compile, say=print)
     epochs = iter(range(1, args.rounds + 2))
     batch = images.normalise(torch.randint(0, 256, (128, SIZE, SIZE, 3), dtype=torch.uint8, device=images.device))
     labels = images.train_labels[:128]
 
-    def bare_steps() -> None:
+    def bare_step() -> None:
         program.network.train()
-        for _ in range(args.images // 128):
-            program.step(batch, labels)
+        program.step(batch, labels)
+
+    replay, stream = bare_step, torch.cuda.Stream() if images.device.type == "cuda" else None
+    if stream:
+        with torch.cuda.stream(stream):
+            (replay,) = graphs.record([bare_step], program.network, rewind=lambda: None)
+
+    def bare_steps() -> None:
+        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+            for _ in range(args.images // 128):
+                replay()
 
     return {"epoch": lambda: take_turns([program], next(epochs)), "steps": bare_steps}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from results import schema, submissions
 from results.claim import Claim
 from results.store import RunFolder
 from search_spaces.space import Space
+from trainer import code
 from trainer.data import Dataset
 from trainer.examination import Cost
 from trainer.gate import Gate, Report
@@ -198,7 +198,7 @@ def _run(
             threads=each.cpus,
             checkpoint_every=space.checkpoint_every,
             compiled=space.compiled,
-            git_commit=_git_commit(),
+            git_commit=code.commit(),
             costs=_costs(space.grid, report),
             keep_weights=space.keep_weights,
             stall_timeout=space.stall_timeout,
@@ -315,12 +315,3 @@ def _nothing_left(shown: Sequence[Planned], only: Mapping[str, str]) -> list[Pro
         if not any(FILTERS[key](p) == value for p in shown)
     ]
     return strange or [Problem("--only", "no trial has all of these at once")]
-
-
-def _git_commit() -> str | None:
-    """Of this project, `-dirty` if files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

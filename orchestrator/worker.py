@@ -164,6 +164,7 @@ class _Attempt:
 
     def close(self) -> None:
         self._turns.close()
+        self._program = None  # and its memory, for whoever waits for some
         with contextlib.suppress(OSError):  # what it could not write before it cannot write now
             self._log.close()
 
@@ -350,7 +351,7 @@ def _reset_peak_memory(device: torch.device) -> None:
 def _peak_memory_mb(device: torch.device) -> float | None:
     """Of the GPU's allocator, or of the whole process on a CPU; None where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_reserved(device) / 2**20  # what graphs hold is not allocated all the time
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -65,7 +65,7 @@ def grid(tmp_path: Path) -> Grid:
 def job(tmp_path: Path, device: torch.device) -> Job:
     run = RunFolder(tmp_path / "run")
     run.create()
-    return Job(run.where, device.type == "cuda", threads=2, checkpoint_every=1, compiled=False, git_commit=None)
+    return Job(run.where, device.type == "cuda", threads=1, checkpoint_every=1, compiled=False, git_commit=None)
 
 
 DROPOUT = """
@@ -171,7 +171,7 @@ def test_a_stopped_trial_goes_on_bit_equal(
 
 @pytest.mark.gpu
 def test_noise_in_a_graph_is_new_at_every_step_and_the_same_in_every_run(
-    tmp_path: Path, make_trial: Make, digits: Dataset
+    deterministic: None, tmp_path: Path, make_trial: Make, digits: Dataset
 ) -> None:
     (tmp_path / "drop.py").write_text(DROPOUT)
     trial = make_trial(str(tmp_path / "drop.py"), lr=0.01)
@@ -180,7 +180,7 @@ def test_noise_in_a_graph_is_new_at_every_step_and_the_same_in_every_run(
         [trial, dataclasses.replace(trial, seed=7), trial], digits, CUDA, say=said.append
     )
     assert not said
-    assert [e.test_loss for e in first] == pytest.approx([e.test_loss for e in second], rel=1e-4)
+    assert numbers(first) == numbers(second)
     assert len({e.test_loss for e in first}) == len(first)
     assert first[0].train_loss != neighbour[0].train_loss
 
@@ -221,7 +221,7 @@ def test_every_pool_of_the_shelf_is_recorded(name: str) -> None:
     ],
 )
 def test_a_pool_that_no_graph_can_hold_trains_without_one(
-    forward: str, reason: str, tmp_path: Path, make_trial: Make, digits: Dataset
+    deterministic: None, forward: str, reason: str, tmp_path: Path, make_trial: Make, digits: Dataset
 ) -> None:
     trial = make_trial(written(tmp_path, "odd", forward), lr=0.01)
     said: list[str] = []
@@ -229,18 +229,37 @@ def test_a_pool_that_no_graph_can_hold_trains_without_one(
     assert len(said) == 1
     assert "without CUDA graphs" in said[0]
     assert reason in said[0]
-    (((again, *_),), ((cpu, *_),)) = (histories([trial], digits, device) for device in (CUDA, CPU))
-    assert first.train_loss == pytest.approx(again.train_loss, rel=1e-4), "the attempt left traces"
+    ((again, *_),) = histories([trial], digits, CUDA, graphs=False)
+    ((cpu, *_),) = histories([trial], digits, CPU)
+    assert numbers([first]) == numbers([again]), "the attempt left traces"
     assert first.train_loss == pytest.approx(cpu.train_loss, rel=1e-2)
 
 
 @pytest.mark.gpu
-def test_after_a_recording_that_failed_others_are_recorded(tmp_path: Path, make_trial: Make, digits: Dataset) -> None:
-    odd = written(tmp_path, "odd", "return x.mean((2, 3)) * (1 if x.sum().item() > 0 else 2)")
+@pytest.mark.parametrize(
+    ("wait", "reason"),
+    [("x.sum().item()", "a step waits for the GPU"), ("torch.cuda.synchronize()", "a step cannot be recorded")],
+)
+def test_after_a_recording_that_failed_all_is_as_before(
+    wait: str, reason: str, tmp_path: Path, make_trial: Make, digits: Dataset
+) -> None:
+    """The second is refused by CUDA itself, in the middle of a recording, which torch 2.11 does not recover from."""
+    odd = written(tmp_path, "odd", f"{wait}\n        return nn.functional.dropout(x.mean((2, 3)))")
     said: list[str] = []
     mixed = histories([make_trial(odd), make_trial("gap"), make_trial("gem")], digits, CUDA, say=said.append)
-    assert len(said) == 1
+    assert [reason in line for line in said] == [True]
     assert all(math.isfinite(epoch.test_loss) for history in mixed for epoch in history)
+    before = held()
+    block = torch.empty(2**28, dtype=torch.uint8, device=CUDA)
+    del block
+    assert held() == before, "memory that is free can still be given back"
+
+
+def held() -> int:
+    """Bytes that the allocator cannot give back."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
 
 
 # A worker's packs
@@ -278,32 +297,25 @@ def test_packs_are_measured(grid: Grid, job: Job, digits: Dataset, device: torch
 def test_memory_is_given_back(grid: Grid, digits: Dataset) -> None:
     """Of programs that are done, graphs and streams included: or a worker, which is reused, fills up."""
     trials = [planned.trial for planned in grid]
-
-    def held() -> int:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        return torch.cuda.memory_reserved()
-
-    histories(trials, digits, CUDA)  # libraries keep workspaces of their own
+    histories(trials, digits, CUDA)  # libraries keep a workspace for each stream
     before = held()
     for _ in range(3):
         histories(trials, digits, CUDA)
-    assert held() - before <= 64 * 2**20, "a workspace for each new stream is all that may be kept"
+    assert held() - before <= 2**20
 
 
 @pytest.mark.gpu
 def test_without_memory_for_all_the_pack_is_split(grid: Grid, tmp_path: Path, digits: Dataset) -> None:
     run = RunFolder(tmp_path / "run")
     run.create()
-    job = Job(run.where, gpu=True, threads=2, checkpoint_every=1, compiled=False, git_commit=None)
+    job = Job(run.where, gpu=True, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
     trials = list(grid)
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
+    histories([planned.trial for planned in trials], digits, CUDA)  # libraries keep a workspace for each stream
+    before = held()
     program = Program(trials[0].trial, Images(digits, CUDA))
     each = torch.cuda.memory_reserved() - before
     del program
-    torch.cuda.empty_cache()
-    room = torch.cuda.memory_reserved() + 3.5 * each
+    room = held() + 3.5 * each
     torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(CUDA).total_memory)
     try:
         run_pack(trials, digits, job, lambda *_: None)

@@ -53,7 +53,7 @@ def grid(tmp_path: Path) -> Grid:
 def job(tmp_path: Path) -> Job:
     run = RunFolder(tmp_path / "run")
     run.create()
-    return Job(run.where, gpu=False, threads=2, checkpoint_every=1, compiled=False, git_commit=None)
+    return Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
 
 
 def alone(trial: Trial, data: Dataset) -> list[dict[str, float]]:
@@ -252,20 +252,22 @@ def test_the_best_size_is_the_smallest_that_is_as_fast() -> None:
     assert best([]) == 1
 
 
-def test_a_probe_stops_where_it_no_longer_pays(
-    grid: Grid, digits: Dataset, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_probe_stops_where_it_no_longer_pays(grid: Grid, digits: Dataset, job: Job) -> None:
     real = measure(list(grid), digits, job)
     assert [row["size"] for row in real] == [1, 2, 4, 8, 16][: len(real)]
     assert all(row["images_per_s"] > 0 for row in real)
+    found = [Measurement(k, 1.0, 1.0, rate, None) for k, rate in ((1, 100.0), (2, 180.0), (4, 182.0), (8, 400.0))]
+    assert [one.size for one in pack.while_it_pays(found)] == [1, 2, 4]
 
-    def fake(trials: Sequence[Trial], images: Images) -> Measurement:
-        if len(trials) > 4:
-            raise torch.OutOfMemoryError
-        return Measurement(len(trials), 1.0, 1.0, 100.0 * len(trials), None)
 
-    monkeypatch.setattr(pack, "measure", fake)
-    assert [row["size"] for row in measure(list(grid), digits, job)] == [1, 2, 4]
+def test_a_probe_stops_where_no_more_fit(
+    grid: Grid, digits: Dataset, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pack, "GAIN", 0.0)
+    for room, sizes in ((5, [1, 2, 4]), (0, [])):
+        monkeypatch.setattr(pack, "Program", Tight(room))
+        assert [row["size"] for row in measure(list(grid), digits, job)] == sizes
+        assert f"no {8 if sizes else 1} side by side: CUDA out of memory" in capsys.readouterr().out
 
 
 def test_sizes_are_measured_once_for_a_run_folder(two_pairs: Grid, job: Job) -> None:

@@ -1,8 +1,9 @@
-"""Where this project's code is, for processes that have to find it from wherever they start."""
+"""Where this project's code is, for processes that have to find it from wherever they start, and which it is."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,3 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def python_path() -> str:
     """$PYTHONPATH of a process that imports this project, and what this one was told to import."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def commit() -> str | None:
+    """Its git commit, `-dirty` if files differ from it; None outside a checkout, or without git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -8,6 +8,7 @@ matters is refused, and its caller runs it eagerly.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,8 +79,24 @@ def _capture(step: Step, pool: Any, stream: torch.cuda.Stream) -> Step:
         raise
     except RuntimeError as error:
         torch.cuda.synchronize()  # raises again if it is the GPU that is broken, and not just the recording
-        raise RecordError(f"a step cannot be recorded ({_first_line(error)})") from error
+        _forget(pool, stream.device)
+        why = error.__context__ or error  # what went wrong first; that the recording cannot be ended follows from it
+        if "out of memory" in str(why):  # of the graph itself, which is not the allocator's to say
+            raise torch.OutOfMemoryError(_first_line(why)) from error
+        raise RecordError(f"a step cannot be recorded ({_first_line(why)})") from error
     return graph.replay
+
+
+def _forget(pool: Any, device: torch.device) -> None:
+    """Ends a recording that CUDA has ended before torch could: else nothing of this process's memory is freed again.
+
+    torch 2.11 looks for CUDA's error first and leaves the allocator as if it were recording still; 2.13 does not. In
+    neither is the pool's memory given back by a graph that was not ended.
+    """
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_releasePool(device.index, pool)
 
 
 def attributes(modules: nn.Module) -> dict[str, str]:

@@ -8,8 +8,9 @@ neighbours; how many to put together is a question to the machine, and `probe` a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,10 @@ class Measurement:
     """Packs of one size.
 
     Attributes:
-        start_s: seconds until all can train: built, warmed up, recorded.
+        start_s: seconds until those that were added could train: built, recorded, an epoch of all to warm up.
         epoch_s: seconds of an epoch of all of them, evaluation included.
         images_per_s: trained by the whole pack in it.
-        memory_mb: at the peak, of the GPU's allocator; None on a CPU.
+        memory_mb: at the peak, held by the GPU's allocator; None on a CPU.
     """
 
     size: int
@@ -52,17 +53,19 @@ def probe(trials: Sequence[Trial], data: Dataset, device: torch.device, most: in
         trials: of one architecture and dataset; a pack takes them in turn.
     """
     images = Images(data, device)
-    found: list[Measurement] = []
-    size = 1
-    while size <= most:
-        try:
-            found.append(measure([_shortened(trials[i % len(trials)], images) for i in range(size)], images))
-        except torch.OutOfMemoryError:
-            break
-        if len(found) > 1 and found[-1].images_per_s < GAIN * found[-2].images_per_s:
-            break
-        size *= 2
-    return found
+    shortened = [_shortened(trial, images) for trial in trials]
+    sizes = itertools.takewhile(lambda size: size <= most, (2**power for power in itertools.count()))
+    return list(while_it_pays(grow(itertools.cycle(shortened), images, sizes, say=print)))
+
+
+def while_it_pays(measurements: Iterable[Measurement]) -> Iterator[Measurement]:
+    """Those of ever larger packs, up to the first that is no faster than the one before."""
+    fastest = 0.0
+    for found in measurements:
+        yield found
+        if found.images_per_s < GAIN * fastest:
+            return
+        fastest = found.images_per_s
 
 
 def best(measurements: Sequence[Measurement]) -> int:
@@ -87,28 +90,39 @@ def take_turns(programs: Sequence[Program], epoch: int) -> list[Epoch]:
     return [epochs[index] for index in range(len(programs))]
 
 
-def measure(trials: Sequence[Trial], images: Images, **settings: Any) -> Measurement:
-    """A pack of these trials over its second epoch; the first one warms up.
+def grow(
+    trials: Iterator[Trial], images: Images, sizes: Iterable[int], *, say: Callable[[str], None], **settings: Any
+) -> Iterator[Measurement]:
+    """One pack that grows to each of these sizes, measured over an epoch of all after one that warms up.
+
+    Ends early where no more trials train: they may not fit, which CUDA and its libraries have many ways to say, or a
+    pool may raise, which its own trial will tell of.
 
     Args:
+        sizes: ascending.
+        say: hears why it ends early, and of trials that have to train without CUDA graphs.
         settings: of `Program`.
-
-    Raises:
-        torch.OutOfMemoryError: they do not fit.
     """
     cuda = images.device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(images.device)
-    started = time.perf_counter()
-    programs = [Program(trial, images, **settings) for trial in trials]
-    take_turns(programs, 1)
-    warm = time.perf_counter()
-    take_turns(programs, 2)
-    epoch_s = time.perf_counter() - warm
-    trained = sum(trial.recipe.train_samples or len(images.train_labels) for trial in trials)
-    memory = torch.cuda.max_memory_allocated(images.device) / 2**20 if cuda else None
-    return Measurement(len(trials), warm - started - epoch_s, epoch_s, trained / epoch_s, memory)
+    programs = list[Program]()
+    for size in sizes:
+        started = time.perf_counter()
+        try:
+            while len(programs) < size:
+                programs.append(Program(next(trials), images, say=say, **settings))
+            take_turns(programs, 1)
+            warm = time.perf_counter()
+            take_turns(programs, 2)
+        except Exception as error:
+            say(f"no {size} side by side: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            return
+        epoch_s = time.perf_counter() - warm
+        trained = sum(program.trial.recipe.train_samples or len(images.train_labels) for program in programs)
+        memory = torch.cuda.max_memory_reserved(images.device) / 2**20 if cuda else None
+        yield Measurement(size, warm - started, epoch_s, trained / epoch_s, memory)
 
 
 def _shortened(trial: Trial, images: Images) -> Trial:

@@ -1,0 +1,60 @@
+"""What a GPU wants beside the network, as far as that can be told without one; the rest is in test_gpu.py."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import cuda, network, pool
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2"])
+def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
+    plain = network.build(pool.expand("gem")[0], arch, 10, 1)
+    fast = copy.deepcopy(plain)
+    counts = cuda.speed_up(fast.features)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        counts.add_(1)
+        assert torch.equal(plain(images), fast(images))
+    for each in (plain, fast):
+        each(images).sum().backward()
+    counts.add_(1)
+    for ours, theirs in zip(fast.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+    state, expected = fast.state_dict(), plain.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert len(counts) == sum("num_batches_tracked" in name for name in state)
+    assert torch.equal(plain.eval()(images), fast.eval()(images))
+
+
+def test_norms_take_counts_from_a_checkpoint() -> None:
+    net = network.build(pool.expand("gap")[0], "resnet20", 10, 1)
+    counts = cuda.speed_up(net.features)
+    net.load_state_dict({name: torch.ones_like(tensor) * 7 for name, tensor in net.state_dict().items()})
+    assert counts.tolist() == [7] * len(counts)
+
+
+def test_no_two_borrowers_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives its 32 streams in turn, and the first again after the last."""
+
+    class Borrower:
+        pass
+
+    turn = itertools.cycle(range(cuda.STREAMS))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: next(turn))
+    monkeypatch.setattr(cuda, "_free", {})
+    device = torch.device("cuda", 0)
+    living: dict[Borrower, Any] = {}
+    for number in range(200):
+        borrower = Borrower()
+        living[borrower] = cuda.lend_stream(device, borrower)
+        assert len(set(living.values())) == len(living)
+        del borrower
+        if number % 3 == 0 or len(living) == cuda.STREAMS:
+            del living[next(iter(living))]
