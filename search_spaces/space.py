@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from search_spaces.document import Document, KeyPath, spell
 from trainer import arch as archs
@@ -28,12 +37,19 @@ SHIPPED = Path(__file__).parent
 LOGGERS = ("tensorboard", "mlflow", "wandb")
 MAX_TRIALS = 100_000  # of a space that does not say: planned in 3 s
 MOST_PROBLEMS = 100
+MOST_SIDE_BY_SIDE = 32  # torch has no more streams for a device
 
 
 class _Part(BaseModel):
     """A mapping of the file. Strict: `"3"` is no integer, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _side_by_side(found: Any) -> int | Literal["auto"]:
+    if found == "auto" or (type(found) is int and 1 <= found <= MOST_SIDE_BY_SIDE):
+        return found
+    raise ValueError(f"found {short(found)}, allowed is auto, or a whole number from 1 to {MOST_SIDE_BY_SIDE}")
 
 
 class Resources(_Part):
@@ -44,8 +60,8 @@ class Resources(_Part):
             trials always. A trial never computes on more than one.
         cpus_per_trial: CPU cores to reserve, and the threads that a CPU trial computes with. One, because two trials
             with a thread each are faster than one after another with two: measured, see benchmarks/NOTES.md.
-        trials_per_gpu: how many trials of one architecture and dataset train side by side on a GPU, 32 at most, for
-            torch has no more streams; `auto` measures it. Trials on the CPU have a process each.
+        trials_per_gpu: how many trials of one architecture and dataset train side by side on a GPU; `auto` measures
+            it. Trials on the CPU have a process each.
         accelerator_type: what the GPUs have to be, in Ray's words: `H100`, `A100-80G`, `L4`.
         on_head: whether CPU trials may run on a cluster's head node too. They do where it is the only one; GPU trials
             run wherever there are GPUs.
@@ -53,7 +69,7 @@ class Resources(_Part):
 
     gpus_per_trial: Annotated[int, Field(ge=0)] = 1
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
-    trials_per_gpu: Annotated[int, Field(ge=1, le=32)] | Literal["auto"] = 1
+    trials_per_gpu: Annotated[int | Literal["auto"], PlainValidator(_side_by_side)] = 1
     accelerator_type: Annotated[str, Field(min_length=1)] | None = None
     on_head: bool = False
 

@@ -176,6 +176,14 @@ PAIRS, POOLS, SEEDS = "pairs: [{arch: resnet20, dataset: digits}]", "pools: [gap
             SEEDS + "\nresources: {gpus_per_trial: -1, cpus: 2}",
             ["resources.gpus_per_trial", "resources.cpus: unknown"],
         ),
+        *(
+            (
+                SEEDS,
+                SEEDS + f"\nresources: {{trials_per_gpu: {found}}}",
+                [f"resources.trials_per_gpu: found {said}, allowed is auto, or a whole number from 1 to 32"],
+            )
+            for found, said in (("0", "0"), ("33", "33"), ("2.0", "2.0"), ("true", "True"), ("many", "'many'"))
+        ),
         (SEEDS, SEEDS + "\ncheckpoint_every: 0", ["checkpoint_every: found 0"]),
         (SEEDS, SEEDS + "\nmax_failures: -1", ["max_failures: found -1"]),
         (SEEDS, SEEDS + "\nseeds: [2]", ["seeds: stands twice, on lines"]),
