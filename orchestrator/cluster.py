@@ -20,10 +20,11 @@ os.environ |= {
 }
 
 import ray
-from ray._private import ray_constants, services, worker
+from ray._private import ray_constants, services, utils, worker
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator import leaving
 from orchestrator.resources import Node, Share
 from results.files import TEMPORARY
 from results.store import RunFolder
@@ -69,6 +70,7 @@ def connected(address: str, here: Node, log: TextIO, say: Say = lambda _: None) 
             yield _nodes_with_cpus(say)
         finally:
             ray.shutdown()
+            leaving.reinstate()
 
 
 def died() -> str | None:
@@ -157,6 +159,8 @@ def _join(address: str) -> None:
 
 def _init(address: str, **arguments: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    # Ray would end this process at SIGTERM, without a word, from here on to its end.
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
     try:
         ray.init(address=address, **quiet, **arguments)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -164,6 +168,9 @@ def _init(address: str, **arguments: Any) -> None:
         if said.startswith("Version mismatch"):
             said += "; both must be the same on every machine: install the versions of requirements.lock"
         raise _refusal(address, f"Ray cannot be reached or started: {said}") from None
+    finally:
+        utils.set_sigterm_handler = theirs
+        leaving.reinstate()
 
 
 def _listen_on_loopback(only: bool) -> None:

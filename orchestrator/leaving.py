@@ -73,8 +73,7 @@ class Departure:
     def insist(self) -> None:
         """Takes the signals back from whoever has taken them meanwhile: Tune takes SIGUSR1."""
         for number in self._before:
-            if signal.getsignal(number) != self._heed:
-                signal.signal(number, self._heed)
+            signal.signal(number, self._heed)
 
     def check(self, running: int) -> None:
         """To be called now and then, outside of signal handlers.
@@ -101,6 +100,14 @@ class Departure:
 
     def _begin(self, why: str) -> None:
         self.asked, self._why, self._deadline = True, why, time.monotonic() + self._grace_s
+
+
+def reinstate() -> None:
+    """Sets Python's handlers once more, where C++ code has set its own without Python's knowing, as Ray's does."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:

@@ -54,11 +54,11 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Grid:
-    """Four pools, one of which draws noise on the device, and two seeds."""
+    """Four pools, one of which draws noise on the device."""
     (tmp_path / "drop.py").write_text(DROPOUT)
     specs = ["gap", "gem", "avg_max", str(tmp_path / "drop.py")]
     entries = tuple(Entry(pool.expand(spec)[0], BASELINE) for spec in specs)
-    return Grid("gpu", entries, (Pair("resnet20", "digits"),), (1, 2), RECIPE)
+    return Grid("gpu", entries, (Pair("resnet20", "digits"),), (1,), RECIPE)
 
 
 @pytest.fixture
@@ -112,13 +112,9 @@ def test_a_gpu_trains_as_the_cpu_does(make_trial: Make, digits: Dataset) -> None
 def test_graphs_train_as_eager_steps_do(
     deterministic: None, make_trial: Make, digits: Dataset, arch: str, precision: str
 ) -> None:
-    said: list[str] = []
-    for spec in ("gap", "gem"):
-        trial = make_trial(spec, arch=arch, precision=precision)
-        recorded, eager = (
-            histories([trial], digits, CUDA, graphs=graphs, say=said.append)[0] for graphs in (True, False)
-        )
-        assert numbers(recorded) == numbers(eager)
+    trial, said = make_trial("gem", arch=arch, precision=precision), list[str]()
+    recorded, eager = (histories([trial], digits, CUDA, graphs=graphs, say=said.append)[0] for graphs in (True, False))
+    assert numbers(recorded) == numbers(eager)
     assert not said
 
 
@@ -157,7 +153,7 @@ def test_a_stopped_trial_goes_on_bit_equal(
             self.data = data
 
     images, said = Images(digits, device), list[str]()
-    for planned in list(grid)[:4]:
+    for planned in grid:
         trial = dataclasses.replace(planned.trial, recipe=dataclasses.replace(RECIPE, epochs=4))
         whole = list(train(Program(trial, images), say=said.append))
         memory = Memory()
@@ -299,7 +295,7 @@ def test_memory_is_given_back(grid: Grid, digits: Dataset) -> None:
     trials = [planned.trial for planned in grid]
     histories(trials, digits, CUDA)  # libraries keep a workspace for each stream
     before = held()
-    for _ in range(3):
+    for _ in range(2):
         histories(trials, digits, CUDA)
     assert held() - before <= 2**20
 
@@ -315,7 +311,7 @@ def test_without_memory_for_all_the_pack_is_split(grid: Grid, tmp_path: Path, di
     program = Program(trials[0].trial, Images(digits, CUDA))
     each = torch.cuda.memory_reserved() - before
     del program
-    room = held() + 3.5 * each
+    room = held() + 2.5 * each
     torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(CUDA).total_memory)
     try:
         run_pack(trials, digits, job, lambda *_: None)

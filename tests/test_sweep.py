@@ -260,6 +260,23 @@ def test_kill_9_and_run_again(command: Command, space_file: Path, tmp_path: Path
     pd.testing.assert_frame_equal(epochs_of(command.run), epochs_of(undisturbed(space_file, tmp_path / "undisturbed")))
 
 
+@pytest.mark.parametrize("sent", ["while Ray starts", pytest.param("before the first trial", marks=pytest.mark.soak)])
+def test_sigterm_is_heard_from_the_first_word_on(command: Command, sent: str) -> None:
+    process = command.start()
+    assert process.stdout is not None
+    word = "starting Ray" if sent == "while Ray starts" else "trials run on the CPU"
+    before = list[str]()
+    while not before or word not in before[-1]:
+        before.append(process.stdout.readline())
+        assert before[-1], before
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == cli.INTERRUPTED, said
+    assert "interrupted by SIGTERM; what has finished is kept. To go on: python run_sweep.py --space" in said
+    assert "Traceback" not in said
+    assert not list((command.run / "trials").iterdir())
+
+
 @pytest.mark.soak
 def test_a_second_driver_is_refused_and_sigterm_loses_nothing(command: Command, space_file: Path) -> None:
     text = space_file.read_text().replace("[1, 2]", str(list(range(100)))).replace("epochs: 12", "epochs: 60")
