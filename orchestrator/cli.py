@@ -25,10 +25,11 @@ from results.claim import Claim
 from results.object_store import is_uri
 from results.store import RunFolder
 from search_spaces import space as spaces
+from trainer import data
 from trainer.gate import Gate, Report
 from trainer.grid import Grid
 from trainer.pool import own_slug
-from trainer.problems import RequestError, did_you_mean, gather
+from trainer.problems import RequestError, did_you_mean, gather, seconds
 
 OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -70,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--space", metavar="FILE", required=True, help="a YAML file, also looked for in search_spaces/")
     add("--out", metavar="RUN", help="the run folder, or s3://BUCKET/RUN (default: runs/NAME, by the space's name)")
-    add(
-        "--data-dir", metavar="DIR", type=Path, default=Path("data"), help="where the images are, or go (default: data)"
-    )
+    add("--data-dir", metavar="DIR", type=Path, help="where the images are, or go (default: data)")
     add(
         "--address",
         metavar="local|auto|HOST:PORT",
@@ -86,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--time-budget",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         default=float("inf"),
         help=f"then write checkpoints and leave, within {GRACE_S:.0f} s; the same command goes on",
     )
@@ -101,7 +100,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace, console: Console) -> int:
     leave_at = time.monotonic() + args.time_budget
-    space, only = gather(("", lambda: spaces.load(args.space, args.set)), ("", lambda: _only(args.only)))
+    space, only, data_dir = gather(
+        ("", lambda: spaces.load(args.space, args.set)),
+        ("", lambda: _only(args.only)),
+        ("", lambda: data.folder(args.data_dir)),
+    )
     run = RunFolder(args.out or Path("runs") / own_slug(space.grid.name))
     if args.final:  # an entry is trained as it was submitted, whatever its file says by now
         entries = (pool for pool, _ in run.submissions().values())
@@ -128,7 +131,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.status:
         return _exit_code(plan)
     if plan.todo:
-        sweep(space, run, plan, args.data_dir, args.address, console, leave_at)
+        sweep(space, run, plan, data_dir, args.address, console, leave_at)
         plan = planned()
     else:
         with Claim(run):
@@ -193,12 +196,6 @@ def _summary(name: str, run: RunFolder, plan: Plan, final: bool) -> str:
     waits = "are of candidates that are not submitted: python -m results submit" if final else "wait for --final"
     withheld = f"; {plan.withheld} more on hidden pairs {waits}" if plan.withheld else ""
     return f"{name}: {len(plan.planned)} trials{done}, {len(plan.todo)} to run, into {run}{withheld}"
-
-
-def _seconds(text: str) -> float:
-    if not 0 < (seconds := float(text)) < float("inf"):
-        raise ValueError
-    return seconds
 
 
 def _only(text: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rich.text import Text
 from results import leaderboard, reproduce, status, submissions, topup, views
 from results.audit import verify
 from results.run import load
-from trainer.problems import RequestError
+from trainer.problems import RequestError, seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("watch", _watch, "the table and the status, drawn again and again until all has ended")
     _add_choice(add)
-    add("--every", metavar="SECONDS", type=float, default=5.0)
+    add("--every", metavar="SECONDS", type=seconds, default=5.0)
 
     command("compact", _compact, "merge the small files of ended trials; readers and a sweep may go on")
 

@@ -89,7 +89,7 @@ def draw(
         )
     from trainer import cam  # torch takes seconds, which no other command pays
 
-    dataset = data.load(trial.dataset, data_dir, say)
+    dataset = data.load(trial.dataset, data_dir, say, download=False)
     seen = cam.look(trial, weights, dataset, images, wrong)
     if seen.maps[0].size == 1:
         say(f"note: the feature map of {trial.arch} is 1x1: a map of one position cannot localise anything")

@@ -300,8 +300,14 @@ def _selected(everything: pd.DataFrame, selection: Selection) -> pd.DataFrame:
         "--pairs": (selection.pairs, set(pairs)),
         "--seeds": (selection.seeds, set(everything["seed"])),
     }
+    candidates = set(everything["pool"]) - set(baselines)
     problems = [
-        Problem(option, f"{value!r} is not in this table; {did_you_mean(value, map(str, there))}")
+        Problem(
+            option,
+            f"{value!r} is a candidate, and no baseline; {did_you_mean(value, there)}"
+            if option == "--baseline" and value in candidates
+            else f"{value!r} is not in this table; {did_you_mean(value, map(str, there))}",
+        )
         for option, (values, there) in chosen.items()
         for value in values or ()
         if value not in there

@@ -55,8 +55,8 @@ def of_a_sweep(files: Files, folder: str) -> Iterator[None]:
     except (FileNotFoundError, RequestError):  # the second of a store, which has said what to do
         raise
     except (OSError, pa.ArrowException, LookupError) as error:
-        what = f"{files.spell(folder)} cannot be read: {error}; move what is no file of this run away"
-        raise RequestError.of(what) from None
+        mend = f"`python -m results verify {files.spell()} --set-aside` lists what is wrong there, and moves it away"
+        raise RequestError.of(f"{files.spell(folder)} cannot be read: {error}; {mend}") from None
 
 
 def listed(files: Files, folder: str) -> list[str]:
@@ -127,7 +127,9 @@ def _read_small(files: Files, name: str, columns: Sequence[str]) -> pa.Table:
 def _named(name: str, read: Callable[[], pa.Table]) -> pa.Table:
     try:
         return read()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # it is not the file's contents that are wrong: a page's checksum is an OSError without a number
         raise pa.ArrowInvalid(f"{name.rpartition('/')[2]}: {error}") from None
 
 

@@ -15,6 +15,10 @@ from trainer.grid import Grid, Planned
 from trainer.printable import visible
 from trainer.problems import RequestError
 
+NO_SPACE = (
+    "{run} has no space.yaml: no sweep has begun there, or it was deleted: the sweep's command writes it again, and "
+    "trains nothing that has ended"
+)
 ALIVE_S = 120.0  # a trial writes its epochs every 5 s, or after each if one takes longer
 EPOCHS = 3  # that it may be silent for, where they are known to be long
 
@@ -82,7 +86,7 @@ def status(run: RunFolder) -> Status:
     """
     grid = run.grid()
     if grid is None:
-        raise RequestError.of(f"{run} has no space.yaml: no sweep has begun there")
+        raise RequestError.of(NO_SPACE.format(run=run))
     columns = ["trial_id", "status", "error", "train_s", "epochs", "arch", "dataset"]
     ended = {row["trial_id"]: row for row in run.read_trials(columns).to_pylist()}
     begun = _begun(run, [planned for planned in grid if planned.trial.id not in ended])

@@ -17,6 +17,7 @@ import yaml
 
 from results import stats
 from results.leaderboard import ALPHA, best_baselines
+from results.status import NO_SPACE
 from results.store import RunFolder
 from trainer.examination import SameFunction
 from trainer.grid import BASELINE, CANDIDATE, Grid
@@ -132,7 +133,7 @@ def write(
         raise RequestError(problems)
     grid = run.grid()
     if grid is None:
-        raise RequestError.of(f"{run} has no space.yaml: no sweep has begun there")
+        raise RequestError.of(NO_SPACE.format(run=run))
     comparisons = still_open(frame, target, most, run.same_functions())
     trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
     seeds = {(str(a), str(d)): sorted(set(rows["seed"])) for (a, d), rows in trained.groupby(["arch", "dataset"])}

@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported: see `_threads`
+
 import pytest
 import torch
 from pyarrow import fs
@@ -37,7 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    """One: two that the kernel has put on one core wait for each other six times as long as they work."""
+    """One: two that the kernel has put on one core wait for each other six times as long as they work.
+
+    Where a test needs two all the same, they give the core away while they wait.
+    """
     torch.set_num_threads(1)
 
 

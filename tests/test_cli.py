@@ -58,11 +58,27 @@ def test_data_that_is_not_found(refuse, tmp_path: Path, monkeypatch: pytest.Monk
     import torchvision.datasets.utils as utils
 
     monkeypatch.setattr(utils, "_urlretrieve", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    (tmp_path / "data").mkdir()
     said = refuse(
         "--data-dir", str(tmp_path / "data"), space=SPACE.replace("dataset: digits}, {", "dataset: cifar100}, {")
     )
-    assert "error: dataset cifar100" in said
+    assert "error: dataset cifar100: its images are neither in" in said
     assert "--data-dir" in said
+
+
+def test_a_folder_of_images_that_is_mistyped_is_not_made(refuse, tmp_path: Path) -> None:
+    said = refuse("--data-dir", str(tmp_path / "dtaa"), space=SPACE.replace("gem", "gemm"))
+    assert f"--data-dir: there is no folder {tmp_path / 'dtaa'}; make it first" in said
+    assert "'gem'" in said, "with all else that is wrong"
+    assert not (tmp_path / "dtaa").exists()
+
+
+def test_seconds_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for found in ("abc", "0", "-1", "inf", "nan"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["--space", "smoke.yaml", f"--time-budget={found}"])
+        assert caught.value.code == cli.REFUSED
+        assert f"found '{found}', allowed is a number of seconds above 0" in capsys.readouterr().err
 
 
 def test_an_unwritable_run_folder(refuse, tmp_path: Path) -> None:

@@ -160,6 +160,13 @@ def test_a_download_that_fails_says_where_was_looked(tmp_path: Path, monkeypatch
     assert "--data-dir" in str(caught.value)
 
 
+def test_who_may_not_download_leaves_no_trace(tmp_path: Path) -> None:
+    for name in ("cifar100", "fmnist"):
+        with pytest.raises(RequestError, match=f"there are no images of {name} in {tmp_path}; give the folder"):
+            data.load(name, tmp_path, download=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_subset_is_the_first_of_a_fixed_shuffle() -> None:
     small, large = data.subset(100, 10), data.subset(100, 60)
     assert np.array_equal(small, large[:10])

@@ -153,7 +153,7 @@ def test_a_stopped_trial_goes_on_bit_equal(
             self.data = data
 
     images, said = Images(digits, device), list[str]()
-    for planned in grid:
+    for planned in list(grid)[1::2]:
         trial = dataclasses.replace(planned.trial, recipe=dataclasses.replace(RECIPE, epochs=4))
         whole = list(train(Program(trial, images), say=said.append))
         memory = Memory()
@@ -162,7 +162,7 @@ def test_a_stopped_trial_goes_on_bit_equal(
             next(stopped)
         stopped.close()  # type: ignore[attr-defined]
         assert numbers(train(Program(trial, images), slot=memory, say=said.append)) == numbers(whole), str(trial)
-    assert said == ["resumed after epoch 2"] * 4
+    assert said == ["resumed after epoch 2"] * 2
 
 
 @pytest.mark.gpu

@@ -211,6 +211,25 @@ def test_a_file_that_is_no_parquet_is_named(fill: Fill) -> None:
         results.load(run.path).trials()
 
 
+def test_a_damaged_file_is_named_with_what_to_do(fill: Fill, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fill()
+    file = sorted((run.path / "trials").iterdir())[3]
+    data = bytearray(file.read_bytes())
+    data[20] ^= 1  # in a page, whose checksum tells
+    file.write_bytes(data)
+    assert main(["status", str(run.path)]) == 2
+    said = capsys.readouterr().err
+    assert file.name in said
+    assert f"`python -m results verify {run.path} --set-aside` lists what is wrong there, and moves it away" in said
+    assert main(["verify", str(run.path), "--set-aside"]) == 1
+    assert main(["status", str(run.path)]) == 0
+
+
+def test_a_candidate_is_no_baseline_and_is_said_to_be_there(fill: Fill) -> None:
+    with pytest.raises(RequestError, match=r"--baseline: 'gem' is a candidate, and no baseline; .*gap"):
+        results.load(fill().path).leaderboard(baselines=["gem"])
+
+
 def test_revisions_of_a_file_are_rows_of_their_own(fill: Fill, tmp_path: Path) -> None:
     run = fill()
     path = tmp_path / "mine.py"

@@ -93,7 +93,7 @@ def test_the_commands(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> Non
     for planned in GRID:
         if not planned.hidden:
             run.write_trial(row(planned, schema.COMPLETED, history(4), None))
-    assert main(["watch", str(run.path), "--every", "0"]) == 0
+    assert main(["watch", str(run.path), "--every", "0.01"]) == 0
     said = capsys.readouterr().out
     assert "resnet20-digits" in said
     assert "6 completed, 6 withheld" in said

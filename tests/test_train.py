@@ -326,7 +326,7 @@ def test_the_command_prints_the_benchmarks_lines(capsys: pytest.CaptureFixture[s
 def test_the_command_refuses_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     from trainer.__main__ import main
 
-    assert main("--arch resnt20 --dataset digit --pool gm --seed -1 --set epoch=2 --set lr=x".split()) == 2
+    assert main("--arch resnt20 --dataset digit --pool gm --seed -1 --threads 0 --set epoch=2 --set lr=x".split()) == 2
     errors = capsys.readouterr().err
-    for said in ("'resnet20'", "'digits'", "'gem'", "--seed", "'epochs'", "--set.lr"):
+    for said in ("'resnet20'", "'digits'", "'gem'", "--seed", "--threads", "'epochs'", "--set.lr"):
         assert said in errors

@@ -29,50 +29,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", required=True, help="gem, 'gem(p=1)', mine.py or mine.py:Class")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a field of the recipe")
-    parser.add_argument("--data-dir", metavar="DIR", type=Path, default=Path("data"))
+    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="where the images are, or go (default: data)")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--threads", type=int, default=cores, help="on a CPU, of which digits depend (default: all)")
     parser.add_argument("--check", action="store_true", help="check the pool and what it costs; train nothing")
     args = parser.parse_args(argv)
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
-        trial = request(args.arch, args.dataset, args.pool, args.seed, args.set)
-        with Gate([trial.pool], [trial.arch], trial.recipe.precision) as gate:
-            report = gate.report
-        if args.check:
-            say(report.table())
-        for note in report.notes:
-            say(f"note: {note}")
-        report.refuse()
-        if args.check:
-            return 0
-        dataset = data.load(trial.dataset, args.data_dir, say)
-        say(f"{trial.id} on {default_device()}")
-        say(str(dataset))
-        history = []
-        for epoch in train(Program(trial, Images(dataset, default_device()), say=say), say=say):
-            history.append(epoch)
-            if log.is_logged(epoch, trial.recipe.epochs):
-                say(log.epoch_line(epoch))
+        return _run(args)
     except RequestError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    trial = request(args.arch, args.dataset, args.pool, args.seed, args.set, args.threads)
+    with Gate([trial.pool], [trial.arch], trial.recipe.precision) as gate:
+        report = gate.report
+    if args.check:
+        say(report.table())
+    for note in report.notes:
+        say(f"note: {note}")
+    report.refuse()
+    if args.check:
+        return 0
+    torch.set_num_threads(args.threads)
+    device = default_device()
+    dataset = data.load(trial.dataset, data.folder(args.data_dir), say)
+    on_cpu = f" ({args.threads} thread{'s' * (args.threads > 1)})" if device.type == "cpu" else ""
+    say(f"{trial.id} on {device}{on_cpu}")
+    say(str(dataset))
+    history = []
+    for epoch in train(Program(trial, Images(dataset, device), say=say), say=say):
+        history.append(epoch)
+        if log.is_logged(epoch, trial.recipe.epochs):
+            say(log.epoch_line(epoch))
     for line in log.final_lines(trial, history):
         say(line)
     return 1 if history[-1].diverged else 0
 
 
-def request(arch_name: str, dataset: str, pool_spec: str, seed: int, overrides: Sequence[str]) -> Trial:
+def request(
+    arch_name: str, dataset: str, pool_spec: str, seed: int, overrides: Sequence[str], threads: int = 1
+) -> Trial:
     """The trial that the command line asks for.
 
     Raises:
         RequestError: with every problem of it.
     """
-    _, _, one_pool, recipe, _ = gather(
+    _, _, one_pool, recipe, _, _ = gather(
         ("--arch", lambda: arch.get(arch_name)),
         ("--dataset", lambda: data.get(dataset)),
         ("--pool", lambda: _one_pool(pool_spec)),
         ("--set", lambda: _recipe(overrides)),
-        ("--seed", lambda: _seed(seed)),
+        ("--seed", lambda: _at_least(0, seed)),
+        ("--threads", lambda: _at_least(1, threads)),
     )
     return Trial(one_pool, arch_name, dataset, seed, recipe)
 
@@ -102,10 +116,10 @@ def _number(text: str) -> int | float | str | None:
     return text
 
 
-def _seed(seed: int) -> int:
-    if seed < 0:
-        raise RequestError.of(f"found {seed}, allowed is an integer >= 0")
-    return seed
+def _at_least(least: int, number: int) -> int:
+    if number < least:
+        raise RequestError.of(f"found {number}, allowed is an integer >= {least}")
+    return number
 
 
 def say(line: str) -> None:

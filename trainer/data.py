@@ -101,8 +101,20 @@ def get(name: str) -> Source:
     return DATASETS[name]
 
 
-def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None) -> Dataset:
-    """The dataset of that name; downloads it into `data_dir` if it is nowhere else.
+def folder(given: Path | None) -> Path:
+    """Where images are, or are downloaded to: `data`, unless it was given.
+
+    Raises:
+        RequestError: it was given, and is not there: nothing is downloaded into a folder that was mistyped.
+    """
+    if given is not None and not given.is_dir():
+        what = f"there is no folder {given}; make it first, if the images are to be downloaded there"
+        raise RequestError.of(what, "--data-dir")
+    return given or Path("data")
+
+
+def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None, *, download: bool = True) -> Dataset:
+    """The dataset of that name; downloads it into `data_dir` if it is nowhere else and may be.
 
     Raises:
         RequestError: an unknown name, or data that can neither be found nor downloaded; says where was looked.
@@ -112,7 +124,7 @@ def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None)
         return _prepare(name, source, *_digits())
     shards = sorted((data_dir / source.folder).glob("*.parquet"))
     if not shards:
-        return _prepare(name, source, *_from_torchvision(name, source, data_dir, say))
+        return _prepare(name, source, *_from_torchvision(name, source, data_dir, say, download))
 
     def decode() -> Dataset:
         say(f"decoding {name}, once for this machine")
@@ -230,27 +242,34 @@ def _decode(encoded: Sequence[bytes]) -> Bytes:
     return images[..., None] if images.ndim == 3 else images
 
 
-def _from_torchvision(name: str, source: Source, data_dir: Path, say: Callable[[str], None]) -> tuple[Split, Split]:
+def _from_torchvision(
+    name: str, source: Source, data_dir: Path, say: Callable[[str], None], download: bool
+) -> tuple[Split, Split]:
     import torchvision.datasets
     from filelock import FileLock
 
     cls = getattr(torchvision.datasets, str(source.torchvision))
 
     def read(train: bool) -> Split:
-        with FileLock(data_dir / f".{name}.lock"):
+        # Who may not download leaves no trace among somebody's images, not even a lock.
+        with FileLock(data_dir / f".{name}.lock") if download else contextlib.nullcontext():
             try:
                 found = cls(data_dir, train=train, download=False)
             except RuntimeError:
+                if not download:
+                    what = f"there are no images of {name} in {data_dir}"
+                    raise RequestError.of(f"{what}; give the folder that the sweep read them from") from None
                 say(f"downloading {name} into {data_dir}")
                 found = cls(data_dir, train=train, download=True)
         images = np.asarray(found.data)
         return images[..., None] if images.ndim == 3 else images, np.asarray(found.targets, np.int64)
 
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        if download:
+            data_dir.mkdir(parents=True, exist_ok=True)
         return read(train=True), read(train=False)
     except (OSError, RuntimeError) as error:
         raise RequestError.of(
-            f"{name} is neither in {data_dir / source.folder} (Parquet) nor in {data_dir} (torchvision), and the "
+            f"its images are neither in {data_dir / source.folder} (Parquet) nor in {data_dir} (torchvision), and the "
             f"download failed: {error}; point --data-dir at a folder that holds it, or run once with a network"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -66,6 +67,16 @@ def short(value: object) -> str:
     """A value as it was found, cut off where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0, as the type of a command line's option."""
+    try:
+        if 0 < (found := float(text)) < float("inf"):
+            return found
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number of seconds above 0")
 
 
 def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:
