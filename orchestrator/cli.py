@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     console.print(_summary(space.grid.name, run, plan, args.final), highlight=False, soft_wrap=True)
     if args.plan:
         for planned in plan.planned:
-            print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}")
+            print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}  {planned.trial.pool.label}")
         for line in forecast(plan, run):
             print(line)
         for same in run.same_functions():
