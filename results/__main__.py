@@ -155,7 +155,11 @@ def _topup(args: argparse.Namespace) -> None:
     for comparison in comparisons:
         print(comparison)
     for path in paths:
-        print(f"python run_sweep.py --space {shlex.quote(str(path))} --out {shlex.quote(str(run.folder))}")
+        print(
+            f"python run_sweep.py --space {shlex.quote(str(path))} --out {shlex.quote(str(run.folder))} --data-dir DIR"
+        )
+    if paths:
+        print("where DIR is the --data-dir of the sweep before; resources and the like are at their defaults there")
     if not paths:
         print("nothing that more seeds could settle, up to the number and for the difference asked for")
 

@@ -48,7 +48,9 @@ class Open:
 
     def __str__(self) -> str:
         which = f"{self.pool} against {self.baseline} on {self.arch}-{self.dataset}"
-        needed = f"{self.seeds} are needed" if self.seeds else "more are needed than can be had"
+        needed = f"{self.seeds} are needed" if self.seeds else "more are needed than can be had (--most)"
+        if self.seeds and self.seeds <= self.n:
+            needed = "as many as it takes: a difference that matters would have been found four times of five"
         return f"{which}: {self.diff:+.2f} over {self.n} seeds, {needed}"
 
 
