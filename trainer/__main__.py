@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a field of the recipe")
     parser.add_argument("--data-dir", metavar="DIR", type=Path, help="where the images are, or go (default: data)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--threads", type=int, default=cores, help="on a CPU, of which digits depend (default: all)")
+    parser.add_argument("--threads", type=int, default=cores, help="on a CPU: the order of sums, and the last digits")
     parser.add_argument("--check", action="store_true", help="check the pool and what it costs; train nothing")
     args = parser.parse_args(argv)
     try:
@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    trial = request(args.arch, args.dataset, args.pool, args.seed, args.set, args.threads)
+    trial, data_dir = gather(
+        ("", lambda: request(args.arch, args.dataset, args.pool, args.seed, args.set, args.threads)),
+        ("", lambda: data.folder(args.data_dir)),
+    )
     with Gate([trial.pool], [trial.arch], trial.recipe.precision) as gate:
         report = gate.report
     if args.check:
@@ -58,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     torch.set_num_threads(args.threads)
     device = default_device()
-    dataset = data.load(trial.dataset, data.folder(args.data_dir), say)
+    dataset = data.load(trial.dataset, data_dir, say)
     on_cpu = f" ({args.threads} thread{'s' * (args.threads > 1)})" if device.type == "cpu" else ""
     say(f"{trial.id} on {device}{on_cpu}")
     say(str(dataset))
