@@ -50,6 +50,8 @@ def main() -> None:
         for path in join(args.kit):
             print(f"waits for its other parts: {path}", file=sys.stderr)
         return
+    if args.kit.exists():
+        parser.error(f"{args.kit} is there already, and its pieces would be mixed with new ones; give another folder")
     names = {canonicalize_name(re.split(r"[=@ ]", line)[0]) for line in args.there.read_text().split("\n") if line}
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Path(scratch) / "wheels"
@@ -137,10 +139,12 @@ def join(kit: Path) -> list[Path]:
             waiting.append(target)
         elif not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as whole:
+            growing = target.with_name(f".{target.name}")  # a call that is cut must not leave half of it as the whole
+            with growing.open("wb") as whole:
                 for index in range(counts[target]):
                     with have[index].open("rb") as part:
                         shutil.copyfileobj(part, whole)
+            growing.replace(target)
     return waiting
 
 

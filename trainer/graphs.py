@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.problems import first_line
 from trainer.randomness import Noise
 
 Step = Callable[[], None]
@@ -60,7 +61,7 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise RecordError(f"a step waits for the GPU ({_first_line(error)})") from error
+        raise RecordError(f"a step waits for the GPU ({first_line(error)})") from error
     finally:
         torch.cuda.set_sync_debug_mode("default")
     if not _same(generators, Noise.host_state()):
@@ -82,8 +83,8 @@ def _capture(step: Step, pool: Any, stream: torch.cuda.Stream) -> Step:
         _forget(pool, stream.device)
         why = error.__context__ or error  # what went wrong first; that the recording cannot be ended follows from it
         if "out of memory" in str(why):  # of the graph itself, which is not the allocator's to say
-            raise torch.OutOfMemoryError(_first_line(why)) from error
-        raise RecordError(f"a step cannot be recorded ({_first_line(why)})") from error
+            raise torch.OutOfMemoryError(first_line(why)) from error
+        raise RecordError(f"a step cannot be recorded ({first_line(why)})") from error
     return graph.replay
 
 
@@ -122,7 +123,3 @@ def _same(first: object, second: object) -> bool:
     if isinstance(first, tuple) and isinstance(second, tuple):
         return len(first) == len(second) and all(map(_same, first, second))
     return bool((first == second).all()) if hasattr(first, "all") else first == second  # type: ignore[attr-defined]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

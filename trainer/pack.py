@@ -19,6 +19,7 @@ import torch
 from trainer.augment import Images
 from trainer.data import Dataset
 from trainer.epoch import Epoch
+from trainer.problems import first_line
 from trainer.program import Program
 from trainer.trial import Trial
 
@@ -117,7 +118,7 @@ def grow(
             warm = time.perf_counter()
             take_turns(programs, 2)
         except Exception as error:
-            say(f"no {size} side by side: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            say(f"no {size} side by side: {first_line(error)}")
             return
         epoch_s = time.perf_counter() - warm
         trained = sum(program.trial.recipe.train_samples or len(images.train_labels) for program in programs)

@@ -69,6 +69,11 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """Of what it says; what it is, where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def seconds(text: str) -> float:
     """A number of seconds above 0, as the type of a command line's option."""
     try:

@@ -16,7 +16,7 @@ from results.store import RunFolder
 from trainer import strict_yaml
 from trainer.grid import Grid
 from trainer.pool import Pool
-from trainer.problems import RequestError
+from trainer.problems import RequestError, first_line
 from trainer.recipe import Recipe
 
 T = TypeVar("T")
@@ -62,8 +62,7 @@ class Documents:
         except StoreError:  # which says nothing of the file
             raise
         except (RequestError, ValueError, yaml.YAMLError, RecursionError) as error:
-            reason, *_ = str(error).splitlines() or [type(error).__name__]
-            self.findings.append(Finding("unreadable", name, f"{reason}; {finding.RESTORE}", (name,)))
+            self.findings.append(Finding("unreadable", name, f"{first_line(error)}; {finding.RESTORE}", (name,)))
         return otherwise
 
     @functools.cached_property

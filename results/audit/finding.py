@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from results import reading, schema, seal
 from results.files import Files
 from trainer.printable import visible
+from trainer.problems import first_line
 
 AGAIN = "set its files aside (--set-aside) and run the sweep again, which then trains it anew"
 RESTORE = "restore the file from a copy, or set it aside (--set-aside) and run the sweep again"
@@ -137,6 +138,5 @@ def _is_older(table: pa.Table, wanted: pa.Schema) -> bool:
 
 
 def _unreadable(name: str, error: Exception) -> Finding:
-    reason, *_ = str(error).splitlines() or [type(error).__name__]
     kind = "schema" if isinstance(error, _WrongColumnsError) else "unreadable"
-    return Finding(kind, name, f"{reason}; {RESTORE}", (name,))
+    return Finding(kind, name, f"{first_line(error)}; {RESTORE}", (name,))
