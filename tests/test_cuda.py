@@ -9,35 +9,44 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import cuda, network, pool
+from trainer import network, pool
+
+pytest.importorskip("triton")
+from trainer import cuda
 
 
 @pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2"])
 def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
     plain = network.build(pool.expand("gem")[0], arch, 10, 1)
     fast = copy.deepcopy(plain)
-    counts = cuda.speed_up(fast.features)
+    together = cuda.speed_up(fast.features, "fp32")
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
-        counts.add_(1)
-        assert torch.equal(plain(images), fast(images))
+        torch.testing.assert_close(plain(images), fast(images))
+        together.after()
     for each in (plain, fast):
         each(images).sum().backward()
-    counts.add_(1)
-    for ours, theirs in zip(fast.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+    together.after()
+    for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        if ours.grad is None:  # a convolution's bias before a batch norm, on which nothing depends
+            assert name.endswith("bias")
+            torch.testing.assert_close(theirs.grad, torch.zeros_like(theirs), rtol=0, atol=1e-4)
+        else:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
     state, expected = fast.state_dict(), plain.state_dict()
     assert list(state) == list(expected)
-    assert all(torch.equal(state[name], expected[name]) for name in state)
-    assert len(counts) == sum("num_batches_tracked" in name for name in state)
-    assert torch.equal(plain.eval()(images), fast.eval()(images))
+    for name in state:
+        torch.testing.assert_close(state[name], expected[name])
+    torch.testing.assert_close(plain.eval()(images), fast.eval()(images))
 
 
 def test_norms_take_counts_from_a_checkpoint() -> None:
     net = network.build(pool.expand("gap")[0], "resnet20", 10, 1)
-    counts = cuda.speed_up(net.features)
+    together = cuda.speed_up(net.features, "fp32")
     net.load_state_dict({name: torch.ones_like(tensor) * 7 for name, tensor in net.state_dict().items()})
-    assert counts.tolist() == [7] * len(counts)
+    together.after()
+    counts = [tensor.item() for name, tensor in net.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts == [8] * 19 + [8] * 2
 
 
 def test_no_two_borrowers_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,11 @@ class Images:
 
     def crops(self, draws: Tensor) -> Tensor:
         """Training images by rows of `epoch_draws` [B, 4], cropped, flipped and normalised: see `normalise`."""
+        if self.device.type == "cuda":
+            from trainer.kernels import crops
+
+            windows = {"area": self._area, "row": self._row, "size": SIZE}
+            return crops.crops(self._pixels, draws, self._shift, self._scale, **windows)
         index, top, left, flip = draws.unbind(1)
         rows = top[:, None] + self._window
         columns = left[:, None] + torch.where(flip[:, None] > 0, SIZE - 1 - self._window, self._window)

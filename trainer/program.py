@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from trainer import checkpoint, cpu, cuda, graphs, network
+from trainer import checkpoint, cpu, graphs, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import subset
 from trainer.epoch import Epoch
@@ -81,8 +81,11 @@ class Program:
         self._compiled = compiled
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._noise = Noise(device)
-        self._stream = cuda.lend_stream(device, self) if device.type == "cuda" else None
-        if self._stream:
+        self._stream = None
+        if device.type == "cuda":
+            from trainer import cuda  # and Triton with it, which is not everywhere where there is a CPU
+
+            self._stream = cuda.lend_stream(device, self)
             self._stream.wait_stream(torch.cuda.current_stream(device))  # which the images came by
         set_matmul_precision(recipe.precision)
         with self._lane():
@@ -140,9 +143,9 @@ class Program:
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
+        if self._together:
+            self._together.after()
         self._descend()
-        if self._counts is not None:
-            self._counts.add_(1)
         return loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
 
     def state(self) -> dict[str, Any]:
@@ -178,7 +181,11 @@ class Program:
             cpu.speed_up(built.features)
             cpu.keep_memory()
         self.network = built.to(self.device).to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
-        self._counts = cuda.speed_up(self.network.features) if self.device.type == "cuda" else None
+        self._together = None
+        if self.device.type == "cuda" and not self._compiled:  # torch.compile makes kernels of its own
+            from trainer import cuda
+
+            self._together = cuda.speed_up(self.network.features, recipe.precision)
         self._forward = torch.compile(self.network) if self._compiled else self.network
         self.lr = torch.tensor(recipe.lr, device=self.device)
         # At rest from the start: torch.optim would make these in its first step, where no graph could find them again.
@@ -256,6 +263,8 @@ class Program:
     def _logits(self, images: Tensor) -> Tensor:
         """[B, 3, 32, 32] -> [B, classes]; in bf16 the convolutions and products are, the loss never is."""
         half = self.trial.recipe.precision == "bf16"
+        if self._together:
+            self._together.before()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             logits = self._forward(images.contiguous(memory_format=self._layout))
         return logits.float() if half else logits
