@@ -181,9 +181,11 @@ class _Attempt:
         yield
         slot = _Slot(self._run.checkpoint(trial.id))
         written = reported = time.monotonic()
+        trains = False  # epochs behind a checkpoint come first, each at once: between those there is nothing to leave
         epochs = turns(self._program, slot=slot, checkpoint_every=self._job.checkpoint_every)
         for epoch in epochs:
             if epoch is None:
+                trains = True
                 yield
                 continue
             self._history.append(epoch)
@@ -196,7 +198,7 @@ class _Attempt:
             if now - reported >= REPORT_EVERY_S:
                 self._report({name: getattr(epoch, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")})
                 reported = now
-            if epoch.epoch < trial.recipe.epochs and not epoch.diverged and self._leash.word() != "go on":
+            if trains and epoch.epoch < trial.recipe.epochs and not epoch.diverged and self._leash.word() != "go on":
                 self._leave(epochs, slot)
                 return
 

@@ -232,9 +232,16 @@ def stop_after(run: RunFolder, planned: Any, digits: Dataset, epochs: int) -> No
     """A trial whose worker is asked to leave when it has come that far."""
     slot = run.checkpoint(planned.trial.id)
 
-    def word(_: object) -> str:
+    def has_come_far() -> bool:
         data = slot.read()
-        return "leave" if data and len(checkpoint.decode(planned.trial.id, data)["history"]) >= epochs else "go on"
+        return bool(data) and len(checkpoint.decode(planned.trial.id, data)["history"]) >= epochs
+
+    stop_when(has_come_far, run, planned, digits)
+
+
+def stop_when(it_is_time: Callable[[], bool], run: RunFolder, planned: Any, digits: Dataset) -> None:
+    def word(_: object) -> str:
+        return "leave" if it_is_time() else "go on"
 
     def report(_: object, told: Mapping[str, Any]) -> None:
         assert "status" not in told, "it has not ended"
@@ -256,6 +263,21 @@ def test_a_trial_that_is_asked_to_leave_loses_nothing(
     assert text is not None
     assert "left after epoch 2, as the sweep was asked to" in text
     assert "resumed after epoch 2" in text
+    pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
+
+
+def test_a_trial_that_is_asked_to_leave_as_it_resumes_keeps_the_epochs_behind_it(
+    tmp_path: Path, digits: Dataset, undisturbed: pd.DataFrame
+) -> None:
+    run = make_run(tmp_path / "run")
+    (planned,) = make_grid("gap")
+    stop_after(run, planned, digits, epochs=2)
+    stop_when(lambda: "resumed" in (run.log_text(planned.trial.id) or ""), run, planned, digits)
+    assert run.read_epochs()["epoch"].to_pylist() == [1, 2, 3]
+    text = run.log_text(planned.trial.id)
+    assert text is not None
+    assert "left after epoch 3, as the sweep was asked to" in text
+    run_pack([planned], digits, make_job(run), lambda *_: None)
     pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
 
 
