@@ -34,13 +34,14 @@ def sweep_arguments(command: str) -> Any:
 # SLURM
 
 FAKES = {
-    # Runs what srun is to run, in one process, without Ray.
-    "srun": 'echo "srun $*" >> "$CALLS"; while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
+    # Runs what srun is to run, in one process, without Ray, or never comes to it.
+    "srun": 'echo "srun $*" >> "$CALLS"; if [ "$ON" = never ]; then exec sleep 60; fi\n'
+    'while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
     "scontrol": 'echo "scontrol $*" >> "$CALLS"; if [ "$1" = show ]; then echo node-a; echo node-b; fi',
     "getent": 'echo "10.0.0.5 STREAM node-a"',
-    # A driver that leaves with the given code: on USR1, or at once.
-    "driver": 'trap "exit $CODE" USR1; echo "driver $*" >> "$CALLS"; if [ "$ON" = now ]; then exit "$CODE"; fi\n'
-    "while :; do read -r -t 1 < <(:) || sleep 0.05; done",
+    # A driver that leaves with the given code: on USR1, or at once. Or it does not listen yet.
+    "driver": 'if [ "$ON" != deaf ]; then trap "exit $CODE" USR1; fi; echo "driver $*" >> "$CALLS"\n'
+    'if [ "$ON" = now ]; then exit "$CODE"; fi; while :; do sleep 0.05; done',
 }
 
 
@@ -92,14 +93,19 @@ def test_a_job_is_queued_again_when_its_sweep_was_interrupted_only(batch: Any, c
     assert ("scontrol requeue 4711" in calls.read_text()) is requeued
 
 
-def test_the_warning_reaches_the_driver_and_the_job_waits_for_it(batch: Any) -> None:
-    process, calls = batch(130, "USR1")
+def warn_once(process: subprocess.Popen[str], calls: Path, who: str) -> None:
+    """Sends the script the warning, and no other process, as --signal=B: does, once `who` has been called."""
     deadline = time.monotonic() + 30
-    while "driver" not in calls.read_text():
+    while not any(line.startswith(f"{who} ") for line in calls.read_text().splitlines()):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)  # polls another process
-    process.send_signal(signal.SIGUSR1)  # to the script alone, as --signal=B: does
+    process.send_signal(signal.SIGUSR1)
+
+
+def test_the_warning_reaches_the_driver_and_the_job_waits_for_it(batch: Any) -> None:
+    process, calls = batch(130, "USR1")
+    warn_once(process, calls, "driver")
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said
     srun, driver, requeue = (line for line in calls.read_text().splitlines() if "show" not in line)
@@ -107,6 +113,26 @@ def test_the_warning_reaches_the_driver_and_the_job_waits_for_it(batch: Any) -> 
     assert driver == f"driver run_sweep.py --address 10.0.0.5:{20000 + 4711} --space mine.yaml"
     assert sweep_arguments(driver).space == "mine.yaml"
     assert f"symmetric-run --address 10.0.0.5:{20000 + 4711} --min-nodes 2 --num-cpus 32 " in srun
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_sweep_that_ends_by_itself_after_the_warning_is_not_queued_again(batch: Any, code: int) -> None:
+    process, calls = batch(code, "USR1")
+    warn_once(process, calls, "driver")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code, said
+    assert "requeue" not in calls.read_text()
+
+
+@pytest.mark.parametrize(("on", "who"), [("never", "srun"), ("deaf", "driver")])
+def test_a_warning_that_comes_before_the_driver_listens_ends_the_step_and_queues_the_job_again(
+    batch: Any, on: str, who: str
+) -> None:
+    process, calls = batch(0, on)
+    warn_once(process, calls, who)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "scontrol requeue 4711" in calls.read_text()
 
 
 def test_symmetric_run_takes_the_options_it_is_given(batch: Any) -> None:
