@@ -101,6 +101,11 @@ def speed_up(features: nn.Module, precision: str) -> Together:
     return Together(counts, casting)
 
 
+def _by_kernel(input: Tensor) -> bool:
+    """Whether Triton's kernels run where it is."""
+    return input.is_cuda
+
+
 class FusedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that does not count its batches, with what stands before and after it: see `kernels.norm`.
 
@@ -113,7 +118,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
     offset: Tensor | None = None
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if input.is_cuda:
+        if _by_kernel(input):
             return kernels.norm.batch_norm(self, input, ceiling=self.ceiling, offset=self.offset, shortcut=shortcut)
         if self.offset is not None:
             input = input + self.offset[:, None, None]
@@ -151,13 +156,13 @@ class NarrowConv2d(nn.Conv2d):
     """A 3x3 convolution of few channels: see `kernels.convolution`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return kernels.convolution.convolve(input, self.weight) if input.is_cuda else super().forward(input)
+        return kernels.convolution.convolve(input, self.weight) if _by_kernel(input) else super().forward(input)
 
 
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution: see `kernels.depthwise`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not input.is_cuda:
+        if not _by_kernel(input):
             return super().forward(input)
         return kernels.depthwise.convolve(input, self.weight, self.stride[0])

@@ -1,0 +1,160 @@
+"""Triton kernels beside torch's own layers: on a GPU where there is one, else interpreted on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer import network, pool
+from trainer.augment import Images, epoch_draws
+from trainer.data import Dataset
+
+pytest.importorskip("triton")
+from trainer import cuda
+from trainer.kernels import convolution, crops, depthwise, norm
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def maps(shape: tuple[int, ...], seed: int, mean: float = 0.0) -> Tensor:
+    """Normal, channels-last."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + mean
+    return values.to(DEVICE).to(memory_format=torch.channels_last)
+
+
+def parameter(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE).requires_grad_()
+
+
+def assert_close(found: Tensor, expected: Tensor, error: float) -> None:
+    """To a relative error, over all elements."""
+    assert torch.linalg.norm(found.double() - expected.double()) <= error * torch.linalg.norm(expected.double())
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 32, 32), (6, 48, 10, 10), (16, 40, 1, 1)], ids=str)
+@pytest.mark.parametrize("ceiling", [None, math.inf, 6.0])
+@pytest.mark.parametrize("has_shortcut", [False, True])
+def test_batch_norm_with_what_follows_it(shape: tuple[int, ...], ceiling: float | None, has_shortcut: bool) -> None:
+    channels = shape[1]
+    plain = nn.BatchNorm2d(channels).to(DEVICE)
+    with torch.no_grad():
+        plain.weight.copy_(parameter((channels,), 1))
+        plain.bias.copy_(parameter((channels,), 2))
+    fused = copy.deepcopy(plain)
+    offset = parameter((channels,), 3).detach()
+    gradient = maps(shape, 4)
+
+    def expected(x: Tensor, shortcut: Tensor | None) -> Tensor:
+        out = plain(x + offset[:, None, None])
+        out = out if shortcut is None else out + shortcut
+        return out if ceiling is None else out.clamp(0, ceiling)
+
+    def found(x: Tensor, shortcut: Tensor | None) -> Tensor:
+        return norm.batch_norm(fused, x, ceiling=ceiling, offset=offset, shortcut=shortcut)
+
+    results = []
+    for layer, function in ((plain, expected), (fused, found)):
+        x = maps(shape, 5, mean=3.0).requires_grad_()
+        shortcut = maps(shape, 6).requires_grad_() if has_shortcut else None
+        out = function(x, shortcut)
+        out.backward(gradient)
+        slopes = [x.grad, layer.weight.grad, layer.bias.grad, *([shortcut.grad] if shortcut is not None else [])]
+        results.append([out, *slopes, layer.running_mean, layer.running_var])
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        assert_close(ours, theirs, 2e-5)
+    plain.eval()
+    fused.eval()
+    with torch.inference_mode():
+        x, shortcut = maps(shape, 7), maps(shape, 8) if has_shortcut else None
+        assert_close(found(x, shortcut), expected(x, shortcut), 2e-5)
+
+
+@pytest.mark.parametrize(("channels", "outputs", "size"), [(16, 16, 32), (32, 32, 16), (64, 64, 8), (16, 64, 7)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_convolution_of_few_channels(channels: int, outputs: int, size: int, layout: torch.memory_format) -> None:
+    kind = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # interpreted, products of bfloat16 are wrong
+    x = maps((2, channels, size, size), 1).to(kind).requires_grad_()
+    weight = parameter((outputs, channels, 3, 3), 2).detach().contiguous(memory_format=layout).requires_grad_()
+    out = convolution.convolve(x, weight)
+    gradient = maps(tuple(out.shape), 3).to(kind)
+    out.backward(gradient)
+    exact = x.detach().double().requires_grad_(), weight.detach().to(kind).double().requires_grad_()
+    expected = F.conv2d(*exact, padding=1)
+    expected.backward(gradient.double())
+    assert out.dtype == kind
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+    rounding = 4e-3 if kind == torch.bfloat16 else 2e-6
+    for ours, theirs in ((out, expected), (x.grad, exact[0].grad), (weight.grad, exact[1].grad)):
+        assert_close(ours, theirs, rounding)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("channels", "size"), [(32, 16), (24, 7), (40, 2), (96, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_a_depthwise_convolution(channels: int, size: int, stride: int, kind: torch.dtype) -> None:
+    x = maps((3, channels, size, size), 1).to(kind).requires_grad_()
+    weight = parameter((channels, 1, 3, 3), 2)
+    out = depthwise.convolve(x, weight, stride)
+    gradient = maps(tuple(out.shape), 3).to(kind)
+    out.backward(gradient)
+    exact = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    expected = F.conv2d(*exact, stride=stride, padding=1, groups=channels)
+    expected.backward(gradient.double())
+    assert out.dtype == kind
+    rounding = 4e-3 if kind == torch.bfloat16 else 2e-6
+    for ours, theirs in ((out, expected), (x.grad, exact[0].grad), (weight.grad, exact[1].grad)):
+        assert_close(ours, theirs, rounding)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_are_those_of_the_cpu(channels: int) -> None:
+    random = np.random.default_rng(0)
+    pixels = [random.integers(0, 256, (30, size, size, channels), np.uint8) for size in (40, 32)]
+    labels = random.integers(0, 10, 30)
+    statistics = (0.3, 0.4, 0.5)[:channels], (0.2, 0.25, 0.3)[:channels]
+    images = Images(Dataset("random", 10, True, pixels[0], labels, pixels[1], labels, *statistics), torch.device("cpu"))
+    draws = epoch_draws(1, 1, np.arange(30), True)
+    source = [tensor.to(DEVICE) for tensor in (images._pixels, draws, images._shift, images._scale)]
+    found = crops.crops(*source, area=images._area, row=images._row, size=32)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.cpu(), images.crops(draws), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arch", "images", "size"),
+    [
+        ("resnet20", 2, 16),
+        pytest.param("resnet56", 128, 32, marks=pytest.mark.gpu),
+        pytest.param("vgg16bn", 128, 32, marks=pytest.mark.gpu),
+        pytest.param("mobilenetv2", 128, 32, marks=pytest.mark.gpu),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_a_network_computes_what_it_did(
+    arch: str, images: int, size: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = network.build(pool.expand("gap")[0], arch, 10, 1).to(DEVICE).to(memory_format=torch.channels_last)
+    fast = copy.deepcopy(plain)
+    together = cuda.speed_up(fast.features, precision)
+    monkeypatch.setattr(cuda, "_by_kernel", lambda _: True)
+    x, labels = maps((images, 3, size, size), 1), torch.arange(images, device=DEVICE) % 10
+    losses = []
+    for net in (plain, fast):
+        losses.append(F.cross_entropy(net(x), labels))
+        losses[-1].backward()
+    together.after()
+    exact = DEVICE.type == "cpu" or precision == "fp32"
+    assert_close(losses[1].detach(), losses[0].detach(), 1e-4 if exact else 1e-2)
+    for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        if ours.grad is None:
+            assert name.endswith("bias"), "a convolution's, before a batch norm: nothing depends on it"
+        elif exact:  # rounding decides what a ReLU lets through of almost nothing: 1 % after 55 of them
+            assert theirs.grad is not None
+            assert_close(ours.grad, theirs.grad, 2e-2)
