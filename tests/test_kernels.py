@@ -140,7 +140,7 @@ def test_crops_are_those_of_the_cpu(channels: int) -> None:
 def test_a_network_computes_what_it_did(
     arch: str, images: int, size: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = network.build(pool.expand("gap")[0], arch, 10, 1).to(DEVICE).to(memory_format=torch.channels_last)
+    plain = network.build(pool.expand("gap")[0], arch, 10, 1).to(DEVICE)
     fast = copy.deepcopy(plain)
     together = cuda.speed_up(fast.features, precision)
     monkeypatch.setattr(cuda, "_by_kernel", lambda _: True)
