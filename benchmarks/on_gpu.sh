@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1
 failed=0
 
-timeout 150 "$python" -m pytest tests/test_gpu.py -m gpu -q --durations 5 --junitxml "$out/tests.xml" 2>&1 | tee "$out/tests.txt" || failed=1
+timeout 150 "$python" -m pytest tests/test_gpu.py tests/test_kernels.py -q --durations 5 --junitxml "$out/tests.xml" 2>&1 | tee "$out/tests.txt" || failed=1
 timeout $((seconds + 30)) "$python" -m benchmarks.packs --time-budget "$seconds" --output "$out/packs.json" 2>&1 | tee "$out/packs.txt" || failed=1
 timeout 90 "$python" -m benchmarks.throughput --precision tf32 --images 12800 --rounds 2 --workers 8 --output "$out/throughput.json" 2>&1 | tee "$out/throughput.txt" || failed=1
 exit "$failed"

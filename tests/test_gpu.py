@@ -28,7 +28,7 @@ from trainer.data import Dataset
 from trainer.epoch import Epoch
 from trainer.grid import BASELINE, Entry, Grid, Pair, Planned
 from trainer.pack import take_turns
-from trainer.program import Program
+from trainer.program import Program, set_matmul_precision
 from trainer.recipe import Recipe
 from trainer.train import train
 from trainer.trial import Trial
@@ -187,6 +187,7 @@ def test_noise_in_a_graph_is_new_at_every_step_and_the_same_in_every_run(
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", pool.names())
 def test_every_pool_of_the_shelf_is_recorded(name: str) -> None:
+    set_matmul_precision("fp32")
     module, inputs = build(name, 64).train(), maps("random", (4, 64, 8, 8)).requires_grad_()
     (expected,) = torch.autograd.grad(loss(module(inputs)), inputs)
     weights, stream = maps("random", (4, 64), seed=7).to(CUDA), torch.cuda.Stream()
@@ -203,7 +204,7 @@ def test_every_pool_of_the_shelf_is_recorded(name: str) -> None:
     stream.synchronize()
     assert found.isfinite().all()
     if name not in RANDOM_IN_TRAINING:
-        torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-3)  # convolutions may use TF32
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu
@@ -324,7 +325,7 @@ def test_without_memory_for_all_the_pack_is_split(grid: Grid, tmp_path: Path, di
 
 @pytest.mark.gpu
 def test_a_lost_gpu_ends_the_process_and_no_trial(tmp_path: Path, digits: Dataset) -> None:
-    """In a process of its own, which is not to be had back."""
+    """In a process of its own, which is not to be had back. CUDA may end it first, as it tears down what it held."""
     import subprocess
     import sys
 
@@ -345,10 +346,12 @@ job = Job(run.where, gpu=True, threads=1, checkpoint_every=1, compiled=False, gi
 try:
     run_pack(list(grid), data.load("digits", Path("unused")), job, lambda *_: None)
 except DeviceLostError:
-    print("lost", len(list(Path(run.where, "trials").iterdir())))
+    print("lost")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1:] == ["lost 0"], done.stderr[-2000:]
+    logs = "".join(path.read_text()[-2000:] for path in (tmp_path / "run" / "logs").iterdir())
+    assert done.stdout.splitlines()[-1:] == ["lost"] or done.returncode < 0, done.stderr[-2000:] + logs
+    assert list((tmp_path / "run" / "trials").iterdir()) == []
 
 
 # A sweep
