@@ -241,6 +241,7 @@ def undisturbed(space_file: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.soak  # two sweeps and a half: 150 s of 2 cores
 def test_kill_9_and_run_again(command: Command, space_file: Path, tmp_path: Path) -> None:
     process = command.start()
     command.wait_for_trials(process, ended=1)
