@@ -20,7 +20,7 @@ from trainer import log
 from trainer.epoch import Epoch
 from trainer.examination import Cost
 from trainer.grid import Planned
-from trainer.trial import PROTOCOL, Trial
+from trainer.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def row(
         "status": status,
         "epochs": len(history),
         "recipe": trial.recipe.to_json(),
-        "protocol": PROTOCOL,
+        "protocol": trial.protocol,
         "error": error,
         "pool_params_count": cost and cost.parameters,
         "pool_flops": cost and cost.flops,

@@ -35,7 +35,7 @@ from trainer.gate import Gate, Report
 from trainer.grid import BASELINE, CANDIDATE, Grid, Planned
 from trainer.pool import slug
 from trainer.problems import Problem, RequestError, did_you_mean, gather
-from trainer.trial import PROTOCOL
+from trainer.trial import CHANGES, PROTOCOL
 
 FILTERS: Mapping[str, Callable[[Planned], str]] = {
     "pool": lambda planned: planned.trial.pool.label,
@@ -94,7 +94,8 @@ def make_plan(
     if not planned:
         raise RequestError(_nothing_left(shown, only or {}))
     known = run.ended()
-    _refuse_other_recipes(space, run, {(one.recipe, one.protocol) for one in known.values()})
+    _refuse_other_protocols(run, {one.protocol for one in known.values()})
+    _refuse_other_recipes(space, run, {one.recipe for one in known.values()})
     _refuse_over_budget(space, run)
     again = {schema.FAILED, schema.INVALID} if retry_failed else set()
     ids = [p.trial.id for p in planned]
@@ -269,12 +270,29 @@ def _load(name: str, data_dir: Path, space: Space, say: Callable[[str], None]) -
     return dataset
 
 
-def _refuse_other_recipes(space: Space, run: RunFolder, found: set[tuple[str, int]]) -> None:
-    mine = (space.grid.recipe.to_json(), PROTOCOL)
-    for recipe, protocol in found - {mine}:
+def _refuse_other_protocols(run: RunFolder, found: set[int]) -> None:
+    with contextlib.suppress(RequestError):  # one that cannot be read is written anew
+        found = found | {grid.protocol for grid in [run.grid()] if grid}
+    if max(found, default=0) > PROTOCOL:
         raise RequestError.of(
-            f"the run folder {run} holds trials of another recipe, {recipe} at protocol {protocol}, where this space "
-            f"asks for {mine[0]} at protocol {mine[1]}; one table must not mix them: give another --out"
+            f"the run folder {run} is of protocol {max(found)}, and this version trains protocol {PROTOCOL}: go on "
+            "with the newer version that wrote it, or give another --out"
+        )
+    if min(found, default=PROTOCOL) < PROTOCOL:
+        changed = "; ".join(CHANGES[protocol] for protocol in range(min(found) + 1, PROTOCOL + 1))
+        raise RequestError.of(
+            f"the run folder {run} is of protocol {min(found)}, and this version trains protocol {PROTOCOL}, in which "
+            f"{changed}. One table must not mix the two: give another --out. What is in {run} stays as it is, and "
+            "`python -m results` reads it as before"
+        )
+
+
+def _refuse_other_recipes(space: Space, run: RunFolder, found: set[str]) -> None:
+    mine = space.grid.recipe.to_json()
+    for recipe in found - {mine}:
+        raise RequestError.of(
+            f"the run folder {run} holds trials of another recipe, {recipe}, where this space asks for {mine}; one "
+            "table must not mix them: give another --out"
         )
 
 

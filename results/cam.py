@@ -22,6 +22,7 @@ from results.store import RunFolder
 from trainer import data
 from trainer.grid import Planned
 from trainer.problems import RequestError, unknown
+from trainer.trial import PROTOCOL
 
 if TYPE_CHECKING:
     from trainer.cam import Activations
@@ -72,6 +73,11 @@ def draw(
         raise RequestError.of(f"--images: found {images}, allowed is 1 or more")
     planned, accuracy = find(run, wanted)
     trial = planned.trial
+    if trial.protocol != PROTOCOL:
+        raise RequestError.of(
+            f"{trial.id} was trained by protocol {trial.protocol}, whose networks this version does not build (it has "
+            f"protocol {PROTOCOL}); draw it with the version that trained it"
+        )
     weights = run.weights(trial.id).read()
     if weights is None:
         raise RequestError.of(

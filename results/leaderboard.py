@@ -18,7 +18,6 @@ from trainer.grid import BASELINE, ROLES, Grid
 from trainer.pool import slug
 from trainer.printable import unprintable
 from trainer.problems import Problem, RequestError, did_you_mean, short, unknown
-from trainer.trial import PROTOCOL
 
 METRICS = ("best_test_acc", "final_test_acc")
 GAPS = ("diverged", "failed", "invalid", "missing")  # what no mean is made of
@@ -363,7 +362,7 @@ def _planned_rows(grid: Grid) -> Iterator[tuple[Any, ...]]:
         trial = planned.trial
         name, params, revision = trial.pool.key
         cell = (trial.pool.label, revision or None, planned.role, trial.arch, trial.dataset, planned.hidden)
-        yield (trial.id, *cell, trial.seed, name, params, recipe, PROTOCOL)
+        yield (trial.id, *cell, trial.seed, name, params, recipe, trial.protocol)
 
 
 def _spell_recipes(kinds: pd.DataFrame) -> list[str]:

@@ -49,12 +49,12 @@ def is_pattern(path: str | Path) -> bool:
 def union(grids: Iterable[Grid | None]) -> Grid | None:
     """What any of the grids asks for, in order; labels, roles and hidden pairs as the first has them.
 
-    None if there is none, or if they are of several recipes, for which no one grid can stand.
+    None if there is none, or if they are of several recipes or protocols, for which no one grid can stand.
     """
     all_of_them = [grid for grid in grids if grid is not None]
     if len(all_of_them) < 2:
         return all_of_them[0] if all_of_them else None
-    if len({grid.recipe for grid in all_of_them}) > 1:
+    if len({(grid.recipe, grid.protocol) for grid in all_of_them}) > 1:
         return None
     entries: dict[tuple[str, str, str], Entry] = {}
     pairs: dict[tuple[str, str], Pair] = {}
@@ -76,14 +76,15 @@ def union(grids: Iterable[Grid | None]) -> Grid | None:
         )
         places |= dict.fromkeys((entry, pair, seed) for seed, pair, entry in mine)
     first = all_of_them[0]
-    return _Union(first.name, tuple(entries.values()), tuple(pairs.values()), seeds, first.recipe, tuple(places))
+    parts = tuple(entries.values()), tuple(pairs.values()), seeds
+    return _Union(first.name, *parts, first.recipe, first.protocol, places=tuple(places))
 
 
 @dataclass(frozen=True, slots=True)
 class _Union(Grid):
     """Of the product of its parts only what one of the grids asked for: nobody misses the rest."""
 
-    places: tuple[Place, ...]
+    places: tuple[Place, ...] = ()
 
     def __len__(self) -> int:
         return len(self.places)

@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SPACE = """
 name: chaos
 recipe: {{epochs: 3, batch_size: 32, lr: 0.02, train_samples: 320, test_samples: 100}}
-architectures: [resnet20, mobilenetv2]
+architectures: [resnet20, mobilenetv2_s32]
 datasets: [digits]
 pools: [{{name: gap, role: baseline}}, gem, avg_max, stochastic, gated]
 seeds: {seeds}

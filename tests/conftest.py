@@ -78,7 +78,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def make_trial() -> Callable[..., Trial]:
-    """`make_trial(pool="gem(p=1)", arch="mobilenetv2", epochs=1)`: a tiny trial on digits."""
+    """`make_trial(pool="gem(p=1)", arch="vgg11bn", epochs=1)`: a tiny trial on digits."""
 
     def make(pool_spec: str = "gap", arch: str = "resnet20", seed: int = 0, **recipe: object) -> Trial:
         values = {name: getattr(TINY, name) for name in Recipe.__dataclass_fields__}

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 from trainer import arch, network, pool
+from trainer.archs.dropout import Dropout
 from trainer.problems import RequestError
 
-# Parameters with 100 classes and average pooling. ResNet-56 has the 0.86M that He et al. report for 1x1 projections.
+# Parameters with 100 classes and average pooling. ResNet-56 has the 0.86M that He et al. report for 1x1 projections;
+# VGG has torchvision's convolutions less their biases, and 512 x 512 + 512 + 512 x 100 + 100 in its head.
 PARAMETERS = {
     "resnet20": 278_324,
     "resnet32": 472_756,
     "resnet44": 667_188,
     "resnet56": 861_620,
     "resnet110": 1_736_564,
-    "vgg11bn": 9_277_284,
-    "vgg13bn": 9_462_180,
-    "vgg16bn": 14_774_436,
-    "vgg19bn": 20_086_692,
+    "vgg11bn": 9_537_188,
+    "vgg13bn": 9_721_892,
+    "vgg16bn": 15_032_868,
+    "vgg19bn": 20_343_844,
     "mobilenetv2": 2_351_972,
+    "mobilenetv2_2x2": 2_351_972,
+    "mobilenetv2_s32": 2_351_972,
 }
 
 
@@ -37,21 +44,81 @@ def test_parameters_and_feature_map(name: str) -> None:
 def test_the_feature_maps_of_the_benchmark() -> None:
     assert arch.get("resnet56").feature_map == (64, 8, 8)
     assert arch.get("vgg16bn").feature_map == (512, 1, 1)
-    assert arch.get("mobilenetv2").feature_map == (1280, 1, 1)
+    assert arch.get("mobilenetv2").feature_map == (1280, 4, 4)
+    assert arch.get("mobilenetv2_2x2").feature_map == (1280, 2, 2)
+    assert arch.get("mobilenetv2_s32").feature_map == (1280, 1, 1)
 
 
-def test_vgg_is_torchvisions() -> None:
-    """The same layers: torchvision's own weights fit into ours."""
+def gap(name: str, classes: int = 100, seed: int = 0) -> network.Network:
+    return network.build(pool.expand("gap")[0], name, classes, seed)
+
+
+def test_vgg_is_torchvisions_less_the_biases_of_its_convolutions() -> None:
     from torchvision.models import vgg16_bn
 
-    ours = network.build(pool.expand("gap")[0], "vgg16bn", 10, 0).features
-    ours.load_state_dict(vgg16_bn(weights=None).features.state_dict())
+    theirs = vgg16_bn(weights=None).features.eval()
+    biases = [name for name, layer in theirs.named_modules() if isinstance(layer, nn.Conv2d)]
+    for name in biases:
+        nn.init.zeros_(theirs.get_parameter(f"{name}.bias"))
+    ours = gap("vgg16bn").features.eval()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k.rpartition(".bias")[0] not in biases})
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images), theirs(images))
+    assert [type(layer) for layer in gap("vgg16bn").head] == [nn.Linear, nn.ReLU, Dropout, nn.Linear]  # type: ignore[arg-type]
 
 
-def test_no_architecture_has_dropout() -> None:
-    for name in arch.ARCHS:
-        net = network.build(pool.expand("gap")[0], name, 10, 0)
-        assert not [m for m in net.modules() if isinstance(m, torch.nn.Dropout)]
+@pytest.mark.parametrize(
+    ("name", "strides"), [("mobilenetv2_s32", {}), ("mobilenetv2_2x2", {0: 1}), ("mobilenetv2", {0: 1, 2: 1})]
+)
+def test_mobilenetv2_is_torchvisions_with_strides_of_1(name: str, strides: dict[int, int]) -> None:
+    """`strides` replaces those of the stem (0) and of the block that the second stage begins with (2)."""
+    from torchvision.models import mobilenet_v2
+
+    theirs = mobilenet_v2(weights=None).features.eval()
+    for index, stride in strides.items():
+        for layer in theirs[index].modules():
+            if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):
+                layer.stride = (stride, stride)
+    ours = gap(name).features.eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize("name", arch.ARCHS)
+def test_initial_weights(name: str) -> None:
+    """Kaiming normal: variance 2 / fan out in convolutions, 2 / fan in in linear layers; no bias but 0."""
+    net = gap(name, seed=3)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            weight = layer.weight.detach()
+            fan = weight.shape[0] * weight[0, 0].numel() if weight.dim() == 4 else weight.shape[1]
+            scaled = weight.double() * (fan / 2) ** 0.5
+            n = weight.numel()
+            assert abs(scaled.mean()) < 5 / n**0.5  # five standard errors, of the mean and of the deviation
+            assert abs(scaled.std() - 1) < 5 / (2 * n) ** 0.5
+            assert n < 1000 or abs((scaled.abs() < 1).double().mean() - 0.6827) < 0.05, "it is normal"
+            assert layer.bias is None or not layer.bias.any()
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all()
+            assert not layer.bias.any()
+
+
+def test_only_the_seed_moves_them_and_a_pool_keeps_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def __init__(self, channels):\n"
+        "        super().__init__()\n        self.mix = nn.Linear(channels, channels)\n"
+        "        nn.init.eye_(self.mix.weight)\n        nn.init.constant_(self.mix.bias, 7)\n"
+        "    def forward(self, x):\n        return self.mix(x.mean((2, 3)))\n"
+    )
+    mine = network.build(pool.expand(str(tmp_path / "mine.py"))[0], "resnet20", 100, 0)
+    assert torch.equal(mine.pool.mix.weight, torch.eye(64))  # type: ignore[union-attr]
+    assert (mine.pool.mix.bias == 7).all()  # type: ignore[union-attr]
+    same, other = gap("resnet20"), gap("resnet20", seed=1)
+    for part in ("features", "head"):
+        here, there, elsewhere = (getattr(net, part).state_dict() for net in (mine, same, other))
+        assert all(torch.equal(here[name], there[name]) for name in here)
+        assert not all(torch.equal(here[name], elsewhere[name]) for name in here)
 
 
 def test_an_unknown_one_answers_with_the_nearest() -> None:

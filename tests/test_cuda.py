@@ -15,29 +15,25 @@ pytest.importorskip("triton")
 from trainer import cuda
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2"])
+@pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2_s32"])
 def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
     plain = network.build(pool.expand("gem")[0], arch, 10, 1)
+    plain.head.eval()  # or dropout would draw other masks for each
     fast = copy.deepcopy(plain)
     together = cuda.speed_up(fast.features, "fp32")
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
-        torch.testing.assert_close(plain(images), fast(images))
         together.after()
+        assert torch.equal(plain(images), fast(images))
     for each in (plain, fast):
         each(images).sum().backward()
     together.after()
     for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
-        if ours.grad is None:  # a convolution's bias before a batch norm, on which nothing depends
-            assert name.endswith("bias")
-            torch.testing.assert_close(theirs.grad, torch.zeros_like(theirs), rtol=0, atol=1e-4)
-        else:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+        assert torch.equal(ours.grad, theirs.grad), name  # type: ignore[arg-type]
     state, expected = fast.state_dict(), plain.state_dict()
     assert list(state) == list(expected)
-    for name in state:
-        torch.testing.assert_close(state[name], expected[name])
-    torch.testing.assert_close(plain.eval()(images), fast.eval()(images))
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert torch.equal(plain.eval()(images), fast.eval()(images))
 
 
 def test_norms_take_counts_from_a_checkpoint() -> None:
@@ -46,7 +42,7 @@ def test_norms_take_counts_from_a_checkpoint() -> None:
     net.load_state_dict({name: torch.ones_like(tensor) * 7 for name, tensor in net.state_dict().items()})
     together.after()
     counts = [tensor.item() for name, tensor in net.named_buffers() if name.endswith("num_batches_tracked")]
-    assert counts == [8] * 19 + [8] * 2
+    assert counts == [8] * sum(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
 
 
 def test_no_two_borrowers_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:

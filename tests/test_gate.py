@@ -18,7 +18,7 @@ from trainer.gate import Gate, Report, _Examiner
 from trainer.problems import RequestError
 from trainer.subject import Subject
 
-ARCHS = ["resnet56", "vgg16bn", "mobilenetv2"]
+ARCHS = ["resnet56", "vgg16bn", "mobilenetv2", "mobilenetv2_s32"]
 HOG = "import os\nos.sched_setaffinity(0, {{{core}}})\nprint(flush=True)\nwhile True: pass"
 BROKEN = sorted((Path(__file__).parent / "broken").glob("*.py"))
 
@@ -64,7 +64,7 @@ def test_same_function(shelf: Report) -> None:
     at_8x8 = [set(one.pools) for one in classes if one.arch == "resnet56"]
     assert {"avg_max", "mixed", "gated"} in at_8x8, "a learned share of one half, before it has learned"
     assert not any({"gap", "gem"} <= names or {"gap", "global_max"} <= names for names in at_8x8)
-    for arch in ("vgg16bn", "mobilenetv2"):
+    for arch in ("vgg16bn", "mobilenetv2_s32"):
         (identity,) = [one for one in classes if one.arch == arch and "gap" in one.pools]
         assert {"gap", "global_max", "avg_max", "gem", "softpool", "median", "stochastic"} <= set(identity.pools)
         assert not set(identity.pools) & {"se", "mean_std", "gap_mlp", "netvlad"}

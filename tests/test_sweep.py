@@ -30,7 +30,7 @@ name: small
 recipe: {epochs: 2, batch_size: 32, lr: 0.02, train_samples: 64, test_samples: 40}
 pairs:
   - {arch: resnet20, dataset: digits}
-  - {arch: mobilenetv2, dataset: digits}
+  - {arch: mobilenetv2_s32, dataset: digits}
 pools:
   - {name: gap, role: baseline}
   - gem
@@ -129,7 +129,7 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     text = SPACE.replace(
         "  - gem", "".join(f"  - {{file: {name}.py}}\n" for name in ("raises", "dies", "leaves", "hangs"))
     ).replace("[1, 2]", "[1]\nstall_timeout: 8")
-    space_file.write_text(text.replace("  - {arch: mobilenetv2, dataset: digits}\n", ""))
+    space_file.write_text(text.replace("  - {arch: mobilenetv2_s32, dataset: digits}\n", ""))
     assert sweep() == cli.INCOMPLETE
     said = capfd.readouterr().out
     assert "4 failed; why stands in" in said
@@ -168,14 +168,14 @@ def test_real_images(sweep, space_file: Path, tmp_path: Path, shared_data: Path)
     space_file.write_text("""
 name: real
 recipe: {epochs: 2, batch_size: 64, lr: 0.05, train_samples: 640, test_samples: 200}
-pairs: [{arch: resnet20, dataset: cifar100}, {arch: mobilenetv2, dataset: fmnist}]
+pairs: [{arch: resnet20, dataset: cifar100}, {arch: mobilenetv2_s32, dataset: fmnist}]
 pools: [{name: gap, role: baseline}, gem]
 seeds: [1, 2]
 """)
     assert sweep("--data-dir", str(shared_data)) == cli.OK
     frame = results.load(tmp_path / "run").leaderboard()
     assert (frame["n"] == 2).all()
-    assert frame.set_index("arch").loc["mobilenetv2", "mean"].min() > 10  # pyright: ignore
+    assert frame.set_index("arch").loc["mobilenetv2_s32", "mean"].min() > 10  # pyright: ignore
 
 
 class Command:
@@ -220,7 +220,7 @@ def heed_interrupts() -> None:
 @pytest.fixture
 def command(space_file: Path, tmp_path: Path) -> Iterator[Command]:
     """One trial at a time: when the first has ended and a checkpoint is there, the second has just begun."""
-    text = SPACE.replace("epochs: 2", "epochs: 12").replace("  - {arch: mobilenetv2, dataset: digits}\n", "")
+    text = SPACE.replace("epochs: 2", "epochs: 12").replace("  - {arch: mobilenetv2_s32, dataset: digits}\n", "")
     space_file.write_text(f"{text}resources: {{cpus_per_trial: {CORES}}}\n")
     command = Command(space_file, tmp_path / "run")
     yield command
@@ -367,7 +367,7 @@ def test_an_invalid_pool_lets_the_rest_run_if_it_may(
     )
     space_file.write_text(SPACE.replace("- gem", "- {file: mine.py}"))
     assert sweep() == cli.REFUSED
-    assert "check finite-output: on mobilenetv2's feature map" in capfd.readouterr().err
+    assert "check finite-output: on mobilenetv2_s32's feature map" in capfd.readouterr().err
     assert not (tmp_path / "run" / "space.yaml").exists()
     space_file.write_text(SPACE.replace("- gem", "- {file: mine.py}").replace("seeds: [1, 2]", "seeds: [1]"))
     with space_file.open("a") as file:
@@ -377,11 +377,11 @@ def test_an_invalid_pool_lets_the_rest_run_if_it_may(
     trials = results.load(tmp_path / "run").trials().set_index(["pool", "arch"])
     assert trials["status"].to_dict() == {
         ("gap", "resnet20"): "completed",
-        ("gap", "mobilenetv2"): "completed",
+        ("gap", "mobilenetv2_s32"): "completed",
         ("mine", "resnet20"): "completed",
-        ("mine", "mobilenetv2"): "invalid",
+        ("mine", "mobilenetv2_s32"): "invalid",
     }
-    assert "finite-output" in str(trials.loc[("mine", "mobilenetv2"), "error"])
+    assert "finite-output" in str(trials.loc[("mine", "mobilenetv2_s32"), "error"])
     completed = trials[trials["status"] == "completed"]
     assert (completed["pool_times_gap"] > 0).all()
     assert (completed["pool_flops"] == 0).all()

@@ -20,7 +20,7 @@ BASE = Trial(pool.expand("gem")[0], "resnet56", "cifar100", 42, Recipe())
 
 def test_the_id_is_pinned() -> None:
     """An id that changes by accident retrains everything that anyone has ever finished."""
-    assert BASE.id == "gem-resnet56-cifar100-s42-ed5507df"
+    assert BASE.id == "gem-resnet56-cifar100-s42-d15afe9c"
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Recipe)])
@@ -31,7 +31,7 @@ def test_every_field_of_the_recipe_is_part_of_the_id(field: str) -> None:
     assert dataclasses.replace(BASE, recipe=dataclasses.replace(BASE.recipe, **{field: other})).id != BASE.id
 
 
-def test_what_decides_the_result_is_part_of_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_decides_the_result_is_part_of_the_id() -> None:
     mine = Pool("mine", source=Source("class CustomPool: ..."))
     edited = Pool("mine", source=Source("class CustomPool: pass"))
     others = [
@@ -41,10 +41,14 @@ def test_what_decides_the_result_is_part_of_the_id(monkeypatch: pytest.MonkeyPat
         dataclasses.replace(BASE, arch="resnet20"),
         dataclasses.replace(BASE, dataset="cifar10"),
         dataclasses.replace(BASE, seed=43),
+        dataclasses.replace(BASE, protocol=1),
     ]
-    ids = [BASE.id, *(other.id for other in others)]
-    monkeypatch.setattr(trial, "PROTOCOL", trial.PROTOCOL + 1)
-    assert len({*ids, dataclasses.replace(BASE).id}) == len(ids) + 1
+    assert len({BASE.id, *(other.id for other in others)}) == 1 + len(others)
+
+
+def test_a_trial_of_protocol_1_has_the_id_that_it_had() -> None:
+    assert dataclasses.replace(BASE, protocol=1).id == "gem-resnet56-cifar100-s42-ed5507df"
+    assert set(trial.CHANGES) == set(range(2, trial.PROTOCOL + 1))
 
 
 def test_a_label_and_the_place_of_a_file_are_not() -> None:

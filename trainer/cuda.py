@@ -20,6 +20,7 @@ from torchvision.models.resnet import BasicBlock
 from trainer import kernels
 
 STREAMS = 32  # that torch has for a device; the next one it gives is the first again
+SMALL = 2**14  # elements of an image's map: 16 x 32 x 32
 CEILINGS = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
 
 _free: dict[torch.device, list[torch.cuda.Stream]] = {}
@@ -41,7 +42,7 @@ class Together:
     """What the layers of a network leave to whoever steps, to be done for all of them in one kernel.
 
     Batch norms leave the count of their batches, from which nothing is computed; convolutions of cuDNN leave the cast
-    of their weights to bfloat16, and that of the gradients back: 55 and 114 kernels of a step of ResNet-56.
+    of their weights to bfloat16, and that of the gradients back: 52 and 70 kernels of a step of MobileNetV2.
     """
 
     def __init__(self, counts: Tensor | None, casting: list[LibraryConv2d]):
@@ -92,9 +93,6 @@ def speed_up(features: nn.Module, precision: str) -> Together:
                 cast(FusedBatchNorm2d, norm).ceiling = CEILINGS[type(module.relu)]
         elif isinstance(module, nn.Sequential):
             for index, (first, second) in enumerate(itertools.pairwise(module)):
-                if isinstance(first, LibraryConv2d) and isinstance(second, FusedBatchNorm2d):
-                    # Not the parameter itself, which the norm would then call its own.
-                    second.offset, first.adds_bias = None if first.bias is None else first.bias.detach(), False
                 if isinstance(first, FusedBatchNorm2d) and type(second) in CEILINGS:
                     first.ceiling = CEILINGS[type(second)]
                     module[index + 1] = nn.Identity()
@@ -111,17 +109,13 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     Attributes:
         ceiling: of the activation: infinite for ReLU, 6 for ReLU6, None for no activation.
-        offset: the bias of the convolution before it.
     """
 
     ceiling: float | None = None
-    offset: Tensor | None = None
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if _by_kernel(input):
-            return kernels.norm.batch_norm(self, input, ceiling=self.ceiling, offset=self.offset, shortcut=shortcut)
-        if self.offset is not None:
-            input = input + self.offset[:, None, None]
+            return kernels.norm.batch_norm(self, input, ceiling=self.ceiling, shortcut=shortcut)
         statistics, weights = (self.running_mean, self.running_var), (self.weight, self.bias)
         out = F.batch_norm(input, *statistics, *weights, self.training, self.momentum or 0.0, self.eps)
         out = out if shortcut is None else out + shortcut
@@ -141,22 +135,26 @@ class LibraryConv2d(nn.Conv2d):
 
     Attributes:
         half_weight: its weight in bfloat16, if that is what it multiplies by.
-        adds_bias: whether it does, if it has one; else the batch norm after it accounts for it.
     """
 
     half_weight: Tensor | None = None
-    adds_bias = True
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight if self.half_weight is None else self.half_weight
-        return self._conv_forward(input, weight, self.bias if self.adds_bias else None)
+        return self._conv_forward(input, weight, self.bias)
 
 
 class NarrowConv2d(nn.Conv2d):
-    """A 3x3 convolution of few channels: see `kernels.convolution`."""
+    """A 3x3 convolution of few channels over a small map, as ResNets have them: see `kernels.convolution`.
+
+    The kernel reads all weights again for every 64 pixels, which over 32x32 pixels of 64 channels (VGG's second layer)
+    is 450 MB: that is cuDNN's.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        return kernels.convolution.convolve(input, self.weight) if _by_kernel(input) else super().forward(input)
+        if not _by_kernel(input) or input[0].numel() > SMALL:
+            return super().forward(input)
+        return kernels.convolution.convolve(input, self.weight)
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-FORM = 1  # raised by hand when what is kept changes
+FORM = 2  # raised by hand when what is kept changes
 T = TypeVar("T")
 
 

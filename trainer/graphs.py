@@ -27,7 +27,9 @@ class RecordError(Exception):
     """What keeps functions from being recorded; the message is for a trial's log."""
 
 
-def record(steps: Sequence[Step], modules: nn.Module, rewind: Step) -> list[Step]:
+def record(
+    steps: Sequence[Step], modules: nn.Module, rewind: Step, generator: torch.Generator | None = None
+) -> list[Step]:
     """The replays of device functions, recorded on the current stream, which must not be the default one.
 
     Every function is called `WARM_UP` times first, so what they write has to be put back afterwards. One memory pool
@@ -37,6 +39,7 @@ def record(steps: Sequence[Step], modules: nn.Module, rewind: Step) -> list[Step
         steps: take nothing and return nothing; what they read and write stands at fixed addresses.
         modules: whose Python attributes must not change from call to call.
         rewind: makes ready for a call, before each one that warms up; it is not recorded.
+        generator: of the GPU, that they draw from beside the default one: each replay draws on from where it stands.
 
     Raises:
         RecordError: a function waits for the GPU, draws from a generator of the CPU, changes a Python attribute
@@ -50,7 +53,7 @@ def record(steps: Sequence[Step], modules: nn.Module, rewind: Step) -> list[Step
         rewind()
         _refuse_host_work(step, modules)
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
-    return [_capture(step, pool, stream) for step in steps]
+    return [_capture(step, pool, stream, generator) for step in steps]
 
 
 def _refuse_host_work(step: Step, modules: nn.Module) -> None:
@@ -70,8 +73,10 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
         raise RecordError(f"a step changes what Python holds: {', '.join(changed)}")
 
 
-def _capture(step: Step, pool: Any, stream: torch.cuda.Stream) -> Step:
+def _capture(step: Step, pool: Any, stream: torch.cuda.Stream, generator: torch.Generator | None) -> Step:
     graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
     try:
         # thread_local: what Ray's own threads do meanwhile is none of this graph's business.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):

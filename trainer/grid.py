@@ -17,7 +17,7 @@ from trainer import plain
 from trainer.pool import Pool
 from trainer.problems import RequestError, gather, short, unknown
 from trainer.recipe import Recipe
-from trainer.trial import Trial
+from trainer.trial import PROTOCOL, Trial
 
 BASELINE = "baseline"
 CANDIDATE = "candidate"
@@ -61,13 +61,14 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Pools x pairs x seeds under one recipe."""
+    """Pools x pairs x seeds under one recipe, and one protocol."""
 
     name: str
     entries: tuple[Entry, ...]
     pairs: tuple[Pair, ...]
     seeds: tuple[int, ...]
     recipe: Recipe
+    protocol: int = PROTOCOL
 
     def __len__(self) -> int:
         return len(self.entries) * len(self.pairs) * len(self.seeds)
@@ -80,7 +81,7 @@ class Grid:
     def at(self, place: tuple[int, int, int]) -> Planned:
         """The trial at (entry, pair, seed), by position."""
         entry, pair, seed = self.entries[place[0]], self.pairs[place[1]], self.seeds[place[2]]
-        trial = Trial(entry.pool, pair.arch, pair.dataset, seed, self.recipe)
+        trial = Trial(entry.pool, pair.arch, pair.dataset, seed, self.recipe, self.protocol)
         return Planned(trial, entry.role, pair.hidden, place)
 
     def with_candidates(self, pools: Iterable[Pool]) -> Grid:
@@ -92,6 +93,7 @@ class Grid:
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            "protocol": self.protocol,
             "recipe": dataclasses.asdict(self.recipe),
             "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
             "pools": [{"role": entry.role, **entry.pool.to_dict()} for entry in self.entries],
@@ -105,17 +107,26 @@ class Grid:
         Raises:
             RequestError: it is nothing that `to_dict` makes; with every problem.
         """
-        name, entries, pairs, seeds, recipe = gather(
+        name, protocol, entries, pairs, seeds, recipe = gather(
             ("", lambda: plain.name(data, "name")),
+            ("", lambda: _protocol_from(data)),
             ("", lambda: plain.each(plain.take(data, "pools", list), _entry_from, "pools")),
             ("", lambda: plain.each(plain.take(data, "pairs", list), _pair_from, "pairs")),
             ("", lambda: plain.each(plain.take(data, "seeds", list), _seed_from, "seeds")),
             ("recipe", lambda: Recipe.of(plain.take(data, "recipe", Mapping))),
         )
-        grid = cls(name, tuple(entries), tuple(pairs), tuple(seeds), recipe)
+        grid = cls(name, tuple(entries), tuple(pairs), tuple(seeds), recipe, protocol)
         if len(grid) > MOST_TRIALS:
             raise RequestError.of(f"found {len(grid):,} trials, allowed are {MOST_TRIALS:,}")
         return grid
+
+
+def _protocol_from(data: Any) -> int:
+    """Of a file that says nothing of it: 1, under which it was not written down."""
+    protocol = plain.take(data, "protocol", int) if isinstance(data, Mapping) and "protocol" in data else 1
+    if protocol < 1:
+        raise RequestError.of(f"found {protocol}, allowed is an integer from 1", "protocol")
+    return protocol
 
 
 def _entry_from(data: Any) -> Entry:

@@ -27,16 +27,31 @@ class Network(nn.Module):
 def build(pool: Pool, arch: str, classes: int, seed: int) -> Network:
     """A network with its initial weights, on the CPU.
 
-    The backbone's weights come from one generator and the pool's from another, so that two pools with one seed start
-    from the same backbone. A dry pass brings to life the parameters that a pool makes in its first forward: an
-    optimizer made before that pass would never train them.
+    The weights of features and head come from one generator and the pool's from another, so that two pools with one
+    seed start from the same backbone. A pool keeps what its own constructor gave it. A dry pass brings to life the
+    parameters that a pool makes in its first forward: an optimizer made before that pass would never train them.
     """
     spec = archs.get(arch)
     with seeded(seed, Purpose.BACKBONE):
-        features, head = spec.features(), spec.head(classes)
+        features, head = initialise(spec.features()), initialise(spec.head(classes))
     with seeded(seed, Purpose.POOL):
         module = materialise(pools.build(pool, spec.channels), spec.feature_map)
     return Network(features, module, head)
+
+
+def initialise(module: nn.Module) -> nn.Module:
+    """The same module with the benchmark's initial weights, drawn from torch's generator layer by layer.
+
+    Kaiming normal for ReLU, by fan out in convolutions and by fan in in linear layers; batch norm 1 and 0, as torch
+    makes it; no bias but 0. (He et al., Delving Deep into Rectifiers, ICCV 2015.)
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            fan = "fan_out" if isinstance(layer, nn.Conv2d) else "fan_in"
+            nn.init.kaiming_normal_(layer.weight, mode=fan, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return module
 
 
 def materialise(pool: nn.Module, feature_map: tuple[int, int, int]) -> nn.Module:

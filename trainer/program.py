@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from trainer import checkpoint, cpu, graphs, network
+from trainer.archs.dropout import Dropout
 from trainer.augment import Images, epoch_draws
 from trainer.data import subset
 from trainer.epoch import Epoch
 from trainer.graphs import Step
 from trainer.problems import RequestError
-from trainer.randomness import Noise, Purpose
+from trainer.randomness import Noise, Purpose, key
 from trainer.trial import Trial
 
 Phase = Literal["train", "test"]
@@ -105,6 +106,7 @@ class Program:
         recipe = self.trial.recipe
         started = time.perf_counter()
         self._noise.seed(self.trial.seed, Purpose.NOISE, epoch)
+        self._masks.manual_seed(key(self.trial.seed, Purpose.DROPOUT, epoch))
         with self._lane():
             self.lr.fill_(recipe.lr_after(epoch - 1))
             self._sums.zero_()
@@ -181,6 +183,10 @@ class Program:
             cpu.speed_up(built.features)
             cpu.keep_memory()
         self.network = built.to(self.device).to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
+        self._masks = torch.Generator(self.device)
+        for layer in self.network.head.modules():
+            if isinstance(layer, Dropout):
+                layer.generator = self._masks
         self._together = None
         if self.device.type == "cuda" and not self._compiled:  # torch.compile makes kernels of its own
             from trainer import cuda
@@ -226,10 +232,11 @@ class Program:
         self._load_draws(1)
         kinds = dict.fromkeys(kind for phase in PHASES for kind in self._kinds(phase))
         try:
-            recorded = graphs.record([self._eager(kind) for kind in kinds], self.network, rewind=self._rewind)
+            steps = [self._eager(kind) for kind in kinds]
+            recorded = graphs.record(steps, self.network, rewind=self._rewind, generator=self._masks)
         except graphs.RecordError as error:
             say(f"trains without CUDA graphs, which is slower: {error}")
-            self._noise = Noise(self.device)  # the generator may still take itself to be recorded
+            self._noise = Noise(self.device)  # a generator may still take itself to be recorded; _build makes the other
             self._build()  # the pool may hold traces of the attempt
             return {}
         state, buffers = before

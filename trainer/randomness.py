@@ -21,14 +21,20 @@ class Purpose(enum.IntEnum):
     """What a stream of random numbers is for. The values are part of the protocol: never renumber them."""
 
     BATCHES = 0  # data order, crops and flips of an epoch
-    BACKBONE = 1  # initial weights of the features and the linear layer
+    BACKBONE = 1  # initial weights of the features and the head
     POOL = 2  # initial weights of the pool
     NOISE = 3  # what a pool draws while an epoch trains (stochastic pooling, dropout)
+    DROPOUT = 4  # the masks of the head's own dropout while an epoch trains
 
 
 def generator(seed: int, purpose: Purpose, epoch: int = 0) -> np.random.Generator:
     """A fresh generator, on the CPU, whatever the device."""
     return np.random.default_rng([seed, purpose, epoch])
+
+
+def key(seed: int, purpose: Purpose, epoch: int = 0) -> int:
+    """What to seed another kind of generator with, 0 to 2^63 - 1."""
+    return int(generator(seed, purpose, epoch).integers(2**63))
 
 
 class Noise:
@@ -46,13 +52,13 @@ class Noise:
 
     def seed(self, seed: int, purpose: Purpose, epoch: int = 0) -> None:
         """Starts them anew, outside the block."""
-        key = int(generator(seed, purpose, epoch).integers(2**63))
+        value = key(seed, purpose, epoch)
         if self._cuda is not None:
-            self._cuda.manual_seed(key)
+            self._cuda.manual_seed(value)
         with self:
-            torch.default_generator.manual_seed(key)
-            random.seed(key)
-            np.random.seed(key % 2**32)
+            torch.default_generator.manual_seed(value)
+            random.seed(value)
+            np.random.seed(value % 2**32)
 
     def __enter__(self) -> Self:
         self._theirs = self.host_state()

@@ -14,18 +14,31 @@ from trainer.pool import Pool, slug
 from trainer.recipe import Recipe
 
 # Raised by hand whenever training semantics change, so that old and new results never mix under one id.
-PROTOCOL = 1
+PROTOCOL = 2
+
+CHANGES = {  # {protocol: what it changed}, in words for whoever has results of the one before
+    2: (
+        "the networks are the benchmark's own (MobileNetV2 with a stem of stride 1 and a 4x4 map; VGG without biases "
+        "in its convolutions, and with two linear layers and dropout after the pool), initial weights are Kaiming "
+        "normal everywhere, and Fashion-MNIST is enlarged to 32x32 and no longer padded"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training run: a pool in an architecture on a dataset, from one seed, under one recipe."""
+    """One training run: a pool in an architecture on a dataset, from one seed, under one recipe.
+
+    Attributes:
+        protocol: what training meant when it ran. Only trials of `PROTOCOL` can be trained; others are read.
+    """
 
     pool: Pool
     arch: str
     dataset: str
     seed: int
     recipe: Recipe
+    protocol: int = PROTOCOL
     _id: str = field(default="", init=False, repr=False, compare=False)
 
     @property
@@ -41,7 +54,7 @@ class Trial:
 
     def _hashed(self) -> str:
         pool = json.dumps(self.pool.identity())  # as text: as a key of a cache, 1, 1.0 and True would be one
-        before, after = _around_the_seed(pool, self.arch, self.dataset, self.recipe, PROTOCOL)
+        before, after = _around_the_seed(pool, self.arch, self.dataset, self.recipe, self.protocol)
         digest = hashlib.sha256(f"{before}{self.seed}{after}".encode()).hexdigest()[:8]
         return f"{slug(self.pool.name)}-{self.arch}-{self.dataset}-s{self.seed}-{digest}"
 

@@ -126,7 +126,7 @@ class Rows:
         elif problems := list(_problems(found)):
             for what in problems:
                 self._find("row", trial_id, what, name)
-        elif found["protocol"] == PROTOCOL:  # what older ones made ids of, this version does not know
+        else:
             self._check_id(found, name)
 
     def _check_id(self, found: Mapping[str, Any], name: str) -> None:
@@ -185,7 +185,8 @@ class _Ids:
         recipe = _recipe(row["recipe"])
         if recipe is None:
             return set()
-        return {Trial(pool, row["arch"], row["dataset"], row["seed"], recipe).id for pool in self._pools_of(row)}
+        rest = row["arch"], row["dataset"], row["seed"], recipe, row["protocol"]
+        return {Trial(pool, *rest).id for pool in self._pools_of(row)}
 
     def _pools_of(self, row: Mapping[str, Any]) -> list[Pool]:
         name, params, sha = row["trial_id"].partition("-")[0], row["pool_params"], row["pool_source_sha"]

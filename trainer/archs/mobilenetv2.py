@@ -1,17 +1,36 @@
-"""MobileNetV2 with the ImageNet strides: torchvision's features, then the pool and one linear layer, no dropout.
+"""MobileNetV2 for 32x32 images, width 1.0: torchvision's inverted residuals, then the pool and one linear layer.
 
-Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks (CVPR 2018). The total stride of 32 takes a 32x32
-image to 1x1. Initial weights as torchvision's.
+Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks (CVPR 2018), Table 2. That network is made for
+images of 224 pixels, and its strides of 32 in all leave one position of a 32x32 image. For CIFAR the stem has stride 1,
+and so has the second stage: 8 in all, 4x4 positions. With the paper's stage strides and a stem of stride 1 it is 2x2.
 """
 
 from torch import nn
-from torchvision.models import mobilenet_v2
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.ops import Conv2dNormActivation
 
-from trainer.archs.vgg import head
+STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))  # expansion, C, blocks
+STEM, WIDTH = 32, 1280  # channels at either end
 
-__all__ = ["features", "head"]
+STRIDES = 1, 1, 2, 2, 1, 2, 1  # of the stages: the benchmark's, unless a measurement says (1, 2, 2, 2, 1, 2, 1)
 
 
-def features() -> nn.Module:
-    """[B, 3, 32, 32] -> [B, 1280, 1, 1]."""
-    return mobilenet_v2(weights=None).features
+def features(stem: int = 1, strides: tuple[int, ...] = STRIDES) -> nn.Module:
+    """[B, 3, 32, 32] -> [B, 1280, S, S], where S is 32 divided by all strides: of the stem, and of each stage's first
+    block."""
+    layers: list[nn.Module] = [_layer(3, STEM, kernel_size=3, stride=stem)]
+    channels = STEM
+    for (expansion, width, blocks), stride in zip(STAGES, strides, strict=True):
+        for index in range(blocks):
+            layers.append(InvertedResidual(channels, width, 1 if index else stride, expansion))
+            channels = width
+    return nn.Sequential(*layers, _layer(channels, WIDTH, kernel_size=1))
+
+
+def head(channels: int, classes: int) -> nn.Module:
+    """[B, 1280] -> [B, classes]."""
+    return nn.Linear(channels, classes)
+
+
+def _layer(channels: int, width: int, kernel_size: int, stride: int = 1) -> nn.Module:
+    return Conv2dNormActivation(channels, width, kernel_size, stride, activation_layer=nn.ReLU6)

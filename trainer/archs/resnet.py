@@ -2,8 +2,7 @@
 
 He et al., Deep Residual Learning for Image Recognition (CVPR 2016), section 4.2, built from torchvision's basic
 block. Shortcuts that change the shape are 1x1 projections with batch norm; depth 56 has 0.86M parameters with 100
-classes. Initial weights as torchvision's ResNet: Kaiming normal (fan out) for convolutions, torch's default for
-the linear layer.
+classes.
 """
 
 from torch import nn
@@ -13,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 def features(depth: int) -> nn.Module:
     """[B, 3, 32, 32] -> [B, 64, 8, 8]; `depth` is 6n+2, n blocks a stage."""
     blocks = (depth - 2) // 6
-    net = nn.Sequential(
+    return nn.Sequential(
         conv3x3(3, 16),
         nn.BatchNorm2d(16),
         nn.ReLU(inplace=True),
@@ -21,13 +20,10 @@ def features(depth: int) -> nn.Module:
         _stage(16, 32, blocks, stride=2),
         _stage(32, 64, blocks, stride=2),
     )
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return net
 
 
 def head(channels: int, classes: int) -> nn.Module:
+    """[B, 64] -> [B, classes]."""
     return nn.Linear(channels, classes)
 
 

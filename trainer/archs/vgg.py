@@ -1,28 +1,32 @@
-"""VGG with batch norm: torchvision's feature layers, then the pool and one linear layer.
+"""VGG with batch norm: the features of Simonyan and Zisserman's paper, and a classifier of two linear layers.
 
-Simonyan and Zisserman, Very Deep Convolutional Networks (ICLR 2015). Five max-pools take a 32x32 image to 1x1. Initial
-weights as torchvision's VGG: Kaiming normal (fan out) for convolutions, N(0, 0.01) for the linear layer.
+Simonyan and Zisserman, Very Deep Convolutional Networks (ICLR 2015), in torchvision's configurations. Convolutions have
+no bias, which the batch norm after each would take out again. Five max-pools take a 32x32 image to 1x1.
 """
 
 from torch import nn
-from torchvision.models.vgg import cfgs, make_layers
+from torchvision.models.vgg import cfgs
+
+from trainer.archs.dropout import Dropout
 
 CONFIGURATIONS = {11: "A", 13: "B", 16: "D", 19: "E"}
+HIDDEN = 512
 
 
 def features(depth: int) -> nn.Module:
     """[B, 3, 32, 32] -> [B, 512, 1, 1]; `depth` is 11, 13, 16 or 19."""
-    net = make_layers(cfgs[CONFIGURATIONS[depth]], batch_norm=True)
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return net
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in cfgs[CONFIGURATIONS[depth]]:
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+        else:
+            convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+    return nn.Sequential(*layers)
 
 
 def head(channels: int, classes: int) -> nn.Module:
-    linear = nn.Linear(channels, classes)
-    nn.init.normal_(linear.weight, 0, 0.01)
-    nn.init.zeros_(linear.bias)
-    return linear
+    """[B, 512] -> [B, classes]."""
+    return nn.Sequential(nn.Linear(channels, HIDDEN), nn.ReLU(inplace=True), Dropout(0.5), nn.Linear(HIDDEN, classes))

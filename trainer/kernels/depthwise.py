@@ -1,8 +1,8 @@
 """Depthwise 3x3 convolutions as Triton kernels.
 
 cuDNN has no one kernel for all of MobileNetV2's maps, 16x16 down to 1x1: in bfloat16 it takes one of them, 576 channels
-of 2x2, with a launch for every channel, and the weight gradients in three kernels. Here all are three passes over
-channels-last maps, summed in fp32: 16 products an output are no work for a GPU, reading the maps is.
+of 2x2, with a launch for every channel, and most weight gradients in two kernels. Here each is a pass over
+channels-last maps, summed in fp32: 9 products an output are no work for a GPU, reading the maps is.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -45,31 +45,42 @@ class _Depthwise(torch.autograd.Function):
         ctx.stride = stride
         shape = batch, channels, triton.cdiv(height, stride), triton.cdiv(width, stride)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        return _run(_convolve, x, out, weight, stride, out)
+        return _run(_convolve, x, out, weight, _sizes(x, out, stride))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        inner = _run(_differentiate, gradient, torch.empty_like(x), weight, ctx.stride, gradient)
-        return inner, _weight_gradient(x, gradient, weight, ctx.stride), None
+        sizes = _sizes(x, gradient, ctx.stride)
+        inner = _run(_differentiate, gradient, torch.empty_like(x), weight, sizes)
+        return inner, _weight_gradient(x, gradient, weight, sizes), None
 
 
-def _run(kernel: Any, source: Tensor, target: Tensor, weight: Tensor, stride: int, out: Tensor) -> Tensor:
+def _sizes(x: Tensor, out: Tensor, stride: int) -> dict[str, int]:
+    """What the kernels are compiled for: those of the input and of the output, forward and backward."""
+    (height, width), (out_height, out_width) = x.shape[2:], out.shape[2:]
+    return {
+        "HEIGHT": height,
+        "WIDTH": width,
+        "OUT_HEIGHT": out_height,
+        "OUT_WIDTH": out_width,
+        "STRIDE": stride,
+    }
+
+
+def _run(kernel: Any, source: Tensor, target: Tensor, weight: Tensor, sizes: dict[str, int]) -> Tensor:
     channels = target.shape[1]
     pixels = target.numel() // channels
     columns, rows = _tile(channels, pixels)
-    maps = source if kernel is _convolve else target  # those of the input, whose size the kernels speak of
     kernel[(triton.cdiv(pixels, rows), triton.cdiv(channels, columns))](
         source, weight, target, pixels, channels, weight.stride(0), weight.stride(3),
-        HEIGHT=maps.shape[2], WIDTH=maps.shape[3], OUT_HEIGHT=out.shape[2], OUT_WIDTH=out.shape[3],
-        STRIDE=stride, ROWS=rows, COLUMNS=columns, num_warps=4,
+        **sizes, ROWS=rows, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
     return target
 
 
-def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, stride: int) -> Tensor:
+def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, sizes: dict[str, int]) -> Tensor:
     channels = x.shape[1]
     pixels = gradient.numel() // channels
     columns, rows = _tile(channels, pixels)
@@ -78,8 +89,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, stride: int) -
     parts = torch.empty(splits, TAPS, channels, device=x.device)
     _weigh[(splits, across)](
         x, gradient, parts, pixels, channels,
-        HEIGHT=x.shape[2], WIDTH=x.shape[3], OUT_HEIGHT=gradient.shape[2], OUT_WIDTH=gradient.shape[3],
-        STRIDE=stride, ROWS=rows, COLUMNS=columns, num_warps=4,
+        **sizes, ROWS=rows, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
     found = parts[0] if splits == 1 else parts.sum(0)
     return found.t().reshape(weight.shape)

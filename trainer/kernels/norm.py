@@ -26,24 +26,20 @@ WHOLE = 512  # rows up to which a program sees all of its channels' rows, and no
 PROGRAMS = 512
 
 
-def batch_norm(
-    norm: nn.BatchNorm2d, x: Tensor, *, ceiling: float | None, offset: Tensor | None, shortcut: Tensor | None
-) -> Tensor:
-    """`min(max(norm(x + offset) + shortcut, 0), ceiling)` on a GPU.
+def batch_norm(norm: nn.BatchNorm2d, x: Tensor, *, ceiling: float | None, shortcut: Tensor | None) -> Tensor:
+    """`min(max(norm(x) + shortcut, 0), ceiling)` on a GPU.
 
     Args:
         x: [B, C, H, W], fp32 or bf16, which is what comes out too.
         ceiling: of the activation: infinite for ReLU, 6 for ReLU6, None for no activation.
-        offset: [C], the bias of the convolution before, which has not added it. In training no output depends on it,
-            so that it has no gradient; the running mean does, and evaluation with it.
         shortcut: like x.
     """
-    statistics = norm.running_mean, norm.running_var, offset
+    statistics = norm.running_mean, norm.running_var
     if norm.training:
         return _BatchNorm.apply(x, norm.weight, norm.bias, shortcut, *statistics, norm.momentum, norm.eps, ceiling)
     x, shortcut = _channels_last(x), None if shortcut is None else _channels_last(shortcut)
     out = torch.empty_like(x)
-    _write(x, shortcut, out, None, None, norm.weight, norm.bias, *statistics, 0.0, norm.eps, ceiling)
+    _write(Geometry(x), x, shortcut, out, None, None, norm.weight, norm.bias, *statistics, 0.0, norm.eps, ceiling)
     return out
 
 
@@ -59,7 +55,7 @@ class _BatchNorm(torch.autograd.Function):
         parts = geometry.parts(x)
         if parts is not None:
             _sum[geometry.summing](x, parts, *geometry.sizes, **geometry.blocks)
-        _write(x, shortcut, out, parts, saved, weight, bias, *settings)
+        _write(geometry, x, shortcut, out, parts, saved, weight, bias, *settings)
         has_shortcut = shortcut is not None
         ctx.save_for_backward(x, weight, bias, saved, out if has_shortcut and ceiling is not None else None)
         ctx.ceiling, ctx.has_shortcut = ceiling, has_shortcut
@@ -83,23 +79,21 @@ class _BatchNorm(torch.autograd.Function):
             *tensors, parts if parts is not None else saved, inner, x if outer is None else outer, affine,
             *geometry.sizes, **activation, SHORTCUT=outer is not None, **geometry.blocks, **geometry.known,
         )  # fmt: skip
-        return inner, affine[0], affine[1], outer, None, None, None, None, None, None
+        return inner, affine[0], affine[1], outer, None, None, None, None, None
 
 
 def _write(
-    x: Tensor, shortcut: Tensor | None, out: Tensor, parts: Tensor | None, saved: Tensor | None,
-    weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, offset: Tensor | None,
-    momentum: float, eps: float, ceiling: float | None,
+    geometry: Geometry, x: Tensor, shortcut: Tensor | None, out: Tensor, parts: Tensor | None, saved: Tensor | None,
+    weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float,
+    ceiling: float | None,
 ) -> None:  # fmt: skip
     """Normalises by the statistics of x, which it saves, or by the running ones if there is nothing to save to."""
-    geometry = Geometry(x)
     train = saved is not None
     nothing = x  # a tensor where the kernel looks at none
     _normalise[geometry.writing if train else geometry.all](
         x, nothing if shortcut is None else shortcut, out, nothing if parts is None else parts,
-        weight, bias, nothing if saved is None else saved, running_mean, running_var,
-        nothing if offset is None else offset, momentum, eps, *geometry.sizes,
-        CEILING=ceiling, SHORTCUT=shortcut is not None, OFFSET=offset is not None, TRAIN=train,
+        weight, bias, nothing if saved is None else saved, running_mean, running_var, momentum, eps, *geometry.sizes,
+        CEILING=ceiling, SHORTCUT=shortcut is not None, TRAIN=train,
         **geometry.blocks, **geometry.known,
     )  # fmt: skip
 
@@ -182,17 +176,14 @@ def _sum(x, parts, rows, channels, count, ROWS: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def _normalise(
-    x, shortcut, out, parts, weight, bias, saved, running_mean, running_var, offset, momentum, eps,
-    rows, channels, count,
-    CEILING: tl.constexpr, SHORTCUT: tl.constexpr, OFFSET: tl.constexpr, TRAIN: tl.constexpr,
+    x, shortcut, out, parts, weight, bias, saved, running_mean, running_var, momentum, eps, rows, channels, count,
+    CEILING: tl.constexpr, SHORTCUT: tl.constexpr, TRAIN: tl.constexpr,
     WHOLE: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < channels
     old_mean = tl.load(running_mean + columns, mask=inside, other=0.0)
     old_var = tl.load(running_var + columns, mask=inside, other=0.0)
-    if OFFSET:
-        old_mean -= tl.load(offset + columns, mask=inside, other=0.0)
     if TRAIN:
         if WHOLE:
             total, squares = _moments(x, rows, channels, 0, 1, columns, ROWS, COLUMNS)
@@ -207,10 +198,7 @@ def _normalise(
     if TRAIN and tl.program_id(0) == 0:
         tl.store(saved + columns, mean, mask=inside)
         tl.store(saved + channels + columns, inverse, mask=inside)
-        new_mean = old_mean + momentum * (mean - old_mean)
-        if OFFSET:
-            new_mean += tl.load(offset + columns, mask=inside, other=0.0)
-        tl.store(running_mean + columns, new_mean, mask=inside)
+        tl.store(running_mean + columns, old_mean + momentum * (mean - old_mean), mask=inside)
         unbiased = variance * (rows / (rows - 1.0))
         tl.store(running_var + columns, old_var + momentum * (unbiased - old_var), mask=inside)
     scale = tl.load(weight + columns, mask=inside, other=0.0) * inverse
