@@ -8,18 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 
 from orchestrator.sweep import Plan
-from results import stats
+from results import published, stats
+from results.published import Spread
 from results.status import epoch_seconds
 from results.store import RunFolder
 
-SEED_STD = 0.37  # points: of a pool's seeds, published, ResNet-56 on CIFAR-100
 WANTED = 0.5  # points
 
 
 def forecast(plan: Plan, run: RunFolder) -> Iterator[str]:
     """Lines for a person."""
     yield from _cost(plan, run)
-    yield _what_can_be_found(len({planned.trial.seed for planned in plan.planned}))
+    yield from _what_can_be_found(plan)
 
 
 def _cost(plan: Plan, run: RunFolder) -> Iterator[str]:
@@ -43,13 +43,27 @@ def _cost(plan: Plan, run: RunFolder) -> Iterator[str]:
     yield f"{hours:.2f} h in all for one trial after another on such a machine"
 
 
-def _what_can_be_found(seeds: int) -> str:
-    spread = SEED_STD * math.sqrt(2)  # of the difference between two pools that have nothing in common
-    needed = stats.seeds_needed(WANTED, spread)
+def _what_can_be_found(plan: Plan) -> Iterator[str]:
+    """For each pair, the difference that its seeds find, at the spread that the published runs of it have."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for planned in plan.planned:
+        seeds.setdefault((planned.trial.arch, planned.trial.dataset), set()).add(planned.trial.seed)
+    known = published.spreads()
+    for (arch, dataset), mine in seeds.items():
+        yield f"{arch}-{dataset}: {_finds(len(mine), known.get((arch, dataset)))}"
+    yield "(four times of five, before any correction for many comparisons)"
+
+
+def _finds(seeds: int, spread: Spread | None) -> str:
+    apart = math.sqrt(2)  # of two pools that have nothing in common, by the spread of one
+    if spread is None or not spread.degrees:
+        if seeds < 2:
+            return "one seed finds nothing"
+        ratio = stats.detectable(apart, seeds)
+        return f"{seeds} seeds find a difference of {ratio:.1f} times the spread between seeds; none is published"
+    needed = stats.seeds_needed(WANTED, spread.std * apart)
+    known = f"{spread.std:.2f} between {spread.runs} published runs of one function"
     if seeds < 2:
-        return f"one seed finds nothing: a difference of {WANTED:g} points takes {needed}, at the published spread"
-    found = stats.detectable(spread, seeds)
-    return (
-        f"{seeds} seeds find a difference of {found:.2f} points four times of five, {needed} would find {WANTED:g} (at "
-        f"the published spread of {SEED_STD:g} points between seeds, before any correction for many comparisons)"
-    )
+        return f"one seed finds nothing, {needed} would find {WANTED:g} points ({known})"
+    found = stats.detectable(spread.std * apart, seeds)
+    return f"{seeds} seeds find a difference of {found:.2f} points, {needed} would find {WANTED:g} ({known})"

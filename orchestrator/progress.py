@@ -115,7 +115,7 @@ class Progress:
         return f"; about {spell_seconds(seconds / self._most_at_once)} left"
 
     def _render(self) -> Group:
-        statuses = [f"{self._ended[s]} {s}" for s in (schema.DIVERGED, schema.FAILED) if self._ended[s]]
+        statuses = [f"{self._ended[s]} {s}" for s in schema.STATUSES[1:] if self._ended[s]]
         head = f"{self._count()} trials ended{''.join(f', {status}' for status in statuses)}{self._left()}"
         return Group(Text(head, style="bold"), *(Text(f"  {running}") for running in self._running.values()))
 

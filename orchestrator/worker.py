@@ -148,9 +148,8 @@ class _Attempt:
             except StopIteration:
                 if self._left:
                     return False
-                status = schema.DIVERGED if self._history[-1].diverged else schema.COMPLETED
-                error = None
-                print(*log.final_lines(self.planned.trial, self._history), sep="\n")
+                status, error = self._status(), None
+                print(*log.final_lines(self.planned.trial, self._history, status == schema.COLLAPSED), sep="\n")
             except (Exception, SystemExit) as caught:
                 traceback.print_exc()
                 _raise_if_lost(_device(self._job))
@@ -161,6 +160,12 @@ class _Attempt:
                 error = "".join(traceback.format_exception_only(caught)).strip()
         self._end(status, error)
         return False
+
+    def _status(self) -> str:
+        """How a trial ended that was trained to its end."""
+        if self._history[-1].diverged:
+            return schema.DIVERGED
+        return schema.COLLAPSED if self._program and self._program.collapsed(self._history) else schema.COMPLETED
 
     def close(self) -> None:
         self._turns.close()
@@ -248,6 +253,7 @@ class _Attempt:
         self._run.write_trial(
             {
                 **record.row(self.planned, status, self._history, error, self._job.cost(self.planned)),
+                "test_images": program and program.test_images,
                 "params": program and count_parameters(program.network),
                 "pool_params_count": program and count_parameters(program.network.pool),
                 "peak_memory_mb": _peak_memory_mb(device),

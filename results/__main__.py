@@ -14,7 +14,7 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from results import leaderboard, reproduce, status, submissions, topup, views
+from results import leaderboard, published, reproduce, status, submissions, topup, views
 from results.audit import verify
 from results.run import load
 from trainer.problems import RequestError, seconds
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=("png", "svg"), default="png")
 
     add = command("reproduce", _reproduce, "what was measured beside what was published, with a verdict a cell")
-    add("--against", metavar="FILE", type=Path, default=reproduce.PUBLISHED, help="another paper's table, as CSV")
+    add("--against", metavar="FILE", type=Path, default=published.PUBLISHED, help="another paper's table, as CSV")
     add("--metric", choices=leaderboard.METRICS, default=leaderboard.METRICS[0])
     add("--margin", metavar="POINTS", type=float, default=reproduce.MARGIN, help="how near is agreement (default: 1)")
     add("--format", choices=reproduce.FORMATS, default="text")
@@ -144,9 +144,12 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _reproduce(args: argparse.Namespace) -> None:
-    published = reproduce.load_published(args.against)
-    cells = reproduce.compare(load(args.run).trials(), published, args.metric, args.margin)
-    print(reproduce.FORMATS[args.format](cells, args.margin), end="")
+    table = published.load(args.against)
+    cells = reproduce.compare(load(args.run).trials(), table, args.metric, args.margin)
+    text = reproduce.FORMATS[args.format](cells, args.margin)
+    if args.against == published.PUBLISHED and args.format != "csv":
+        text += f"Published: {published.BENCHMARK}.\n"
+    print(text, end="")
 
 
 def _topup(args: argparse.Namespace) -> None:

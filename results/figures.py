@@ -200,7 +200,7 @@ def curves(measured: Measured, pair: Pair, alone: bool = False) -> Drawn:
     """Mean test accuracy over epochs by pool, and the range over its seeds as a band.
 
     Of the trials that have completed; where there is none, of those under way, as far as all of them have come. One
-    that diverged or failed is a thin line of its own that ends in a cross: in a mean, it would bend it where it stops.
+    that diverged, collapsed or failed is a thin line of its own that ends in a cross: it would bend a mean.
     """
     epochs = measured.of(measured.epochs, pair)
     epochs = epochs[np.isfinite(epochs["test_acc"])]
@@ -208,11 +208,12 @@ def curves(measured: Measured, pair: Pair, alone: bool = False) -> Drawn:
         return None
     figure, axes = _figure(2.9)
     shown, lows, ends = [], [], []
+    broke = [schema.DIVERGED, schema.COLLAPSED, schema.FAILED]
     last = int(epochs["epoch"].max())
     banded = epochs["name"].nunique() <= BANDS
     for pool in measured.pools:
         mine = epochs[epochs["name"] == pool.name]
-        for _, broken in mine[mine["status"].isin([schema.DIVERGED, schema.FAILED])].groupby("trial_id"):
+        for _, broken in mine[mine["status"].isin(broke)].groupby("trial_id"):
             broken = broken.sort_values("epoch")
             axes.plot(broken["epoch"], broken["test_acc"], color=pool.colour, lw=0.6, alpha=0.7)
             ends.append((broken["epoch"].iloc[-1], broken["test_acc"].iloc[-1]))

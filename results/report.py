@@ -30,7 +30,16 @@ from trainer.printable import visible
 from trainer.problems import RequestError
 
 UNDER_WAY, WAITING, WITHHELD = "under way", "waiting", "withheld"
-ORDER = (schema.FAILED, schema.DIVERGED, schema.INVALID, UNDER_WAY, WAITING, schema.COMPLETED, WITHHELD)
+ORDER = (
+    schema.FAILED,
+    schema.DIVERGED,
+    schema.COLLAPSED,
+    schema.INVALID,
+    UNDER_WAY,
+    WAITING,
+    schema.COMPLETED,
+    WITHHELD,
+)
 ERROR = 240  # characters of an error; the log has all of it
 
 

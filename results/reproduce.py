@@ -1,17 +1,15 @@
 """What was measured beside what was published, cell by cell, with a verdict by a stated rule.
 
-The published figures ship as `published.csv`: entry, kind, arch, dataset, seed, best_test_acc, source. Their seeds are
-not ours (another program draws other numbers from 42), so nothing is paired.
+Published seeds are not ours (another program draws other numbers from 42), so nothing is paired: means are compared, at
+the spread that the published runs of one function have (`results.published`).
 """
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,87 +17,52 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from results import schema, stats, views
-from results.leaderboard import METRICS, groups, refuse_mixed, refuse_strange
-from trainer import data
-from trainer.printable import unprintable
-from trainer.problems import RequestError, short
+from results import published, schema, stats, views
+from results.leaderboard import METRICS, refuse_mixed, refuse_strange
+from results.published import Entry, Spread
+from trainer.problems import RequestError
 from trainer.text import markdown, plain
 
-PUBLISHED = Path(__file__).parent / "published.csv"
-NEEDED = ("entry", "arch", "dataset", "best_test_acc")
 AGREES, DIFFERS, CANNOT_TELL = "agrees", "differs", "cannot tell"
 MARGIN = 1.0  # points
+LOST = (schema.DIVERGED, schema.COLLAPSED)  # which a published table does not tell apart
 
 RULE = (
     "Differs: the 95 % interval of the difference, measured - published, does not hold zero. Agrees: it does, and "
-    "reaches no further than {margin}. Cannot tell: it reaches further, or there is none. By Welch's t; where a "
-    "side is a single figure, both are taken to have the spread of the published baselines of the column."
+    "reaches no further than {margin}. Cannot tell: it reaches further, or there is none, as between two single runs. "
+    "By Student's t for two means, at the spread of the published runs of one function; by Welch's where none is known."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One entry in one column, published and measured; percent."""
+    """One entry in one column, published and measured; percent.
 
-    entry: str
+    Attributes:
+        spread: between published runs of one function of the column.
+        measured_lost: how many of our trials diverged or collapsed.
+    """
+
     arch: str
     dataset: str
-    published: stats.Summary
-    published_diverged: int
-    published_flags: str
+    published: Entry
+    spread: Spread
     measured: stats.Summary
-    diff: float
-    lo: float
-    hi: float
+    measured_lost: int
+    difference: stats.Difference
     verdict: str
 
-
-def load_published(path: Path = PUBLISHED) -> pd.DataFrame:
-    """A published table: entry, kind, arch, dataset, seed (NaN: not stated), best_test_acc, source.
-
-    Raises:
-        RequestError: it cannot be read, or lacks a column.
-    """
-    try:
-        found = pd.read_csv(io.StringIO(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise RequestError.of(f"{path} cannot be read as CSV: {error}", "--against") from None
-    missing = [name for name in NEEDED if name not in found]
-    if missing:
-        what = f"{path} has no column {', '.join(missing)}; needed are {', '.join(NEEDED)}"
-        raise RequestError.of(what, "--against")
-    for name in ("seed", "kind", "source"):
-        if name not in found:
-            found[name] = np.nan
-    values = pd.to_numeric(found["best_test_acc"], errors="coerce")
-    if values.isna().any():
-        row = int(values.index[values.isna()][0])
-        what = f"{path}, line {row + 2}: best_test_acc is {found['best_test_acc'][row]!r}, allowed is a percentage"
-        raise RequestError.of(what, "--against")
-    if not values.between(0, 100).all():
-        raise RequestError.of(f"{path} has a best_test_acc outside of 0 to 100; allowed are percentages", "--against")
-    if len(values) and values.max() <= 1:
-        raise RequestError.of(f"{path} has no best_test_acc above 1: fractions? Percentages are needed", "--against")
-    if found[list(NEEDED)].isna().any(axis=None):
-        raise RequestError.of(f"{path} has rows without {', '.join(NEEDED[:3])}", "--against")
-    found = found.astype(dict.fromkeys(NEEDED[:3], str))
-    for name in NEEDED[:3]:
-        if strange := [value for value in found[name] if unprintable(value)]:
-            what = (
-                f"{path}, column {name}: found {short(strange[0])}, allowed is text without {unprintable(strange[0])}"
-            )
-            raise RequestError.of(what, "--against")
-    return found.assign(best_test_acc=values)
+    @property
+    def pair(self) -> str:
+        return f"{self.arch}-{self.dataset}"
 
 
-def compare(
-    trials: pd.DataFrame, published: pd.DataFrame, metric: str = METRICS[0], margin: float = MARGIN
-) -> list[Cell]:
-    """One for each published cell that has completed trials, baselines first.
+def compare(trials: pd.DataFrame, table: pd.DataFrame, metric: str = METRICS[0], margin: float = MARGIN) -> list[Cell]:
+    """One for each published cell in which trials have ended, baselines first.
 
     Args:
         trials: rows of `schema.TRIALS`; a published entry is the pool of that label.
+        table: as `published.load` gives it.
         margin: how far an interval may reach where measured and published are said to agree, in points.
 
     Raises:
@@ -109,47 +72,32 @@ def compare(
         raise RequestError.of(f"found {margin:g}, allowed is a number of points above 0", "--margin")
     refuse_strange(trials)
     refuse_mixed(trials)
-    done = trials[trials["status"] == schema.COMPLETED]
+    done = trials[trials["status"].isin(schema.TRAINED)]
     if (again := done[done.duplicated(["pool", "arch", "dataset", "seed"])]).size:
         what = f"{again['pool'].iloc[0]} stands for several pools or revisions here, with one seed twice"
         raise RequestError.of(f"{what}; give the run folder of one of them")
     cells = []
-    for (arch, dataset), column in groups(published, ["arch", "dataset"]):
-        collapsed = column["best_test_acc"] <= chance(dataset) + 0.005
-        baselines = set(column.loc[column["kind"].isin(["baseline"]), "entry"]) or set(column["entry"])
-        members = dict(groups(column[~collapsed], ["entry"]))
-        values = {key[0]: rows["best_test_acc"].to_numpy(np.float64) for key, rows in members.items()}
-        far = dict(zip(values, stats.outliers(list(values.values())), strict=True))
-        spread = _pooled([found[~far[entry]] for entry, found in values.items() if entry in baselines])
-        for entry in column["entry"].drop_duplicates():
-            mine = done[(done["pool"] == entry) & (done["arch"] == arch) & (done["dataset"] == dataset)]
-            ours = mine[metric].dropna().to_numpy(np.float64)
-            if not len(ours):
+    for column in published.columns(table):
+        for entry in column.entries:
+            mine = done[(done["pool"] == entry.name) & (done["arch"] == column.arch)]
+            mine = mine[mine["dataset"] == column.dataset]
+            if mine.empty:
                 continue
-            theirs = values.get(entry, np.array([]))
-            flagged = theirs[far[entry]] if entry in far else theirs
-            difference = _difference(ours, theirs, spread)
+            ours = mine.loc[mine["status"] == schema.COMPLETED, metric].dropna().to_numpy(np.float64)
+            difference = _difference(ours, entry.values, column.spread)
             cells.append(
                 Cell(
+                    column.arch,
+                    column.dataset,
                     entry,
-                    arch,
-                    dataset,
-                    stats.summary(theirs),
-                    int((column["entry"].eq(entry) & collapsed).sum()),
-                    ", ".join(f"{value:.2f}" for value in flagged),
+                    column.spread,
                     stats.summary(ours),
-                    difference.diff,
-                    difference.lo,
-                    difference.hi,
+                    int(mine["status"].isin(LOST).sum()),
+                    difference,
                     verdict(difference, margin),
                 )
             )
     return cells
-
-
-def chance(dataset: str) -> float:
-    """Accuracy of guessing, percent: what a network that has diverged is published with."""
-    return 100 / data.DATASETS[dataset].classes if dataset in data.DATASETS else 0.0
 
 
 def verdict(difference: stats.Difference, margin: float) -> str:
@@ -161,21 +109,10 @@ def verdict(difference: stats.Difference, margin: float) -> str:
     return AGREES if max(-difference.lo, difference.hi) <= margin else CANNOT_TELL
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray, spread: tuple[float, int]) -> stats.Difference:
-    if len(theirs) != 1 and len(ours) != 1:
-        return stats.welch_difference(ours, theirs)
-    if not len(theirs):
-        return stats.Difference(0, math.nan, math.nan, math.nan, math.nan, paired=False)
-    # A side of one value has no spread of its own.
-    return stats.known_spread_difference(ours, theirs, *spread)
-
-
-def _pooled(cells: Sequence[np.ndarray]) -> tuple[float, int]:
-    """The standard deviation within cells, and its degrees of freedom."""
-    several = [found for found in cells if len(found) > 1]
-    degrees = sum(len(found) - 1 for found in several)
-    squares = sum(float(((found - found.mean()) ** 2).sum()) for found in several)
-    return (math.sqrt(squares / degrees), degrees) if degrees else (math.nan, 0)
+def _difference(ours: np.ndarray, theirs: np.ndarray, spread: Spread) -> stats.Difference:
+    if max(len(ours), len(theirs)) > 1 and min(len(ours), len(theirs)) > 0 and spread.degrees:
+        return stats.known_spread_difference(ours, theirs, spread.std, spread.degrees)
+    return stats.welch_difference(ours, theirs)  # which has no interval where a side is a single run
 
 
 # Views
@@ -185,16 +122,25 @@ COLUMNS = ("entry", "arch", "dataset", "published", "measured", "difference", "v
 
 def to_frame(cells: Sequence[Cell]) -> pd.DataFrame:
     """One row a cell, every digit."""
-    rows = [
-        {
-            **{name: getattr(cell, name) for name in ("entry", "arch", "dataset")},
-            **{f"published_{name}": getattr(cell.published, name) for name in ("n", "mean", "std")},
-            **{name: getattr(cell, name) for name in ("published_diverged", "published_flags")},
-            **{f"measured_{name}": getattr(cell.measured, name) for name in ("n", "mean", "std")},
-            **{name: getattr(cell, name) for name in ("diff", "lo", "hi", "verdict")},
-        }
-        for cell in cells
-    ]
+    rows = []
+    for cell in cells:
+        theirs = stats.summary(cell.published.values)
+        rows.append(
+            {
+                "entry": cell.published.name,
+                "arch": cell.arch,
+                "dataset": cell.dataset,
+                **{f"published_{name}": getattr(theirs, name) for name in ("n", "mean", "std")},
+                "published_lost": cell.published.lost,
+                "published_flags": _spell_values(cell.published.far),
+                "published_pooled": ", ".join(cell.published.pooled),
+                **{f"measured_{name}": getattr(cell.measured, name) for name in ("n", "mean", "std")},
+                "measured_lost": cell.measured_lost,
+                "spread": cell.spread.std,
+                **{name: getattr(cell.difference, name) for name in ("diff", "lo", "hi")},
+                "verdict": cell.verdict,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -226,26 +172,46 @@ FORMATS = {"text": to_text, "markdown": to_markdown, "csv": to_csv}
 
 
 def _spelled(cell: Cell) -> Mapping[str, str]:
-    published = _spell(cell.published) + (f", {cell.published_diverged} diverged" if cell.published_diverged else "")
-    if cell.published_flags:
-        published += f", {cell.published_flags} is far off"
-    interval = "" if math.isnan(cell.lo) else f" [{cell.lo:+.2f}, {cell.hi:+.2f}]"
-    difference = "" if math.isnan(cell.diff) else f"{cell.diff:+.2f}{interval}"
-    figures = (published.lstrip(", "), _spell(cell.measured), difference, cell.verdict)
-    return dict(zip(COLUMNS, (cell.entry, cell.arch, cell.dataset, *figures), strict=True))
+    theirs, difference = cell.published, cell.difference
+    said = [_spell(stats.summary(theirs.values))]
+    said += [f"{theirs.lost} diverged or collapsed"] if theirs.lost else []
+    said += [f"without {_spell_values(theirs.far)}, far off"] if theirs.far else []
+    measured = [_spell(cell.measured)]
+    measured += [f"{cell.measured_lost} diverged or collapsed"] if cell.measured_lost else []
+    interval = "" if math.isnan(difference.lo) else f" [{difference.lo:+.2f}, {difference.hi:+.2f}]"
+    gap = "" if math.isnan(difference.diff) else f"{difference.diff:+.2f}{interval}"
+    texts = (", ".join(filter(None, said)), ", ".join(filter(None, measured)), gap, cell.verdict)
+    return dict(zip(COLUMNS, (theirs.name, cell.arch, cell.dataset, *texts), strict=True))
 
 
 def _spell(summary: stats.Summary) -> str:
+    """`72.31 ± 0.22 (3)`: mean, standard deviation and how many runs; a single run has no deviation."""
     if not summary.n:
         return ""
     spread = f" ± {summary.std:.2f}" if summary.n > 1 else ""
     return f"{summary.mean:.2f}{spread} ({summary.n})"
 
 
+def _spell_values(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
 def _footer(cells: Sequence[Cell], margin: float) -> list[str]:
     counts = {name: sum(cell.verdict == name for cell in cells) for name in (AGREES, DIFFERS, CANNOT_TELL)}
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing to compare"
-    return [
-        f"{len(cells)} cells that are both published and measured: {said}.",
+    lines = [
+        f"{len(cells)} cells that are both published and measured: {said}. In brackets, how many runs a mean is of.",
         RULE.format(margin=f"{margin:g} point{'s' * (margin != 1)}"),
     ]
+    spreads = {cell.pair: cell.spread for cell in cells if cell.spread.degrees}
+    if spreads:
+        named = [f"{pair} {spread.std:.2f} ({spread.runs} runs)" for pair, spread in spreads.items()]
+        lines.append(f"Spread between published runs of one function, in points: {', '.join(named)}.")
+    pooled = {cell.pair: cell.published for cell in cells if cell.published.pooled}
+    for pair, entry in pooled.items():
+        names = sorted((entry.name, *entry.pooled))
+        lines.append(
+            f"On {pair} the map has one position, of which {', '.join(names[:-1])} and {names[-1]} are one function: "
+            "their published runs are taken together."
+        )
+    return lines

@@ -10,11 +10,12 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 COMPLETED = "completed"
-DIVERGED = "diverged"
+DIVERGED = "diverged"  # a loss is not finite
+COLLAPSED = "collapsed"  # never better than guessing (`trainer.chance`)
 FAILED = "failed"
 INVALID = "invalid"  # refused by the gate, never started
-TRAINED = (COMPLETED, DIVERGED)  # to its own end: never again
-STATUSES = (COMPLETED, DIVERGED, FAILED, INVALID)
+TRAINED = (COMPLETED, DIVERGED, COLLAPSED)  # to its own end: never again
+STATUSES = (*TRAINED, FAILED, INVALID)
 
 _IDENTITY = [
     ("trial_id", pa.string()),
@@ -40,6 +41,7 @@ TRIALS = pa.schema(
         ("final_train_acc", pa.float64()),
         ("final_train_loss", pa.float64()),
         ("epochs", pa.int64()),  # how many were trained
+        ("test_images", pa.int64()),  # that its test accuracies are over; null before protocol 2
         ("params", pa.int64()),  # of the whole network
         ("pool_params_count", pa.int64()),
         ("pool_flops", pa.int64()),  # an image, forward and backward, in convolutions and matrix products

@@ -104,7 +104,7 @@ def status(run: RunFolder) -> Status:
         for trial_id, row in ended.items()
         if row["status"] in (schema.FAILED, schema.INVALID)
     ]
-    order = ["completed", "running", "to do", "stopped", "diverged", "failed", "invalid", "withheld"]
+    order = ["completed", "running", "to do", "stopped", "diverged", "collapsed", "failed", "invalid", "withheld"]
     in_order = Counter({name: counts[name] for name in order if counts[name]})
     return Status(in_order, begun, failures, _left_s(grid, ended, begun, max(1, len(live))))
 

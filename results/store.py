@@ -3,7 +3,7 @@
     RUN/space.yaml                what was asked, resolved
     RUN/trials/<trial id>.parquet one row, written last: it marks the trial as ended
     RUN/epochs/<trial id>.parquet one row an epoch, rewritten as the trial goes
-    RUN/checkpoints/<trial id>.pt for resuming; gone when the trial has completed or diverged
+    RUN/checkpoints/<trial id>.pt for resuming; gone when the trial was trained to its end
     RUN/weights/<trial id>.pt     its final weights, if the sweep keeps them and the trial has completed
     RUN/logs/<trial id>.log       what the trial printed; the traceback of a failure
     RUN/cam/<trial id>.png        its class activation maps, once they were asked for
@@ -254,7 +254,7 @@ class RunFolder:
         self.files.write(f"{name}/{trial_id}.parquet", seal.seal(pa.Table.from_pylist(list(rows), schema=wanted)))
 
     def compact(self) -> int:
-        """Merges the small files of trials that have completed or diverged; how many.
+        """Merges the small files of trials that were trained to their ends; how many.
 
         Readers and a running sweep go on meanwhile. A merged file appears first and the small ones go after, so that
         for a moment rows stand twice, which this class knows and other readers of the folder may see. Failed trials

@@ -18,6 +18,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from results import schema
 from results.leaderboard import ALPHA, CELL, GAPS, METRICS, across, best_baselines, groups, names
 from trainer.grid import BASELINE
 from trainer.text import csv_cell, markdown, plain
@@ -191,7 +192,7 @@ def _cell(mine: pd.DataFrame, pair: tuple[str, str], best: str | None, every: bo
 
 def is_withheld(row: Any) -> bool:
     """Whether a hidden cell has not been started: nothing in it has ended."""
-    return bool(row.hidden and row.missing and not (row.completed or row.diverged or row.failed or row.invalid))
+    return bool(row.hidden and row.missing and not any(getattr(row, status) for status in schema.STATUSES))
 
 
 def _spell_difference(row: Any) -> str:

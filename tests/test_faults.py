@@ -27,6 +27,7 @@ from trainer.data import Dataset
 from trainer.grid import BASELINE, Entry, Grid, Pair
 from trainer.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=4, batch_size=32, lr=0.02, train_samples=64, test_samples=40)
 HEAD = "import os, re, sys, time\nimport torch\nfrom torch import nn\nclass CustomPool(nn.Module):\n    calls = 0\n"

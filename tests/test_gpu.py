@@ -33,6 +33,7 @@ from trainer.recipe import Recipe
 from trainer.train import train
 from trainer.trial import Trial
 
+pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 Make = Callable[..., Trial]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 RECIPE = Recipe(epochs=2, batch_size=8, lr=0.02, train_samples=100, test_samples=40)  # the last batch has 4

@@ -23,7 +23,7 @@ from odd_data import ODD, broken
 
 from orchestrator import cli
 from orchestrator.record import epoch_rows, row
-from results import leaderboard, load, reproduce, schema, views
+from results import leaderboard, load, published, reproduce, schema, views
 from results.__main__ import main
 from results.store import RunFolder
 from search_spaces import space as spaces
@@ -238,15 +238,15 @@ def test_a_published_table_is_shown_and_does_nothing(run: RunFolder, tmp_path: P
     lines = [["entry", "arch", "dataset", "best_test_acc"], *([name, "resnet20", "digits", "51"] for name in names)]
     with (tmp_path / "theirs.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
-    cells = reproduce.compare(trials, reproduce.load_published(tmp_path / "theirs.csv"))
-    assert {cell.entry for cell in cells} == {*names}
+    cells = reproduce.compare(trials, published.load(tmp_path / "theirs.csv"))
+    assert {cell.published.name for cell in cells} == {*names}
     rows = list(csv.DictReader(io.StringIO(reproduce.to_csv(cells))))
     assert all(entry["entry"][:1] not in {*"=+-@"} for entry in rows)
     said = reproduce.to_markdown(cells)
     assert {line.replace("\\|", "").count("|") for line in said.splitlines() if line.startswith("|")} == {8}
     (tmp_path / "theirs.csv").write_text("entry,arch,dataset,best_test_acc\n\x1b[2J,a,b,50\n")
     with pytest.raises(RequestError, match=r"allowed is text without U\+001B"):
-        reproduce.load_published(tmp_path / "theirs.csv")
+        published.load(tmp_path / "theirs.csv")
 
 
 # Run folders
@@ -283,7 +283,7 @@ def test_rows_that_no_sweep_writes_are_a_message(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=f"column {column}"):
             load(run.path).leaderboard()
         with pytest.raises(RequestError, match=f"column {column}"):
-            reproduce.compare(load(run.path).trials(), reproduce.load_published())
+            reproduce.compare(load(run.path).trials(), published.load())
 
 
 def test_a_seed_that_stands_twice_is_a_message(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from trainer.recipe import Recipe
 from trainer.train import train
 from trainer.trial import Trial
 
+pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 CPU = torch.device("cpu")
 NOISY = """
 import random

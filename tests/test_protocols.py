@@ -91,6 +91,6 @@ def test_no_map_is_drawn_by_a_network_that_is_not_the_trials(
 ) -> None:
     """MobileNetV2's old weights fit into the new one: only the strides differ."""
     run = folder(tmp_path / "run", 1)
-    planned, *_ = run.grid() or ()
+    planned = next(iter(run.grid() or ()))
     assert __main__.main(["cam", str(run.path), planned.trial.id]) == 2
     assert "was trained by protocol 1, whose networks this version does not build" in capsys.readouterr().err

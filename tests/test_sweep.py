@@ -38,6 +38,7 @@ seeds: [1, 2]
 max_failures: 1
 checkpoint_every: 1
 """
+LEARNS = "{epochs: 2, batch_size: 16, lr: 0.01, train_samples: 640, test_samples: 200}"  # 24 % and up
 TIMES = ["epoch_s"]
 
 pytestmark = pytest.mark.slow
@@ -73,9 +74,11 @@ def written_at(run: Path) -> dict[str, int]:
 
 def test_a_sweep_a_rerun_and_one_more_seed(sweep, space_file: Path, tmp_path: Path, capfd) -> None:
     run = tmp_path / "run"
+    text = re.sub("recipe: .*", f"recipe: {LEARNS}", SPACE).replace("[1, 2]", "[1]")
+    space_file.write_text(text)
     assert sweep() == cli.OK
     said = capfd.readouterr().out
-    assert "[8/8]" in said
+    assert "[4/4]" in said
     assert "best baseline" in said
     assert "ray" not in said.lower().replace("starting ray", "").replace("ray_address", ""), (
         "Ray's own words go to its log"
@@ -84,8 +87,9 @@ def test_a_sweep_a_rerun_and_one_more_seed(sweep, space_file: Path, tmp_path: Pa
     trials, epochs = pd.read_parquet(run / "trials"), pd.read_parquet(run / "epochs")
     assert list(trials.columns) == schema.TRIALS.names
     assert list(epochs.columns) == schema.EPOCHS.names
-    assert len(trials) == 8
+    assert len(trials) == 4
     assert set(trials["status"]) == {"completed"}
+    assert set(trials["test_images"]) == {200}
     assert epochs.groupby("trial_id")["epoch"].apply(list).map(lambda e: e == [1, 2]).all()
     best = epochs.groupby("trial_id")["test_acc"].max()
     assert (trials.set_index("trial_id")["best_test_acc"] == best).all()
@@ -103,14 +107,14 @@ def test_a_sweep_a_rerun_and_one_more_seed(sweep, space_file: Path, tmp_path: Pa
     assert "nothing to do" in capfd.readouterr().out
     assert written_at(run) == before
 
-    space_file.write_text(SPACE.replace("[1, 2]", "[1, 2, 3]"))
+    space_file.write_text(text.replace("[1]", "[1, 2]"))
     assert sweep("--set", "keep_weights=true") == cli.OK
-    assert "12 trials, of which 8 completed, 4 to run" in capfd.readouterr().out
+    assert "8 trials, of which 4 completed, 4 to run" in capfd.readouterr().out
     after = written_at(run)
-    assert len(after) == 12
+    assert len(after) == 8
     assert {name: after[name] for name in before} == before
     assert {path.stem for path in (run / "weights").iterdir()} == {Path(name).stem for name in after.keys() - before}
-    assert (results.load(run).leaderboard()["n"] == 3).all()
+    assert (results.load(run).leaderboard()["n"] == 2).all()
 
 
 def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
@@ -137,7 +141,7 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     run = tmp_path / "run"
     trials = pd.read_parquet(run / "trials").set_index("pool")
     failed = dict.fromkeys(("raises", "dies", "leaves", "hangs"), "failed")
-    assert trials["status"].to_dict() == {"gap": "completed", **failed}
+    assert trials["status"].to_dict() == {"gap": "collapsed", **failed}, "after four steps"
     assert trials.loc["raises", "error"] == "ValueError: thirty-two"
     assert trials.loc["raises", "attempt"] == 1, "a candidate's own exception is not tried again"
     assert trials.loc["dies", "attempt"] == 2
@@ -167,15 +171,15 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
 def test_real_images(sweep, space_file: Path, tmp_path: Path, shared_data: Path) -> None:
     space_file.write_text("""
 name: real
-recipe: {epochs: 2, batch_size: 64, lr: 0.05, train_samples: 640, test_samples: 200}
+recipe: {epochs: 2, batch_size: 16, lr: 0.01, train_samples: 1600, test_samples: 500}
 pairs: [{arch: resnet20, dataset: cifar100}, {arch: mobilenetv2_s32, dataset: fmnist}]
 pools: [{name: gap, role: baseline}, gem]
-seeds: [1, 2]
+seeds: [1]
 """)
     assert sweep("--data-dir", str(shared_data)) == cli.OK
     frame = results.load(tmp_path / "run").leaderboard()
-    assert (frame["n"] == 2).all()
-    assert frame.set_index("arch").loc["mobilenetv2_s32", "mean"].min() > 10  # pyright: ignore
+    assert (frame["n"] == 1).all()
+    assert frame.set_index("arch").loc["mobilenetv2_s32", "mean"].min() > 30  # pyright: ignore
 
 
 class Command:
@@ -330,7 +334,7 @@ def test_a_disk_that_is_full_stops_the_sweep_and_fails_no_trial(sweep, tmp_path:
 def test_a_row_that_cannot_be_read_is_set_aside_and_trained_anew(sweep, tmp_path: Path, capfd) -> None:
     run = tmp_path / "run"
     only = ("--only", "arch=resnet20,seed=1")
-    assert sweep(*only) == cli.OK
+    assert sweep(*only) == cli.INCOMPLETE, "two steps an epoch: they are no better than guessing"
     before = epochs_of(run)
     broken, other = sorted((run / "trials").iterdir())
     whole, kept = broken.read_bytes(), other.stat().st_mtime_ns
@@ -338,7 +342,7 @@ def test_a_row_that_cannot_be_read_is_set_aside_and_trained_anew(sweep, tmp_path
     capfd.readouterr()
     assert sweep("--plan", *only) == cli.REFUSED
     assert broken.name in capfd.readouterr().err
-    assert sweep(*only) == cli.OK
+    assert sweep(*only) == cli.INCOMPLETE
     assert f"set aside, into {RunFolder(run)}/set-aside: unreadable: trials/{broken.name}" in capfd.readouterr().out
     assert (run / "set-aside" / "trials" / broken.name).read_bytes() == whole[: len(whole) // 2]
     assert other.stat().st_mtime_ns == kept
@@ -376,15 +380,15 @@ def test_an_invalid_pool_lets_the_rest_run_if_it_may(
     assert "1 invalid" in capfd.readouterr().out
     trials = results.load(tmp_path / "run").trials().set_index(["pool", "arch"])
     assert trials["status"].to_dict() == {
-        ("gap", "resnet20"): "completed",
-        ("gap", "mobilenetv2_s32"): "completed",
-        ("mine", "resnet20"): "completed",
+        ("gap", "resnet20"): "collapsed",  # after four steps
+        ("gap", "mobilenetv2_s32"): "collapsed",
+        ("mine", "resnet20"): "collapsed",
         ("mine", "mobilenetv2_s32"): "invalid",
     }
     assert "finite-output" in str(trials.loc[("mine", "mobilenetv2_s32"), "error"])
-    completed = trials[trials["status"] == "completed"]
-    assert (completed["pool_times_gap"] > 0).all()
-    assert (completed["pool_flops"] == 0).all()
+    trained = trials[trials["status"] == "collapsed"]
+    assert (trained["pool_times_gap"] > 0).all()
+    assert (trained["pool_flops"] == 0).all()
     capfd.readouterr()
     assert sweep() == cli.INCOMPLETE
     assert "nothing to do" in capfd.readouterr().out

@@ -311,6 +311,7 @@ def test_log_lines_are_the_benchmarks() -> None:
     assert log.epoch_line(epoch) == shown
 
 
+@pytest.mark.usefixtures("nothing_collapses")
 def test_the_command_prints_the_benchmarks_lines(capsys: pytest.CaptureFixture[str]) -> None:
     from trainer.__main__ import main
 

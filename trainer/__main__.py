@@ -65,14 +65,16 @@ def _run(args: argparse.Namespace) -> int:
     on_cpu = f" ({args.threads} thread{'s' * (args.threads > 1)})" if device.type == "cpu" else ""
     say(f"{trial.id} on {device}{on_cpu}")
     say(str(dataset))
+    program = Program(trial, Images(dataset, device), say=say)
     history = []
-    for epoch in train(Program(trial, Images(dataset, device), say=say), say=say):
+    for epoch in train(program, say=say):
         history.append(epoch)
         if log.is_logged(epoch, trial.recipe.epochs):
             say(log.epoch_line(epoch))
-    for line in log.final_lines(trial, history):
+    collapsed = program.collapsed(history)
+    for line in log.final_lines(trial, history, collapsed):
         say(line)
-    return 1 if history[-1].diverged else 0
+    return 1 if collapsed or history[-1].diverged else 0
 
 
 def request(

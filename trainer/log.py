@@ -21,12 +21,15 @@ def is_logged(epoch: Epoch, epochs: int) -> bool:
     return epoch.epoch % 10 == 0 or epoch.epoch == epochs or epoch.diverged
 
 
-def final_lines(trial: Trial, history: Sequence[Epoch]) -> Iterator[str]:
-    """What a trial ends with: its status if it diverged, the benchmark's metric, and what it cost."""
+def final_lines(trial: Trial, history: Sequence[Epoch], collapsed: bool) -> Iterator[str]:
+    """What a trial ends with: its status if it did not complete, the benchmark's metric, and what it cost."""
     pair = f"{trial.arch}-{trial.dataset}"
+    best = max(epoch.test_acc for epoch in history)
     if history[-1].diverged:
-        yield f"diverged: the training loss is not finite after epoch {history[-1].epoch}"
-    yield f"Final metrics ({pair}): test_acc_{pair}={max(epoch.test_acc for epoch in history):.2f}"
+        yield f"diverged: a loss is not finite after epoch {history[-1].epoch}"
+    if collapsed:
+        yield f"collapsed: no epoch is better than guessing, the best has a test accuracy of {best:.2f} %"
+    yield f"Final metrics ({pair}): test_acc_{pair}={best:.2f}"
     rate = images_per_s(history)
     speed = f"images_per_s={rate:.1f} " if rate is not None else ""
     yield f"{speed}train_s={sum(epoch.epoch_s for epoch in history):.1f}"

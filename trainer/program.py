@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from trainer import checkpoint, cpu, graphs, network
+from trainer import chance, checkpoint, cpu, graphs, network
 from trainer.archs.dropout import Dropout
 from trainer.augment import Images, epoch_draws
 from trainer.data import subset
@@ -52,6 +52,7 @@ class Program:
 
     Attributes:
         network: [B, 3, 32, 32] -> [B, classes].
+        test_images: how many it is evaluated on.
         lr: a tensor, so that a step never depends on a Python number.
         momentum: one buffer for each parameter, in their order.
 
@@ -76,6 +77,7 @@ class Program:
         test_index = subset(len(images.test_labels), recipe.test_samples)
         if problems := recipe.problems_with(len(self._train_index)):
             raise RequestError(problem.under("recipe") for problem in problems)
+        self.test_images = len(test_index)
         self.trial = trial
         self.images = images
         self.device = device = images.device
@@ -112,7 +114,7 @@ class Program:
             self._sums.zero_()
             self._load_draws(epoch)
         kinds = self._kinds("train")
-        trained, tested = len(self._train_index), len(self._test_index)
+        trained, tested = len(self._train_index), self.test_images
         timed, timed_from = trained, self._mark()
         yield from self._enqueue(kinds[:1])
         if not self._warm:
@@ -137,6 +139,10 @@ class Program:
             time.perf_counter() - started,
             timed / _seconds(timed_from, timed_to) if timed else None,
         )
+
+    def collapsed(self, history: Sequence[Epoch]) -> bool:
+        """Whether a trial that came to this has learned nothing: see `trainer.chance`."""
+        return chance.collapsed(history, self.images.classes, self.test_images)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One SGD step on [B, 3, 32, 32] and [B]; the sum of the losses and the number of hits, on the device."""
@@ -223,7 +229,7 @@ class Program:
         if phase == "train":
             sizes = _batches(len(self._train_index), self.trial.recipe.batch_size)
         else:
-            sizes = _batches(len(self._test_index), EVAL_BATCH[self.device.type])
+            sizes = _batches(self.test_images, EVAL_BATCH[self.device.type])
         return [(phase, size) for size in sizes]
 
     def _record(self, say: Callable[[str], None]) -> dict[_Kind, Step]:

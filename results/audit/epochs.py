@@ -186,7 +186,7 @@ class Epochs:
     def _check_summary(
         self, block: _Block, trials: np.ndarray, rows: np.ndarray, values: Mapping[str, np.ndarray]
     ) -> None:
-        """Of trials that have completed or diverged."""
+        """Of trials that were trained to their ends."""
         diverged = _diverged(values)[:, -1]
         said = {name: numbers[rows] for name, numbers in self._said.items()}
         expected = _summary(values)

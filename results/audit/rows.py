@@ -15,6 +15,8 @@ from results import reading, schema
 from results.audit import finding
 from results.audit.finding import Finding
 from results.files import Files
+from trainer import data
+from trainer.chance import is_guessing
 from trainer.grid import ROLES
 from trainer.pool import Pool
 from trainer.problems import RequestError
@@ -64,7 +66,7 @@ class Rows:
             tables.append(table)
             self.files += [name] * len(table)
         self._table = pa.concat_tables(tables).combine_chunks()
-        looked_into = {*_ALWAYS, *SUMMARY, "pool_source_sha", "error", "epochs"}
+        looked_into = {*_ALWAYS, *SUMMARY, "pool_source_sha", "error", "epochs", "test_images"}
         self.columns: Mapping[str, list[Any]] = {name: self._table[name].to_pylist() for name in looked_into}
         self._ids = _Ids(pools)
         self._index()
@@ -162,6 +164,10 @@ def _problems(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"it is {status} and its {', '.join(missing)} is null"
     elif recipe and not (1 if status == schema.DIVERGED else recipe.epochs) <= epochs <= recipe.epochs:
         yield f"it is {status} after {epochs} epochs, its recipe has {recipe.epochs}"
+    elif status != schema.DIVERGED and row["test_images"] and row["dataset"] in data.DATASETS:
+        best, classes = row["best_test_acc"], data.DATASETS[row["dataset"]].classes
+        if is_guessing(best, classes, row["test_images"]) != (status == schema.COLLAPSED):
+            yield f"it is {status} at a best accuracy of {best:.2f} % over {row['test_images']} images"
 
 
 @functools.lru_cache(maxsize=1024)

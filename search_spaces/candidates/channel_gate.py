@@ -1,6 +1,7 @@
-"""Learnable channel-wise gating: y_c = a_c mean_c + (1 - a_c) max_c, a_c = sigmoid(w_c), one logit for each channel.
+"""Learned channel gate: y_c = g_c mean_c + (1 - g_c) max_c, g_c = s(w_c t), with s the logistic function.
 
-The architecture decides C: `channels` is given to whoever asks for it.
+Published as deepseek-reasoner, agent (LCGP). There are 2,048 weights whatever the architecture: the first C are used,
+and channels beyond them take the mean.
 """
 
 import torch
@@ -8,16 +9,18 @@ from torch import nn
 
 
 class CustomPool(nn.Module):
-    """[B, C, H, W] -> [B, C]. Starts as (mean + max) / 2.
+    """[B, C, H, W] -> [B, C]. Starts as (mean + max) / 2; learns w [2048] and the temperature t."""
 
-    Args:
-        channels: C.
-    """
+    WEIGHTS = 2048
 
-    def __init__(self, channels):
+    def __init__(self):
         super().__init__()
-        self.logit = nn.Parameter(torch.zeros(channels))
+        self.w = nn.Parameter(torch.zeros(self.WEIGHTS))
+        self.t = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, x):
-        share = torch.sigmoid(self.logit)
-        return share * x.mean((2, 3)) + (1 - share) * x.amax((2, 3))
+        mean, largest = x.mean((2, 3)), x.amax((2, 3))
+        gated = min(x.shape[1], self.WEIGHTS)
+        gate = torch.sigmoid(self.w[:gated] * self.t)
+        mixed = gate * mean[:, :gated] + (1 - gate) * largest[:, :gated]
+        return mixed if gated == x.shape[1] else torch.cat((mixed, mean[:, gated:]), dim=1)
