@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from results import figures, leaderboard, schema, views
 from results.figures import Measured, Pair, Pool
+from results.published import BENCHMARK
 from results.run import Run
 from results.store import RunFolder
 from trainer.grid import ROLES
@@ -309,6 +310,7 @@ def _provenance(run: Run) -> list[tuple[str, list[str]]]:
     entries = [
         ("run folder", [run.folder.name]),
         ("recipe", [_spell_json(text) for text in _distinct(trials["recipe"])]),
+        ("trainer", [f"made after {BENCHMARK}"]),
         ("protocol", _distinct(trials["protocol"])),
         ("versions", [_spell_json(text) for text in _distinct(trials["versions"])]),
         ("devices", _counted(trials["device"])),

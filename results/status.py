@@ -128,10 +128,10 @@ def _begun(run: RunFolder, open_trials: Sequence[Planned]) -> list[Running]:
 
 
 def epoch_seconds(ended: Mapping[str, Mapping[str, object]]) -> dict[tuple[str, str], float]:
-    """{(arch, dataset): the median seconds of an epoch} of completed trials."""
+    """{(arch, dataset): the median seconds of an epoch} of trials that were trained to their ends."""
     paces: dict[tuple[str, str], list[float]] = {}
     for row in ended.values():
-        if row["status"] == schema.COMPLETED and row["epochs"] and row["train_s"]:
+        if row["status"] in schema.TRAINED and row["epochs"] and row["train_s"]:
             pace = float(str(row["train_s"])) / int(str(row["epochs"]))
             paces.setdefault((str(row["arch"]), str(row["dataset"])), []).append(pace)
     return {pair: statistics.median(found) for pair, found in paces.items()}

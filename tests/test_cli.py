@@ -271,10 +271,11 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("precision", "archs", "cpu_bf16", "says"),
     [
-        ("fp32", {"mobilenetv2"}, False, None),
+        ("fp32", {"mobilenetv2_s32"}, False, None),
         ("bf16", {"resnet56", "vgg16bn"}, True, None),
         ("bf16", {"resnet56"}, False, "no instructions"),
-        ("bf16", {"resnet56", "mobilenetv2"}, True, "depthwise"),
+        ("bf16", {"resnet56", "mobilenetv2"}, True, None),
+        ("bf16", {"resnet56", "mobilenetv2_s32"}, True, "depthwise"),
         ("tf32", {"resnet56"}, True, "no difference"),
     ],
 )

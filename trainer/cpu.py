@@ -1,10 +1,11 @@
 """The same network, faster on a CPU.
 
-oneDNN's convolutions are made for large maps. At 32 pixels half of MobileNetV2's layers see 2x2 and 1x1 maps, where a
-1x1 convolution spends its time on laying out weights, and the weight gradient of a depthwise one on a call for every
-image; the last of VGG's see 2x2. A few layers change how they compute, not what: outputs and gradients agree with
-torch's to float tolerance, and parameters are the same tensors under the same names. Measured on 2 cores (Zen 5), batch
-128: a training step of MobileNetV2 takes 55 ms where it took 84, one of VGG-16 in bfloat16 365 where it took 459.
+oneDNN's convolutions are made for large maps. At ImageNet's strides half of MobileNetV2's layers see 2x2 and 1x1 maps
+of a 32x32 image, where a 1x1 convolution spends its time on laying out weights, and the weight gradient of a depthwise
+one on a call for every image; the last of VGG's see 2x2. A few layers change how they compute, not what: outputs and
+gradients agree with torch's to float tolerance, and parameters are the same tensors under the same names. Measured on 2
+cores (Zen 5), batch 128: a training step of `mobilenetv2_s32` takes 55 ms where it took 84, one of VGG-16 in bfloat16
+365 where it took 459.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def keep_memory() -> None:
     """Lets glibc keep what is freed instead of giving it back to the system, and have it in huge pages.
 
     Every step frees and takes the same activations; by default large ones are unmapped and faulted in again page by
-    page, 5 to 20 % of a MobileNetV2 step. Huge pages are another 2 %: the heap is made to reserve addresses, marked,
-    which take no memory before they are written to. Does nothing where the C library is another.
+    page, 5 to 20 % of a step of `mobilenetv2_s32`. Huge pages are another 2 %: the heap is made to reserve addresses,
+    marked, which take no memory before they are written to. Does nothing where the C library is another.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -88,7 +89,7 @@ def _can_fold(layers: nn.Sequential) -> bool:
 class FoldingSequential(nn.Sequential):
     """Layers that are evaluated with each batch norm as a part of the convolution before it, and ReLU6 with them.
 
-    A batch of 128 takes MobileNetV2 9.5 ms where it took 13.4, of an epoch 2 %.
+    A batch of 128 takes `mobilenetv2_s32` 9.5 ms where it took 13.4, of an epoch 2 %.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class BatchNormReLU6(nn.BatchNorm2d):
 
     Attributes:
         before_convolution: whether a convolution, and nothing else, reads what this gives. The gradient that comes back
-            is then a tensor that nobody else has, and is clamped in place too: 4 % of a MobileNetV2 step.
+            is then a tensor that nobody else has, and is clamped in place too: 4 % of a step of `mobilenetv2_s32`.
     """
 
     before_convolution = False

@@ -108,7 +108,8 @@ class Program:
         recipe = self.trial.recipe
         started = time.perf_counter()
         self._noise.seed(self.trial.seed, Purpose.NOISE, epoch)
-        self._masks.manual_seed(key(self.trial.seed, Purpose.DROPOUT, epoch))
+        if self._masks is not None:
+            self._masks.manual_seed(key(self.trial.seed, Purpose.DROPOUT, epoch))
         with self._lane():
             self.lr.fill_(recipe.lr_after(epoch - 1))
             self._sums.zero_()
@@ -186,15 +187,16 @@ class Program:
         trial, recipe = self.trial, self.trial.recipe
         built = network.build(trial.pool, trial.arch, self.images.classes, trial.seed)
         if self.device.type == "cpu":
-            cpu.speed_up(built.features)
             cpu.keep_memory()
+            if not self._compiled:  # torch.compile makes kernels of its own, and cannot read some of these layers
+                cpu.speed_up(built.features)
         self.network = built.to(self.device).to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
-        self._masks = torch.Generator(self.device)
-        for layer in self.network.head.modules():
-            if isinstance(layer, Dropout):
-                layer.generator = self._masks
+        dropping = [layer for layer in self.network.head.modules() if isinstance(layer, Dropout)]
+        self._masks = torch.Generator(self.device) if dropping else None
+        for layer in dropping:
+            layer.generator = self._masks
         self._together = None
-        if self.device.type == "cuda" and not self._compiled:  # torch.compile makes kernels of its own
+        if self.device.type == "cuda" and not self._compiled:
             from trainer import cuda
 
             self._together = cuda.speed_up(self.network.features, recipe.precision)
