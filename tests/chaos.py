@@ -111,6 +111,7 @@ class Sweep:
 
     def __init__(self, space: Path, folder: Path, temporary: Path):
         self.folder = folder
+        self.trials = len(spaces.load(str(space)).grid)
         self.said = folder.with_suffix(".log")
         self._command = [sys.executable, "run_sweep.py", "--space", str(space), "--out", str(folder)]
         self._marker = f"POOLSWEEP_CHAOS={uuid.uuid4().hex}"
@@ -148,7 +149,7 @@ class Sweep:
         return processes(self._marker, self._sessions)
 
     def look(self) -> int:
-        """How many trials have completed.
+        """How many trials were trained to their ends.
 
         Raises:
             Defect: a row of one that had completed was written again, or is gone.
@@ -163,7 +164,7 @@ class Sweep:
             if (now.st_ino, now.st_mtime_ns) != before[:2]:
                 raise Defect(f"{path.name} had completed, and was written again")
         for path in (self.folder / "trials").glob("[!.]*.parquet"):
-            if path.stem not in self._rows and run.own_status(path.stem) == schema.COMPLETED:
+            if path.stem not in self._rows and run.own_status(path.stem) in schema.TRAINED:
                 self._rows[path.stem] = identity(run, path.stem)
         return len(self._rows)
 
@@ -214,14 +215,14 @@ class Monkey:
         return self.kills.total() >= self.wanted or time.monotonic() >= self.until
 
     def torment(self, sweep: Sweep, say: Callable[[str], None]) -> None:
-        """Runs a sweep until every trial has completed.
+        """Runs a sweep until every trial was trained to its end.
 
         Raises:
             Defect: it does not come to an end, or what it had done is done again.
         """
         refused = 0
         code = None
-        while code != cli.OK:
+        while code not in (cli.OK, cli.INCOMPLETE) or sweep.look() < sweep.trials:
             driver = sweep.start(*(["--retry-failed"] if code == cli.INCOMPLETE else []))
             self.starts += 1
             code = self._watch(sweep, driver, say)

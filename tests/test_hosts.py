@@ -23,6 +23,7 @@ import pytest
 
 import results
 from orchestrator import cli
+from results import schema
 
 ROOT = Path(__file__).parents[1]
 PORT = 6399
@@ -204,16 +205,17 @@ def test_hosts_are_lost_and_one_is_added(make_host: Callable[[], Host], tmp_path
     second.lose()  # whether or not the other has come yet
     before = written(run)
     wait_until(lambda: head.exit_code() is not None, head)
-    assert head.exit_code() == cli.OK, head.said()
+    assert head.exit_code() in (cli.OK, cli.INCOMPLETE), head.said()
 
     trials, epochs = pd.read_parquet(run / "trials"), pd.read_parquet(run / "epochs")
     assert len(trials) == TRIALS
-    assert set(trials["status"]) == {"completed"}, "max_failures is 0: a machine that is lost is nobody's failure"
+    assert set(trials["status"]) <= {*schema.TRAINED}, "max_failures is 0: a machine that is lost is nobody's failure"
     assert epochs.groupby("trial_id")["epoch"].apply(list).map(lambda found: found == list(range(1, EPOCHS + 1))).all()
     assert set(trials["host"]) - {first.name} == {second.name, added.name}, "the head takes none"
     after = written(run)
     assert {name: after[name] for name in before} == before, "a finished trial was trained again"
-    assert (results.load(run).leaderboard()["n"] == SEEDS).all()
+    table = results.load(run).leaderboard()
+    assert (table["n"] + table["collapsed"] == SEEDS).all()
 
 
 def test_a_host_that_does_not_see_the_run_folder_is_named(make_host: Callable[[], Host], tmp_path: Path) -> None:

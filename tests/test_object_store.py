@@ -419,7 +419,7 @@ def test_a_sweep_into_a_store(
 
 SPACE = """
 name: stored
-recipe: {epochs: 2, batch_size: 32, lr: 0.02, train_samples: 64, test_samples: 40}
+recipe: {epochs: 2, batch_size: 16, lr: 0.01, train_samples: 640, test_samples: 200}
 pairs: [{arch: resnet20, dataset: digits}]
 pools: [{name: gap, role: baseline}, gem]
 seeds: [1, 2]
