@@ -32,7 +32,7 @@ from trainer import code
 from trainer.problems import RequestError
 
 # A trial trains in a thread, whose own heap glibc gives back to the system and faults in again, 2,000 to 5,000 pages a
-# MobileNetV2 step, whatever trainer.cpu.keep_memory says; with one heap for all threads it is none.
+# step of mobilenetv2_s32, whatever trainer.cpu.keep_memory says; with one heap for all threads it is none.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
 TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
 

@@ -62,7 +62,7 @@ def _finds(seeds: int, spread: Spread | None) -> str:
         ratio = stats.detectable(apart, seeds)
         return f"{seeds} seeds find a difference of {ratio:.1f} times the spread between seeds; none is published"
     needed = stats.seeds_needed(WANTED, spread.std * apart)
-    known = f"{spread.std:.2f} between {spread.runs} published runs of one function"
+    known = f"{spread.std:.2f} between published runs of one function, by {spread.runs} runs"
     if seeds < 2:
         return f"one seed finds nothing, {needed} would find {WANTED:g} points ({known})"
     found = stats.detectable(spread.std * apart, seeds)

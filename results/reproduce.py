@@ -41,6 +41,7 @@ class Cell:
     Attributes:
         spread: between published runs of one function of the column.
         measured_lost: how many of our trials diverged or collapsed.
+        refused: how many the gate refused.
     """
 
     arch: str
@@ -49,6 +50,7 @@ class Cell:
     spread: Spread
     measured: stats.Summary
     measured_lost: int
+    refused: int
     difference: stats.Difference
     verdict: str
 
@@ -72,7 +74,7 @@ def compare(trials: pd.DataFrame, table: pd.DataFrame, metric: str = METRICS[0],
         raise RequestError.of(f"found {margin:g}, allowed is a number of points above 0", "--margin")
     refuse_strange(trials)
     refuse_mixed(trials)
-    done = trials[trials["status"].isin(schema.TRAINED)]
+    done = trials[trials["status"].isin([*schema.TRAINED, schema.INVALID])]
     if (again := done[done.duplicated(["pool", "arch", "dataset", "seed"])]).size:
         what = f"{again['pool'].iloc[0]} stands for several pools or revisions here, with one seed twice"
         raise RequestError.of(f"{what}; give the run folder of one of them")
@@ -93,6 +95,7 @@ def compare(trials: pd.DataFrame, table: pd.DataFrame, metric: str = METRICS[0],
                     column.spread,
                     stats.summary(ours),
                     int(mine["status"].isin(LOST).sum()),
+                    int(mine["status"].eq(schema.INVALID).sum()),
                     difference,
                     verdict(difference, margin),
                 )
@@ -136,6 +139,7 @@ def to_frame(cells: Sequence[Cell]) -> pd.DataFrame:
                 "published_pooled": ", ".join(cell.published.pooled),
                 **{f"measured_{name}": getattr(cell.measured, name) for name in ("n", "mean", "std")},
                 "measured_lost": cell.measured_lost,
+                "measured_refused": cell.refused,
                 "spread": cell.spread.std,
                 **{name: getattr(cell.difference, name) for name in ("diff", "lo", "hi")},
                 "verdict": cell.verdict,
@@ -178,6 +182,7 @@ def _spelled(cell: Cell) -> Mapping[str, str]:
     said += [f"without {_spell_values(theirs.far)}, far off"] if theirs.far else []
     measured = [_spell(cell.measured)]
     measured += [f"{cell.measured_lost} diverged or collapsed"] if cell.measured_lost else []
+    measured += [f"{cell.refused} refused by the gate"] if cell.refused else []
     interval = "" if math.isnan(difference.lo) else f" [{difference.lo:+.2f}, {difference.hi:+.2f}]"
     gap = "" if math.isnan(difference.diff) else f"{difference.diff:+.2f}{interval}"
     texts = (", ".join(filter(None, said)), ", ".join(filter(None, measured)), gap, cell.verdict)

@@ -103,14 +103,14 @@ def spaces(
         if not here:
             continue
         known = sorted(seeds[arch, dataset])
-        more = max(one.seeds or 0 for one in here) - len(known)
+        more = max((one.seeds or 0) - one.n for one in here)  # of the known ones, some may have given no pair
         roles = {one.baseline: BASELINE for one in here} | {one.pool: CANDIDATE for one in here}
         found[f"topup-{arch}-{dataset}.yaml"] = {
             "name": grid.name,
             "recipe": grid.to_dict()["recipe"],
             "pairs": [{"arch": arch, "dataset": dataset}],
             "pools": [_entry(by_label[label], role) for label, role in roles.items()],
-            "seeds": [*known, *range(max(known) + 1, max(known) + 1 + max(0, more))],
+            "seeds": [*known, *range(max(known) + 1, max(known) + 1 + more)],
         }
     return found
 

@@ -55,7 +55,7 @@ def test_what_seeds_can_find_follows_from_the_spread_of_each_pair(tmp_path: Path
     for pair, line in zip(pairs, said()[:3], strict=True):
         found = re.fullmatch(
             r"(\S+): 3 seeds find a difference of ([\d.]+) points, (\d+) would find 0.5 "
-            r"\(([\d.]+) between (\d+) published runs of one function\)",
+            r"\(([\d.]+) between published runs of one function, by (\d+) runs\)",
             line,
         )
         assert found is not None, line

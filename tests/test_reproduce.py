@@ -152,6 +152,28 @@ def test_what_learned_nothing_is_counted_on_both_sides(tmp_path: Path) -> None:
     assert "3 diverged or collapsed" in said
 
 
+def test_what_the_gate_refused_stands_beside_what_was_published(tmp_path: Path) -> None:
+    """CAP: 72.66, 1.00 and 94.50, of which the 1.00 takes no GPU hour to reproduce."""
+    cap = Entry(dataclasses.replace(pool.expand("gated")[0], label="deepseek-reasoner vanilla"))
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    for planned in Grid("cap", (cap,), PAIRS, (1, 2), Recipe()):
+        if planned.trial.arch == "vgg16bn":
+            run.write_trial(row(planned, schema.INVALID, (), "its output is not finite"))
+        else:
+            found = {"best_test_acc": 80.0, "final_test_acc": 80.0}
+            run.write_trial(row(planned, schema.COMPLETED, (), None) | found)
+    cells = reproduce.compare(results.load(run.path).trials(), tables.load())
+    assert [(cell.arch, cell.refused, cell.verdict) for cell in cells] == [
+        ("resnet56", 0, DIFFERS),
+        ("vgg16bn", 2, CANNOT_TELL),
+        ("mobilenetv2", 0, DIFFERS),
+    ]
+    (line,) = (line for line in reproduce.to_text(cells).splitlines() if "vgg16bn" in line and "refused" in line)
+    assert "1 diverged or collapsed" in line
+    assert "2 refused by the gate" in line
+
+
 def test_verdicts_follow_the_rule() -> None:
     def difference(lo: float, hi: float) -> stats.Difference:
         return stats.Difference(3, (lo + hi) / 2, lo, hi, 0.5)

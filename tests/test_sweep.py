@@ -19,6 +19,7 @@ from orchestrator import cli
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
 from results import schema
+from results.__main__ import main as results_command
 from results.store import RunFolder
 from search_spaces import space as spaces
 from trainer import checkpoint, data
@@ -180,6 +181,39 @@ seeds: [1]
     frame = results.load(tmp_path / "run").leaderboard()
     assert (frame["n"] == 1).all()
     assert frame.set_index("arch").loc["mobilenetv2_s32", "mean"].min() > 30  # pyright: ignore
+
+
+@pytest.mark.soak
+def test_the_published_pairs_on_real_images(
+    sweep, space_file: Path, tmp_path: Path, shared_data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two pools, two seeds, and one seed more: nothing is trained twice, and `reproduce` says what can be said."""
+    text = """
+name: real
+recipe: {epochs: 2, batch_size: 32, lr: 0.02, train_samples: 320, test_samples: 100}
+pairs:
+  - {arch: resnet56, dataset: cifar100}
+  - {arch: vgg16bn, dataset: cifar100}
+  - {arch: mobilenetv2, dataset: fmnist}
+pools: [{name: gap, role: baseline}, {name: global_max, role: baseline}]
+seeds: [1, 2]
+"""
+    run = tmp_path / "run"
+    space_file.write_text(text)
+    assert sweep("--data-dir", str(shared_data)) in (cli.OK, cli.INCOMPLETE)
+    before = written_at(run)
+    assert len(before) == 12
+    space_file.write_text(text.replace("[1, 2]", "[1, 2, 3]"))
+    assert sweep("--data-dir", str(shared_data)) in (cli.OK, cli.INCOMPLETE)
+    after = written_at(run)
+    assert len(after) == 18
+    assert {name: after[name] for name in before} == before
+    assert set(pd.read_parquet(run / "trials")["status"]) <= {*schema.TRAINED}
+    capfd.readouterr()
+    assert results_command(["reproduce", str(run)]) == 0
+    said = capfd.readouterr().out
+    assert "6 cells that are both published and measured" in said
+    assert "agrees" not in said.partition("6 cells")[0]
 
 
 class Command:

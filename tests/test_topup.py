@@ -94,6 +94,27 @@ def test_the_spaces_add_these_seeds_and_nothing_else(run: RunFolder, capsys: pyt
     assert frame.query("pool == 'mine' and arch == 'resnet44'")["n"].eq(needed).all()
 
 
+def test_a_seed_that_collapsed_is_made_up_for(run: RunFolder, tmp_path: Path) -> None:
+    """It is on record, and no pair came of it: another takes its place."""
+    space_file = tmp_path / "space.yaml"
+    space_file.write_text(SPACE.replace("[3, 4, 5]", "[3, 4, 5, 6]"))
+    grid = spaces.load(space_file).grid
+    run.write_grid(grid)
+    for planned in grid:
+        if planned.trial.seed == 6:
+            lost = planned.trial.pool.label == "gem(p=2)"
+            run.write_trial(measured(planned) | ({"status": schema.COLLAPSED} if lost else {}))
+    (one,) = (
+        each
+        for each in topup.still_open(results.load(run.path).leaderboard())
+        if (each.pool, each.arch) == ("gem(p=2)", "resnet44")
+    )
+    assert (one.n, one.seeds is not None and one.seeds > 4) == (3, True)
+    _, paths = topup.write(run, results.load(run.path).leaderboard())
+    plan = make_plan(spaces.load(next(path for path in paths if "resnet44" in path.name)), run)
+    assert len({p.trial.seed for p in plan.todo}) == (one.seeds or 0) - one.n
+
+
 def test_every_table_says_so_once_they_are_trained(run: RunFolder) -> None:
     loaded = results.load(run.path)
     _, (path,) = topup.write(run, loaded.leaderboard())

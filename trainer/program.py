@@ -203,7 +203,7 @@ class Program:
         self._forward = torch.compile(self.network) if self._compiled else self.network
         self.lr = torch.tensor(recipe.lr, device=self.device)
         # At rest from the start: torch.optim would make these in its first step, where no graph could find them again.
-        self._parameters = list(self.network.parameters())  # to walk the modules twice a step is 1 % of MobileNetV2's
+        self._parameters = list(self.network.parameters())  # walking the modules twice: 1 % of mobilenetv2_s32's
         self.momentum = [torch.zeros_like(parameter) for parameter in self._parameters]
 
     def _descend(self) -> None:

@@ -33,6 +33,7 @@ SUMMARY = (
     "final_train_loss",
     "train_s",
 )
+MOST_IMAGES = 10**7  # of a test set
 _ALWAYS = (*IDENTITY, "trial_id", "pool_params", "role", "hidden", "status", "recipe", "protocol", "schema_version")
 
 
@@ -164,10 +165,20 @@ def _problems(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"it is {status} and its {', '.join(missing)} is null"
     elif recipe and not (1 if status == schema.DIVERGED else recipe.epochs) <= epochs <= recipe.epochs:
         yield f"it is {status} after {epochs} epochs, its recipe has {recipe.epochs}"
-    elif status != schema.DIVERGED and row["test_images"] and row["dataset"] in data.DATASETS:
-        best, classes = row["best_test_acc"], data.DATASETS[row["dataset"]].classes
-        if is_guessing(best, classes, row["test_images"]) != (status == schema.COLLAPSED):
-            yield f"it is {status} at a best accuracy of {best:.2f} % over {row['test_images']} images"
+    elif status != schema.DIVERGED:
+        yield from _problems_of_learning(status, row["best_test_acc"], row["test_images"], row["dataset"])
+
+
+def _problems_of_learning(status: str, best: float, images: int | None, dataset: str) -> Iterator[str]:
+    """Whether a trial that did not diverge has learned what its status says."""
+    if not 0 <= best <= 100:
+        yield f"its best_test_acc is {best}, allowed is 0 to 100"
+    elif images is not None and not 1 <= images <= MOST_IMAGES:
+        yield f"its test_images is {images}, allowed is 1 to {MOST_IMAGES:,}"
+    elif images is not None and dataset in data.DATASETS:
+        guesses = is_guessing(best, data.DATASETS[dataset].classes, images)
+        if guesses != (status == schema.COLLAPSED):
+            yield f"it is {status} at a best accuracy of {best:.2f} % over {images} images"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ from torchvision.ops import Conv2dNormActivation
 STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))  # expansion, C, blocks
 STEM, WIDTH = 32, 1280  # channels at either end
 
-STRIDES = 1, 1, 2, 2, 1, 2, 1  # of the stages: the benchmark's, unless a measurement says (1, 2, 2, 2, 1, 2, 1)
+STRIDES = 1, 1, 2, 2, 1, 2, 1  # of the stages: the likelier reading, until a measurement says (1, 2, 2, 2, 1, 2, 1)
 
 
 def features(stem: int = 1, strides: tuple[int, ...] = STRIDES) -> nn.Module:

@@ -1,7 +1,7 @@
 """Depthwise 3x3 convolutions as Triton kernels.
 
-cuDNN has no one kernel for all of MobileNetV2's maps, 16x16 down to 1x1: in bfloat16 it takes one of them, 576 channels
-of 2x2, with a launch for every channel, and most weight gradients in two kernels. Here each is a pass over
+cuDNN has no one kernel for the maps of `mobilenetv2_s32`, 16x16 down to 1x1: in bfloat16 it takes one of them, 576
+channels of 2x2, with a launch for every channel, and most weight gradients in two kernels. Here each is a pass over
 channels-last maps, summed in fp32: 9 products an output are no work for a GPU, reading the maps is.
 """
 
