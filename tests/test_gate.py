@@ -143,14 +143,14 @@ def test_a_lazy_parameter_is_made_in_time(tmp_path: Path) -> None:
 
 
 def test_what_it_waits_for_a_core_is_not_its_own_time() -> None:
-    """Beside twenty that want the same core, what takes 0.4 s takes many times as long, and is not ended."""
+    """Beside forty that want the same core, what takes 0.06 s takes many times as long, and is not ended."""
     (gap,) = pool.expand("gap")
     examiner, hogs = _Examiner(), list[subprocess.Popen[bytes]]()
     try:
         examiner.ask({"pool": gap.to_dict(), "arch": "resnet56", "precision": "fp32"}, 60)
         core = min(os.sched_getaffinity(0))
         os.sched_setaffinity(examiner._process.pid, {core})
-        hogs = [subprocess.Popen([sys.executable, "-c", HOG.format(core=core)], stdout=-1) for _ in range(20)]
+        hogs = [subprocess.Popen([sys.executable, "-c", HOG.format(core=core)], stdout=-1) for _ in range(40)]
         for hog in hogs:
             assert hog.stdout is not None
             hog.stdout.readline()
