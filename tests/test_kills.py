@@ -22,6 +22,7 @@ SUMMARY = ["trial_id", "status", "best_test_acc", "best_epoch", "final_test_acc"
 
 pytestmark = [
     pytest.mark.soak,
+    pytest.mark.usefixtures("nothing_collapses"),
     pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="nothing is forked here"),
 ]
 
