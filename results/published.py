@@ -84,9 +84,6 @@ class Column:
     entries: tuple[Entry, ...]
     spread: Spread
 
-    def __str__(self) -> str:
-        return f"{self.arch}-{self.dataset}"
-
 
 def load(path: Path = PUBLISHED) -> pd.DataFrame:
     """A published table: entry, kind, arch, dataset, seed (NaN: not stated), best_test_acc, source.

@@ -21,6 +21,7 @@ from orchestrator.record import Job
 from orchestrator.worker import measure, run_pack
 from results.store import RunFolder
 from tests.compare import numbers
+from tests.memory import Memory
 from tests.test_pools import RANDOM_IN_TRAINING, build, loss, maps
 from trainer import graphs, pool
 from trainer.augment import Images
@@ -144,15 +145,6 @@ def test_a_pack_is_bit_equal_to_its_trials_alone(deterministic: None, grid: Grid
 def test_a_stopped_trial_goes_on_bit_equal(
     deterministic: None, grid: Grid, digits: Dataset, device: torch.device
 ) -> None:
-    class Memory:
-        data: bytes | None = None
-
-        def read(self) -> bytes | None:
-            return self.data
-
-        def write(self, data: bytes) -> None:
-            self.data = data
-
     images, said = Images(digits, device), list[str]()
     for planned in list(grid)[1::2]:
         trial = dataclasses.replace(planned.trial, recipe=dataclasses.replace(RECIPE, epochs=4))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.compare import numbers
+from tests.memory import Memory
 from trainer import pool
 from trainer.augment import Images, epoch_draws
 from trainer.data import PAD, SIZE, Dataset
@@ -202,15 +203,6 @@ def test_a_pool_that_draws_moves_no_mask(tmp_path: Path, images: Dataset) -> Non
 
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_a_trial_with_dropout_goes_on_bit_equal(stop_after: int, images: Dataset) -> None:
-    class Memory:
-        data: bytes | None = None
-
-        def read(self) -> bytes | None:
-            return self.data
-
-        def write(self, data: bytes) -> None:
-            self.data = data
-
     trial, on_cpu = vgg(epochs=3), Images(images, CPU)
     whole = list(train(Program(trial, on_cpu)))
     memory = Memory()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from torch import nn
 
 from benchmarks.plain import PlainTrainer
 from tests.compare import numbers
+from tests.memory import Memory
 from trainer import checkpoint, log, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
@@ -25,21 +25,6 @@ from trainer.trial import Trial
 
 CPU = torch.device("cpu")
 Make = Callable[..., Trial]
-
-
-@dataclass
-class Memory:
-    """A checkpoint slot in memory."""
-
-    data: bytes | None = None
-    writes: int = 0
-
-    def read(self) -> bytes | None:
-        return self.data
-
-    def write(self, data: bytes) -> None:
-        self.data = data
-        self.writes += 1
 
 
 def run(trial: Trial, data: Dataset, slot: Memory | None = None, **more: object) -> list[Epoch]:
