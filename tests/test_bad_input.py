@@ -24,7 +24,7 @@ from results.store import RunFolder
 from search_spaces import space as spaces
 from search_spaces.document import MOST_VALUES
 from search_spaces.space import MAX_TRIALS
-from trainer import pool
+from trainer import source
 from trainer.grid import MOST_TRIALS
 from trainer.problems import RequestError
 
@@ -213,7 +213,7 @@ def test_a_name_that_no_file_can_have(plan: Callable[..., list[str]], tmp_path: 
         ("-" * 200_000 + "1", "nested too deeply"),
         ("(" * 1000, "is not Python"),
         ("x = '\0'", "is not Python"),
-        ("#" * (pool.MOST_CHARACTERS + 1), "is too long"),
+        ("#" * (source.MOST_BYTES + 1), "is too long"),
         ("class CustomPool:\n    def __init__(self, p=" + "+".join("1" * 3000) + "): ...", ""),
         ("".join(f"class C{i}(C{i + 1}, D{i + 1}): ...\nclass D{i}(C{i + 1}, D{i + 1}): ...\n" for i in range(60))
          + "class CustomPool(C0): ...", ""),

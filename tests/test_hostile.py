@@ -299,7 +299,10 @@ def test_a_seed_that_stands_twice_is_a_message(tmp_path: Path) -> None:
 
 GRID = Grid(
     "mine",
-    (Entry(Pool("gap"), "baseline"), Entry(Pool("own", (("p", (1, 2)),), Source("x", helpers=(("h", "y"),)), "ours"))),
+    (
+        Entry(Pool("gap"), "baseline"),
+        Entry(Pool("own", (("p", (1, 2)),), Source("x", beside=(("h.py", b"y"),)), "ours")),
+    ),
     (Pair("resnet20", "digits"), Pair("vgg11bn", "digits", hidden=True)),
     (1, 2),
     RECIPE,

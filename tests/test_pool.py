@@ -174,7 +174,7 @@ def helped(tmp_path: Path) -> Path:
 def test_modules_beside_the_file_travel_with_it(helped: Path) -> None:
     found = pool.Pool.from_dict(pool.expand(str(helped))[0].to_dict())
     assert found.source is not None
-    assert [name for name, _ in found.source.helpers] == ["more", "weights"]
+    assert [name for name, _ in found.source.beside] == ["more.py", "weights.py"]
     for file in helped.parent.glob("*.py"):
         file.unlink()  # as on another machine
     assert pool.build(found, 1)(torch.ones(1, 1, 1, 1)).item() == 1 * 6 + 3 + 3 + 6

@@ -1,72 +1,109 @@
-"""A user's file, and the modules that it brings along: as text, and run as modules of their own.
+"""A user's file as a module, run as Python itself runs it: from files, by Python's own import.
 
-The text comes from wherever the sweep was started, and runs on machines where no such file exists. Each revision has
-its own modules under its own names, so that two of them live side by side in one process.
+What travelled with it is laid out in a folder of this process, where everything lies as it lay beside the file. So its
+packages, its relative imports, its data and its encoding are Python's business; nothing else of the machine that it
+came from is there. A process that has run one user's file is given no other (`Pool.code`): whatever a file does to
+torch, it does to its own trials.
 """
 
 from __future__ import annotations
 
-import builtins
-import hashlib
-import linecache
+import atexit
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import shutil
 import sys
-import types
-from dataclasses import dataclass, field
+import tempfile
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-DEFAULT_CLASS = "CustomPool"
+from trainer.source import DEFAULT_CLASS, ENVIRONMENT, Files, Source
 
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A pool in a user's single file: the text itself, so that it reaches a worker on any machine.
-
-    Attributes:
-        path: for messages and tracebacks only.
-        helpers: (name, text) of the modules beside the file that it imports, directly or through one of them.
-    """
-
-    text: str = field(repr=False)
-    class_name: str = DEFAULT_CLASS
-    path: str = field(default="<candidate>", compare=False)
-    helpers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-
-    @property
-    def sha(self) -> str:
-        """SHA-256 of the text and of its helpers', 64 hex digits: the candidate's revision."""
-        parts = [self.text, *(f"\0{name}\0{text}" for name, text in self.helpers)]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def load(source: Source) -> types.ModuleType:
-    """The file's module. Runs it anew, so that nothing that one trial left in its globals reaches the next.
+def load_class(source: Source) -> type[nn.Module]:
+    """The source's class. The file is run once a process.
 
     Raises:
+        AttributeError: it has no such class, now that it has run; names those that it has.
         whatever it raises on import.
     """
-    prefix = f"candidate_{source.sha[:16]}"
-    helpers = dict(source.helpers)
-    loaded: dict[str, types.ModuleType] = {}
+    module = _module(source.text, source.beside, source.place, source.sha)
+    if (found := getattr(module, source.class_name, None)) is not None:
+        return found
+    modules = _modules(module)
+    if source.class_name == DEFAULT_CLASS and len(modules) == 1:
+        return modules[0]
+    has = ", ".join(cls.__name__ for cls in modules) or "none"
+    raise AttributeError(f"it has no class {source.class_name}; of nn.Module it has {has}; name one with `class`")
 
-    def run(name: str, text: str, path: str) -> types.ModuleType:
-        loaded[name] = module = types.ModuleType(name)
-        module.__file__ = path
-        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": import_}
-        linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)  # for tracebacks
-        sys.modules[name] = module  # where dataclasses and pickle look
-        exec(compile(text, path, "exec"), module.__dict__)
+
+def folder() -> Path | None:
+    """Where the file that this process runs is laid out; None before it has run one."""
+    return _beside.folders[0] if _beside.folders else None
+
+
+class _Beside:
+    """A finder of Python's import, for modules that lie beside the file: `sys.path[0]` of a script, but for the names
+    of the standard library and of this project's own imports, which are never a sibling's."""
+
+    folders: tuple[Path, ...] = ()
+
+    def find_spec(self, name: str, path: object = None, _target: object = None) -> ModuleSpec | None:
+        if path is not None or name in sys.stdlib_module_names or name in ENVIRONMENT:
+            return None
+        return PathFinder.find_spec(name, [str(folder) for folder in self.folders])
+
+
+_beside = _Beside()
+
+
+@functools.cache
+def _module(text: str, beside: Files, place: str, sha: str) -> ModuleType:
+    from trainer.randomness import Purpose, seeded  # torch, which reading a file does without
+
+    package = f"pool_{sha[:8]}"  # what `from . import helper` is relative to, in a file that is part of no package
+    above = Path(tempfile.mkdtemp(prefix="poolsweep-"))
+    atexit.register(shutil.rmtree, above, ignore_errors=True)
+    root = above / package
+    file = root / place
+    for name, content in (*beside, (place, Source(text).content)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    _look_in(root, file.parent, above)
+    with seeded(0, Purpose.POOL):  # what is drawn on import is the same in every process
+        if "/" in place:
+            return importlib.import_module(".".join(Path(place).with_suffix("").parts))
+        importlib.import_module(package)
+        spec = importlib.util.spec_from_file_location(f"{package}.{re.sub(r'[^A-Za-z0-9_]', '_', file.stem)}", file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{file} cannot be imported")
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # where dataclasses and pickle look
+        spec.loader.exec_module(module)
         return module
 
-    def helper(name: str) -> types.ModuleType:
-        own = f"{prefix}.{name}"
-        return loaded.get(own) or run(own, helpers[name], str(Path(source.path).with_name(f"{name}.py")))
 
-    def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        if level == 1 and not name:  # from . import helper
-            return types.SimpleNamespace(**{each: helper(each) for each in fromlist})
-        if level <= 1 and name in helpers:
-            return helper(name)
-        return builtins.__import__(name, globals, locals, fromlist, level)
+def _look_in(*folders: Path) -> None:
+    """Imports from there, and from no other source's folders: two sources in a process are for tests alone."""
+    if _beside not in sys.meta_path:
+        sys.meta_path.insert(0, _beside)
+    before = tuple(map(str, _beside.folders))
+    for name, module in list(sys.modules.items()):
+        if before and (getattr(module, "__file__", None) or "").startswith(before):
+            del sys.modules[name]
+    _beside.folders = folders
+    importlib.invalidate_caches()
 
-    return run(prefix, source.text, source.path)
+
+def _modules(module: ModuleType) -> list[type[nn.Module]]:
+    from torch import nn
+
+    own = [cls for cls in vars(module).values() if inspect.isclass(cls) and issubclass(cls, nn.Module)]
+    return [cls for cls in dict.fromkeys(own) if cls.__module__ == module.__name__] or own

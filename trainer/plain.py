@@ -76,3 +76,17 @@ def expect(value: Any, kind: type[T], where: str = "") -> T:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise RequestError.of(f"found {short(value)}, allowed is {_NAMED[kind]}", where)
     return value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a parameter can be part of an identity and of a label: JSON without objects, in one line."""
+    match value:
+        case list() | tuple():
+            return all(map(is_plain, value))
+        case str():
+            return unprintable(value) is None
+        case int():
+            return value.bit_length() <= 64
+        case float():
+            return math.isfinite(value)
+    return value is None

@@ -7,31 +7,32 @@ any code of a candidate, so that a plan, a status or a table can be made from fi
 from __future__ import annotations
 
 import ast
-import contextlib
+import base64
+import binascii
 import hashlib
 import importlib
+import inspect
 import itertools
 import json
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import candidate, plain
-from trainer.candidate import DEFAULT_CLASS, Source
-from trainer.printable import unprintable
-from trainer.problems import Problem, RequestError, did_you_mean, short, unknown
+from trainer import source as sources
+from trainer.plain import is_plain
+from trainer.problems import Problem, RequestError, short, unknown
+from trainer.signature import NO_LITERAL, Signature, choose_class, signature
+from trainer.source import DEFAULT_CLASS, Source
 
 if TYPE_CHECKING:
     from torch import nn
 
 SHELF = Path(__file__).parent / "pools"
-MOST_CHARACTERS = 2**20  # of a user's file
-NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)  # by the manual of `ast.literal_eval`
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ class Pool:
         return self.source.sha[:8] if self.source else ""
 
     @property
+    def code(self) -> str:
+        """Whose code it is: the hash of a user's file, or empty for the shelf. What has run one runs no other."""
+        return self.source.sha if self.source else ""
+
+    @property
     def key(self) -> tuple[str, str, str]:
         """(name, parameters, revision), as a trial's id and row spell them."""
         return slug(self.name), self.params_json, self.revision
@@ -74,12 +80,7 @@ class Pool:
         return json.dumps(dict(self.params), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
-        source = self.source and {
-            "text": self.source.text,
-            "class_name": self.source.class_name,
-            "path": self.source.path,
-            "helpers": dict(self.source.helpers),
-        }
+        source = self.source and _source_to(self.source)
         return {"name": self.name, "params": dict(self.params), "source": source, "label": self.label}
 
     @classmethod
@@ -91,7 +92,7 @@ class Pool:
         """
         name, label = plain.name(data, "name"), plain.name(data, "label")
         params = plain.take(data, "params", Mapping)
-        if strange := [key for key, value in params.items() if not isinstance(key, str) or not _is_plain(value)]:
+        if strange := [key for key, value in params.items() if not isinstance(key, str) or not is_plain(value)]:
             raise RequestError.of(f"found {short(params[strange[0]])}, allowed is plain data", f"params.{strange[0]}")
         source = None if data.get("source") is None else _source_from(plain.take(data, "source", Mapping))
         if source is None and not re.fullmatch("[a-z0-9_]+", name):
@@ -99,12 +100,45 @@ class Pool:
         return cls(name, _frozen(params), source, label)
 
 
+def _source_to(source: Source) -> dict[str, Any]:
+    """As plain data: Python as text, anything else in base64."""
+    modules = {name: _text(content) for name, content in source.beside if name.endswith(".py")}
+    found: dict[str, Any] = {"text": source.text, "class_name": source.class_name, "path": source.path}
+    found["helpers"] = {name: text for name, text in modules.items() if text is not None}
+    found["place"] = source.place
+    data = {name: base64.b64encode(content).decode() for name, content in source.beside if modules.get(name) is None}
+    return found | ({"data": data} if data else {})
+
+
+def _text(content: bytes) -> str | None:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def _source_from(data: Mapping[str, Any]) -> Source:
-    helpers = plain.take(data, "helpers", Mapping) if "helpers" in data else {}
-    named = tuple(
-        (plain.expect(name, str), plain.expect(text, str, f"helpers.{name}")) for name, text in helpers.items()
-    )
-    return Source(plain.take(data, "text", str), plain.name(data, "class_name"), plain.take(data, "path", str), named)
+    beside = {}
+    for key in ("helpers", "data"):
+        for name, text in (plain.take(data, key, Mapping) if key in data else {}).items():
+            content = plain.expect(text, str, f"{key}.{name}")
+            # Before there were packages and data, a helper stood under its module's name.
+            spelled = f"{name}.py" if key == "helpers" and not str(name).endswith(".py") else name
+            _check_place(spelled, f"{key}.{name}")
+            try:
+                beside[spelled] = content.encode() if key == "helpers" else base64.b64decode(content, validate=True)
+            except (UnicodeEncodeError, binascii.Error, ValueError):
+                raise RequestError.of(f"found {short(content)}, allowed is base64", f"{key}.{name}") from None
+    text, path = plain.take(data, "text", str), plain.take(data, "path", str)
+    place = plain.take(data, "place", str) if "place" in data else Path(path).name
+    _check_place(place, "place")
+    return Source(text, plain.name(data, "class_name"), path, tuple(sorted(beside.items())), place)
+
+
+def _check_place(found: Any, where: str) -> None:
+    """It becomes a file's path wherever the pool is run."""
+    if not isinstance(found, str) or not sources.is_place(found):
+        raise RequestError.of(f"found {short(found)}, allowed is a path below the pool file's folder", where)
 
 
 @cache
@@ -137,7 +171,7 @@ class PoolGrid:
     source: Source | None
     values: Mapping[str, Sequence[Any]]
     label: str | None
-    _signature: _Signature
+    _signature: Signature
 
     @property
     def count(self) -> int:
@@ -192,9 +226,7 @@ def grid(
     source = None
     if name.endswith(".py") or ".py:" in name:
         file, _, after = name.partition(".py:")
-        source = _read_source(
-            (root or Path()) / (file.removesuffix(".py") + ".py"), class_name or after or DEFAULT_CLASS
-        )
+        source = _read_source((root or Path()) / (file.removesuffix(".py") + ".py"), class_name or after or None)
         stem = Path(source.path).stem
         name = stem if source.class_name == DEFAULT_CLASS else f"{stem}.{source.class_name}"
     elif class_name:
@@ -208,110 +240,44 @@ def grid(
         Problem(f"params.{key}", f"found {short(value)}, allowed is a finite number, text, true, false, null or a list")
         for key, some in values.items()
         for value in some
-        if not _is_plain(value)
+        if not is_plain(value)
     ]
-    signature = _signature(source or _shelf_source(name))
-    problems += signature.problems_with(name, given)
+    constructor = signature(source or _shelf_source(name))
+    problems += constructor.problems_with(name, given)
     if problems:
         raise RequestError(problems)
-    return PoolGrid(name, source, values, label, signature)
+    return PoolGrid(name, source, values, label, constructor)
 
 
 def load_class(pool: Pool) -> type[nn.Module]:
-    """The pool's class. Runs the file it stands in: a candidate is code, and is trusted from here on.
+    """The pool's class. Runs the file it stands in, once a process: a candidate is code, and is trusted from here on.
 
     Raises:
         whatever the file raises on import.
     """
-    if pool.source is None:
-        if pool.name not in names():
-            raise RequestError.of(unknown("pool", pool.name, names()))
-        module = importlib.import_module(f"trainer.pools.{pool.name}")
-        return getattr(module, _shelf_source(pool.name).class_name)
-    return getattr(candidate.load(pool.source), pool.source.class_name)
+    if pool.source is not None:
+        return candidate.load_class(pool.source)
+    if pool.name not in names():
+        raise RequestError.of(unknown("pool", pool.name, names()))
+    module = importlib.import_module(f"trainer.pools.{pool.name}")
+    return getattr(module, _shelf_source(pool.name).class_name)
 
 
 def build(pool: Pool, channels: int) -> nn.Module:
     """The pool as a module, for feature maps of that many channels; `channels` is passed if it is declared."""
     cls = load_class(pool)
-    signature = _signature(pool.source or _shelf_source(pool.name))
-    return cls(**dict(pool.params), **({"channels": channels} if signature.takes_channels else {}))
+    return cls(**dict(pool.params), **({"channels": channels} if _takes_channels(pool, cls) else {}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Signature:
-    """A constructor's arguments, read off the source text."""
-
-    arguments: tuple[str, ...]
-    defaults: Mapping[str, Any]  # those that are literals
-    required: tuple[str, ...]
-    takes_channels: bool
-    takes_any: bool
-
-    def problems_with(self, name: str, given: Iterable[str]) -> list[Problem]:
-        """What keeps the pool of that name from being made with these arguments."""
-        problems = []
-        names = set(given)
-        if strange := [] if self.takes_any else sorted(names - set(self.arguments)):
-            hint = did_you_mean(strange[0], self.arguments) if self.arguments else "it takes none"
-            problems.append(Problem("", f"{name} has no parameter {', '.join(map(repr, strange))}; {hint}"))
-        if missing := [key for key in self.required if key not in names]:
-            problems.append(Problem("", f"{name} needs a value for {', '.join(missing)}; give it under params"))
-        return problems
-
-    def bind(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All arguments: those that are given, and the defaults of the others."""
-        bound = dict(self.defaults)
-        for key, value in given.items():
-            # `p: 3` and `p: 3.0` are one pool, so one id.
-            as_float = type(value) is int and type(self.defaults.get(key)) is float
-            bound[key] = float(value) if as_float else value
-        return bound
-
-
-@cache
-def _signature(source: Source) -> _Signature:
-    classes = {node.name: node for node in ast.parse(source.text).body if isinstance(node, ast.ClassDef)}
-    init = _find_init(classes, source.class_name)
-    if init is None:
-        return _Signature((), {}, (), takes_channels=False, takes_any=False)
-    positional = [*init.args.posonlyargs, *init.args.args][1:]
-    optional = init.args.defaults
-    with_default = dict(zip([a.arg for a in positional[len(positional) - len(optional) :]], optional, strict=True))
-    with_default |= {
-        a.arg: d for a, d in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if d is not None
-    }
-    arguments = [a.arg for a in (*positional, *init.args.kwonlyargs)]
-    defaults = {}
-    for key, node in with_default.items():
-        with contextlib.suppress(*NO_LITERAL):  # the hash of the source stands for it
-            value = ast.literal_eval(node)
-            if _is_plain(value):
-                defaults[key] = value
-    defaults.pop("channels", None)
-    own = tuple(a for a in arguments if a != "channels")
-    return _Signature(
-        own,
-        defaults,
-        tuple(a for a in own if a not in with_default),
-        takes_channels="channels" in arguments,
-        takes_any=init.args.kwarg is not None,
-    )
-
-
-def _find_init(classes: Mapping[str, ast.ClassDef], name: str) -> ast.FunctionDef | None:
-    """The `__init__` of a class, or of the first of its bases in the same file that has one."""
-    waiting, seen = [name], set[str]()
-    while waiting:
-        node = classes.get(waiting.pop())
-        if node is None or node.name in seen:  # a class may be named as its base is
-            continue
-        seen.add(node.name)
-        for item in node.body:
-            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                return item
-        waiting += [base.id for base in reversed(node.bases) if isinstance(base, ast.Name)]
-    return None
+def _takes_channels(pool: Pool, cls: type[nn.Module]) -> bool:
+    try:
+        taken = inspect.signature(cls).parameters
+    except (TypeError, ValueError):  # it is no Python function's
+        taken = {}
+    if "channels" in taken:
+        return True
+    hidden = not taken or any(each.kind is each.VAR_KEYWORD for each in taken.values())  # behind a decorator, say
+    return hidden and signature(pool.source or _shelf_source(pool.name)).takes_channels
 
 
 @cache
@@ -325,66 +291,22 @@ def _shelf_source(name: str) -> Source:
     return Source(text, public[0], str(path))
 
 
-def _read_source(path: Path, class_name: str) -> Source:
-    text, tree = _read(path)
-    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-    if class_name not in classes:
-        has = f"it has {', '.join(classes)}; name one with `class`" if classes else "it has no class at all"
-        raise RequestError.of(f"the pool file {path} has no class {class_name!r}; {has}")
-    return Source(text, class_name, str(path.resolve()), _helpers(path, tree))
-
-
-def _read(path: Path) -> tuple[str, ast.Module]:
-    text = _text(path)
+def _read_source(path: Path, class_name: str | None) -> Source:
+    text, tree = sources.read(path)
     try:
-        return text, ast.parse(text)
-    except (MemoryError, RecursionError):
-        raise RequestError.of(f"the pool file {path} is nested too deeply") from None
-    except (SyntaxError, ValueError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise RequestError.of(f"the pool file {path}{line} is not Python: {error}") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise RequestError.of(f"the pool file {path} is no file")
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MOST_CHARACTERS + 1)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError.of(f"the pool file {path} cannot be read: {reason}") from None
-    except UnicodeDecodeError as error:
-        raise RequestError.of(f"the pool file {path} is not Python: {error}") from None
-    if len(text) > MOST_CHARACTERS:
-        raise RequestError.of(f"the pool file {path} is too long; allowed are {MOST_CHARACTERS:,} characters")
-    return text
-
-
-def _helpers(path: Path, tree: ast.Module) -> tuple[tuple[str, str], ...]:
-    """The modules beside a file that it imports, and those that they import, by name."""
-    found: dict[str, str] = {}
-    waiting = [tree]
-    while waiting:
-        for name in _imported(waiting.pop()):
-            beside = path.parent / f"{name}.py"
-            if name not in found and name != path.stem and os.path.isfile(beside):  # noqa: PTH113 - a name too long is none
-                found[name], helper = _read(beside)
-                waiting.append(helper)
-    return tuple(sorted(found.items()))
-
-
-def _imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from [node.module] if node.module else (alias.name for alias in node.names)
+        chosen = choose_class(tree, class_name)
+    except RequestError as error:
+        raise RequestError.of(f"the pool file {path} {error}") from None
+    place, beside = sources.gather_beside(path, tree)
+    return Source(text, chosen, str(path.resolve()), beside, place)
 
 
 def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
     """`gem(p=3)` -> ("gem", {"p": 3}); a path keeps its slashes."""
-    head, bracket, tail = spec.strip().partition("(")
+    if file := re.fullmatch(r"(.*\.py(?::[\w.]*)?)(\(.*)?", spec.strip(), re.DOTALL):  # a path may have brackets too
+        head, bracket, tail = file[1], file[2] or "", (file[2] or "")[1:]
+    else:
+        head, bracket, tail = spec.strip().partition("(")
     if not bracket:
         return head, {}
     try:
@@ -394,20 +316,6 @@ def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
         return head.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except NO_LITERAL:
         raise RequestError.of(f"cannot read {spec!r}; write a pool as name or name(key=value, ...)") from None
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a parameter can be part of an identity and of a label: JSON without objects, in one line."""
-    match value:
-        case list() | tuple():
-            return all(map(_is_plain, value))
-        case str():
-            return unprintable(value) is None
-        case int():
-            return value.bit_length() <= 64
-        case float():
-            return math.isfinite(value)
-    return value is None
 
 
 def _spell(params: Mapping[str, Any]) -> str:
