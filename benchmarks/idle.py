@@ -18,10 +18,14 @@ class IdleProgram:
         self.trial = trial
         self.network = nn.Module()
         self.network.pool = nn.Identity()
+        self.test_images = 1000
 
     def run(self, epoch: int) -> Generator[None, None, Epoch]:
         yield
         return Epoch(epoch, 1.0, 50.0, 1.0, 50.0, 0.1, 0.001, 1000.0)
+
+    def collapsed(self, _: Any) -> bool:
+        return False
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -34,7 +34,6 @@ from trainer.problems import RequestError
 # A trial trains in a thread, whose own heap glibc gives back to the system and faults in again, 2,000 to 5,000 pages a
 # step of mobilenetv2_s32, whatever trainer.cpu.keep_memory says; with one heap for all threads it is none.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
-TRAVELS = ("orchestrator", "results", "search_spaces", "trainer")
 
 ANSWER_S = 5.0  # for an address; Ray itself waits for two minutes, and then ends the process
 JOIN_S = 600.0  # for a first node that takes trials, while an autoscaler starts it
@@ -109,6 +108,17 @@ def unseen_by(nodes: Sequence[Node], run: RunFolder) -> list[str]:
         run.files.remove(name)
 
 
+def can_write(run: RunFolder) -> bool:
+    """Whether this process can write the run folder."""
+    name = f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        run.files.write(name, b"")
+        run.files.remove(name)
+    except OSError:
+        return False
+    return True
+
+
 def options(share: Share) -> dict[str, Any]:
     """What `ray.remote` is to reserve for a share of a machine, and where."""
     found: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": share.gpus}
@@ -152,7 +162,7 @@ def _join(address: str) -> None:
             "this machine is no node of the cluster, and whoever schedules has to be one: give the command to a node "
             "(`ray exec`, `ray job submit`, `kubectl exec`, `srun`), with --address auto",
         )
-    others = [path.name for path in code.ROOT.iterdir() if path.name not in TRAVELS]
+    others = [path.name for path in code.ROOT.iterdir() if path.name not in code.PACKAGES]
     _listen_on_loopback(False)
     _init(address=found, runtime_env={"working_dir": str(code.ROOT), "excludes": others, "env_vars": WORKER_ENV})
 

@@ -1,17 +1,22 @@
-"""Which trials share a GPU: the missing ones, grouped into packs of one architecture and dataset."""
+"""Which trials share a process: the missing ones, in packs of one architecture, one dataset and one code.
+
+One code is the pools of the shelf together, or a user's file by itself: whatever a file does to the process that runs
+it, no trial of another code is in there.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from results.store import RunFolder
 from trainer.grid import Planned
 
 Pack = Sequence[Planned]
 PairKey = tuple[str, str]
+K = TypeVar("K")
 
 MOST = 16  # trials that `auto` tries side by side
 
@@ -20,7 +25,7 @@ def group(todo: Sequence[Planned], size_of: Callable[[PairKey], int], gpus: int 
     """The packs of the trials that are to run, in the order in which they should start.
 
     Trials keep their order, seeds outermost, so that packs that have ended are whole comparisons. The packs of a pair
-    are of one size, give or take one, and none takes more than its GPU's equal share of all trials.
+    and a code are of one size, give or take one, and none takes more than its GPU's equal share of all trials.
 
     Args:
         size_of: how many trials of an (arch, dataset) may share a GPU.
@@ -28,19 +33,29 @@ def group(todo: Sequence[Planned], size_of: Callable[[PairKey], int], gpus: int 
     """
     fair = math.ceil(len(todo) / max(1, gpus))
     packs = []
-    for pair, trials in by_pair(todo).items():
-        count = math.ceil(len(trials) / min(size_of(pair), fair))
-        bounds = [round(i * len(trials) / count) for i in range(count + 1)]
-        packs += [trials[start:end] for start, end in itertools.pairwise(bounds)]
+    for pair, of_pair in by_pair(todo).items():
+        for trials in _by(of_pair, code).values():
+            count = math.ceil(len(trials) / min(size_of(pair), fair))
+            bounds = [round(i * len(trials) / count) for i in range(count + 1)]
+            packs += [trials[start:end] for start, end in itertools.pairwise(bounds)]
     position = {planned.place: index for index, planned in enumerate(todo)}
     return sorted(packs, key=lambda pack: position[pack[0].place])
 
 
+def code(planned: Planned) -> str:
+    """Whose code a trial runs."""
+    return planned.trial.pool.code
+
+
 def by_pair(todo: Sequence[Planned]) -> dict[PairKey, list[Planned]]:
     """{(arch, dataset): its trials}, both in order of appearance."""
-    found: dict[PairKey, list[Planned]] = {}
+    return _by(todo, lambda planned: (planned.trial.arch, planned.trial.dataset))
+
+
+def _by(todo: Sequence[Planned], key: Callable[[Planned], K]) -> dict[K, list[Planned]]:
+    found: dict[K, list[Planned]] = {}
     for planned in todo:
-        found.setdefault((planned.trial.arch, planned.trial.dataset), []).append(planned)
+        found.setdefault(key(planned), []).append(planned)
     return found
 
 
@@ -54,7 +69,7 @@ def measured_sizes(
     """{(arch, dataset): the pack size that is best on a device}: measured once, and recorded in the run folder.
 
     Args:
-        measure: {size, images_per_s, memory_mb} of packs of the given trials, of one pair, at several sizes.
+        measure: {size, images_per_s, memory_mb} of packs of the given trials, of one pair and code, at several sizes.
     """
     from trainer.pack import Measurement, best
 
@@ -65,7 +80,7 @@ def measured_sizes(
         key = f"{name}, batch {recipe.batch_size}, {recipe.precision}, {device}"
         if key not in known:
             say(f"measuring how many trials of {name} to train side by side ...")
-            known[key] = measure(trials)
+            known[key] = measure([planned for planned in trials if code(planned) == code(trials[0])])
             run.write_pack_sizes(known)
         found = [Measurement(**row) for row in known[key]]
         sizes[pair] = best(found)

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,9 +33,11 @@ from ray.tune.search import Searcher
 
 from orchestrator import cluster
 from orchestrator.leaving import Departure
-from orchestrator.packs import Pack
+from orchestrator.packs import Pack, code
 from orchestrator.record import FolderError, Job, StoppedError
 from orchestrator.resources import Share
+from results.store import RunFolder
+from trainer import isolation
 from trainer.data import Dataset
 from trainer.grid import Grid, Planned
 
@@ -127,8 +130,11 @@ def run(
 
 
 def on_worker(function: Callable[..., Any], share: Share, *arguments: Any) -> Any:
-    """Calls a function on a worker with a trial's share of a machine; what it returns or raises."""
-    return ray.get(ray.remote(**cluster.options(share))(function).remote(*arguments))
+    """Calls a function on a worker with a trial's share of a machine; what it returns or raises.
+
+    The process is used once: if it has run a user's file, nothing else may come after.
+    """
+    return ray.get(ray.remote(max_calls=1, **cluster.options(share))(function).remote(*arguments))
 
 
 def _train(
@@ -139,20 +145,30 @@ def _train(
     job: Job,
     work: Work | None,
 ) -> None:
-    from orchestrator.worker import DeviceLostError, run_pack  # torch, which the driver does without
+    from orchestrator.worker import run_pack  # torch, which the driver does without, and no child has to import again
 
-    pack = [grid.at(place) for place in places[config["pack"]]]
-    members = {planned.place: index for index, planned in enumerate(pack)}
+    packs = [[grid.at(place) for place in some] for some in places]
 
-    def report(planned: Planned, result: Mapping[str, Any]) -> None:
-        tune.report({"member": members[planned.place], **result})
+    def serve(asked: Connection) -> None:
+        """Trains one pack after another."""
+        while (number := asked.recv()) is not None:
+            members = {planned.place: index for index, planned in enumerate(packs[number])}
 
-    try:
-        (work or run_pack)(pack, data[pack[0].trial.dataset], job, report)
-    except DeviceLostError:
-        os._exit(1)  # whoever comes next must not be given this process
-    except FolderError as error:
-        tune.report({"member": 0, "folder_lost": str(error)})  # every report has to have a `member`
+            def report(planned: Planned, result: Mapping[str, Any], members: Any = members) -> None:
+                asked.send({"member": members[planned.place], **result})
+
+            try:
+                (work or run_pack)(packs[number], data[packs[number][0].trial.dataset], job, report)
+            except FolderError as error:
+                asked.send({"member": 0, "folder_lost": str(error)})  # every report has to have a `member`
+            asked.send(None)
+
+    number = config["pack"]
+    whose = code(packs[number][0])
+    for result in isolation.child(whose, serve).ask(number):
+        if "folder_lost" in result and whose and cluster.can_write(RunFolder(job.run)):
+            raise RuntimeError(f"in the process of this pool, and there alone: {result['folder_lost']}")
+        tune.report(result)
 
 
 class _InOrder(Searcher):

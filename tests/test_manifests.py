@@ -329,9 +329,9 @@ def test_the_image_has_what_a_sweep_needs() -> None:
     said = instructions()
     copied = [word for name, rest in said if name == "COPY" for word in rest.split()[:-1] if not word.startswith("--")]
     assert all((ROOT / path).exists() for path in copied)
-    from orchestrator.cluster import TRAVELS
+    from trainer.code import PACKAGES
 
-    assert {*TRAVELS, "run_sweep.py", "requirements.lock"} <= set(copied)
+    assert {*PACKAGES, "run_sweep.py", "requirements.lock"} <= set(copied)
     (base,) = [rest for name, rest in said if name == "FROM"]
     assert re.fullmatch(r"python:3\.\d+-slim", base), "by its plain name"
     assert ("USER", "ray") in said

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("orchestrator", "results", "search_spaces", "trainer")
 
 
 def python_path() -> str:
