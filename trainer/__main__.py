@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
         ("", lambda: request(args.arch, args.dataset, args.pool, args.seed, args.set, args.threads)),
         ("", lambda: data.folder(args.data_dir)),
     )
-    with Gate([trial.pool], [trial.arch], trial.recipe.precision) as gate:
+    with Gate([trial.pool], [trial.arch], trial.recipe) as gate:
         report = gate.report
     if args.check:
         say(report.table())

@@ -59,7 +59,7 @@ def _structure(subject: Subject) -> list[Finding]:
         with torch.no_grad():
             return list(_form(module.eval()(subject.maps()), subject.maps(), where))
     except (Exception, SystemExit) as error:
-        return [_failure(where, error)]
+        return [failure(where, error)]
 
 
 def _form(out: Any, maps: Tensor, where: str) -> Iterator[Finding]:
@@ -179,8 +179,10 @@ def _training(subject: Subject) -> Iterator[Finding]:
         yield Finding("repeatability", where, what, mend)
     changed = {name: value for name, value in attributes(module).items() if held.get(name) != value}
     if plain := [name for name, value in changed.items() if TENSOR not in value]:
-        what = f"{', '.join(plain)} change from step to step in Python, where no checkpoint and no CUDA graph sees it"
-        yield Finding("python-state", where, what, "Make it a buffer and change it in place: self.calls.add_(1).")
+        what = (
+            f"{', '.join(plain)} change from step to step in Python, so that it cannot be a CUDA graph, and is slower"
+        )
+        yield Finding("python-state", where, what, "Make it a buffer, and change it in place.", refused=False)
     elif changed:
         what = f"{', '.join(changed)} are bound anew in every step, so that it cannot be a CUDA graph, and is slower"
         mend = "Keep no activations, or copy them into a buffer."
@@ -297,11 +299,12 @@ def _guarded(findings: Iterator[Finding], where: str) -> Iterator[Finding]:
     try:
         yield from findings
     except (Exception, SystemExit) as error:
-        yield _failure(where, error)
+        yield failure(where, error)
 
 
-def _failure(where: str, error: BaseException) -> Finding:
-    return Finding("run", where, _spell_error(error), "Forward and backward must work there.")
+def failure(where: str, error: BaseException, check: str = "run") -> Finding:
+    """What a pool raises."""
+    return Finding(check, where, _spell_error(error), "Forward and backward must work there.")
 
 
 def _note(finding: Finding, check: str, why: str) -> Finding:

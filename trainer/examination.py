@@ -83,6 +83,13 @@ class Examination:
         """Why it may not be trained."""
         return [finding.problem(self.pool) for finding in self.findings if finding.refused]
 
+    def with_findings(self, more: Sequence[Finding]) -> Examination:
+        """The same, and these beside; of a pool that is refused, only why."""
+        findings = (*self.findings, *more)
+        if any(finding.refused for finding in more):
+            return Examination(self.pool, self.arch, findings)
+        return dataclasses.replace(self, findings=findings)
+
     @classmethod
     def of(cls, pool: Pool, arch: str, found: Mapping[str, Any]) -> Self:
         """From `found_dict`, as it comes back from another process."""

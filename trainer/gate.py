@@ -1,27 +1,30 @@
 """The gate: every pool of a grid examined before anything is asked of a GPU, in processes of its own.
 
 So a candidate's code never runs in the driver, and neither does torch, which takes 2 s and 500 MiB of it; and a pool
-that never returns, or ends its process, is a finding like any other.
+that never returns, or ends its process, is a finding like any other. No process runs the code of two: each pool of the
+shelf has its own, and each user's file three, for it is trained there too, and resumed (`trainer.rehearsal`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, NamedTuple, Self, cast
 
 from rich import box
 from rich.table import Table
@@ -31,6 +34,7 @@ from trainer.examination import Examination, Finding, SameFunction, same_functio
 from trainer.grid import Grid
 from trainer.pool import Pool
 from trainer.problems import Problem, RequestError
+from trainer.recipe import Recipe
 from trainer.text import plain
 
 TIME_LIMIT_S = 30.0  # of an examination, which takes 0.3 s; what it waits for a core of a busy machine does not count
@@ -103,27 +107,39 @@ class Report:
             raise RequestError(self.refused)
 
 
+Case = tuple[Pool, str]
+
+
 class Gate:
     """Examinations under way from construction on, as many at once as there are cores."""
 
     def __init__(
-        self, pools: Sequence[Pool], archs: Sequence[str], precision: str = "fp32", time_limit_s: float = TIME_LIMIT_S
+        self,
+        pools: Sequence[Pool],
+        archs: Sequence[str],
+        recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+        time_limit_s: float = TIME_LIMIT_S,
     ):
         self._cases = list(itertools.product(pools, dict.fromkeys(archs)))
-        self._precision = precision
+        self._recipe = recipe
         self._limit = time_limit_s
         self._idle: queue.SimpleQueue[_Examiner] = queue.SimpleQueue()
+        jobs: dict[str | Pool, list[Case]] = {}
+        for pool, arch in self._cases:
+            jobs.setdefault(pool.code or pool, []).append((pool, arch))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._examiners = [_Examiner() for _ in range(max(1, min(cores, len(self._cases))))]
+        self._examiners = [_Examiner() for _ in range(max(1, min(cores, len(jobs))))]
         for examiner in self._examiners:
             self._idle.put(examiner)
         self._threads = ThreadPoolExecutor(len(self._examiners))
-        self._found = [self._threads.submit(self._examine, *case) for case in self._cases]
+        # The shelf's own first: what costs are compared with is measured before anybody's file has run at all.
+        in_order = sorted(jobs.values(), key=lambda cases: bool(cases[0][0].code))
+        self._found = [self._threads.submit(self._examine, cases) for cases in in_order]
 
     @classmethod
     def over(cls, grid: Grid) -> Self:
         """Every pool in every architecture, those of hidden pairs too."""
-        return cls([e.pool for e in grid.entries], [pair.arch for pair in grid.pairs], grid.recipe.precision)
+        return cls([e.pool for e in grid.entries], [pair.arch for pair in grid.pairs], grid.recipe)
 
     def __enter__(self) -> Self:
         return self
@@ -138,17 +154,60 @@ class Gate:
     @functools.cached_property
     def report(self) -> Report:
         """What was found; waits for it."""
-        return Report([found.result() for found in self._found], **self._examiners[0].machine)
+        by_case = {(one.pool, one.arch): one for found in self._found for one in found.result()}
+        return Report([by_case[case] for case in self._cases], **self._examiners[0].machine)
 
-    def _examine(self, pool: Pool, arch: str) -> Examination:
+    def _examine(self, cases: Sequence[Case]) -> list[Examination]:
+        """All about the cases of one code."""
         examiner = self._idle.get()
         try:
-            asked = {"pool": pool.to_dict(), "arch": arch, "precision": self._precision}
-            return Examination.of(pool, arch, examiner.ask(asked, self._limit))
-        except _NoAnswerError as error:
-            return Examination(pool, arch, (error.finding(arch),))
+            examinations = {
+                (pool, arch): Examination(pool, arch, (found,))
+                if isinstance(found, Finding)
+                else Examination.of(pool, arch, found)
+                for (pool, arch), found in self._each(examiner, "check", {case: {} for case in cases})
+            }
+            passed = [case for case in cases if not examinations[case].refused]
+            if cases[0][0].code and passed:
+                for case, findings in self._rehearse(examiner, passed).items():
+                    examinations[case] = examinations[case].with_findings(findings)
+            return list(examinations.values())
         finally:
             self._idle.put(examiner)
+
+    def _rehearse(self, examiner: _Examiner, cases: Sequence[Case]) -> dict[Case, list[Finding]]:
+        """What is found when each is trained, and then resumed in another process, the last first."""
+        with tempfile.TemporaryDirectory(prefix="poolsweep-gate-") as folder:
+            given = {case: {"place": f"{folder}/{index}.pt"} for index, case in enumerate(cases)}
+            trained = dict(self._each(examiner, "train", given))
+            findings = {case: _findings(found) for case, found in trained.items()}
+            whole = {
+                case: {**given[case], "whole": trained[case]}
+                for case in reversed(cases)
+                if not any(finding.refused for finding in findings[case])
+            }
+            for case, found in self._each(examiner, "resume", whole):
+                findings[case] += _findings(found)
+        return findings
+
+    def _each(
+        self, examiner: _Examiner, step: str, given: Mapping[Case, Mapping[str, Any]]
+    ) -> Iterator[tuple[Case, dict[str, Any] | Finding]]:
+        """The cases, each with its answer, or with a finding if there was none: the next has a process of its own."""
+        waiting = list(given)
+        while waiting:
+            asked = [{"pool": pool.to_dict(), "arch": arch, **given[pool, arch]} for pool, arch in waiting]
+            request = {"step": step, "recipe": dataclasses.asdict(self._recipe), "cases": asked}
+            try:
+                for answer in examiner.ask(request, self._limit):
+                    yield waiting.pop(0), answer
+            except _NoAnswerError as error:
+                case = waiting.pop(0)
+                yield case, error.finding(case[1])
+
+
+def _findings(answer: dict[str, Any] | Finding) -> list[Finding]:
+    return [answer] if isinstance(answer, Finding) else [Finding(**each) for each in answer["findings"]]
 
 
 class _NoAnswerError(Exception):
@@ -163,7 +222,7 @@ class _NoAnswerError(Exception):
 
 
 class _Examiner:
-    """A process that examines, started again whenever a pool has ended it."""
+    """A process that has others examine, started again if a pool should have ended it."""
 
     def __init__(self) -> None:
         self._closing = threading.Lock()
@@ -177,41 +236,57 @@ class _Examiner:
             raise RequestError.of(f"pools cannot be checked: {self._last_words()}")
         return json.loads(line)
 
-    def ask(self, case: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
-        """The answer to a case.
+    def ask(self, request: Mapping[str, Any], limit_s: float) -> Iterator[dict[str, Any]]:
+        """The answers to a request, one for each of its cases.
 
         Raises:
-            _NoAnswerError: there was none.
+            _NoAnswerError: there was none to the next.
         """
         self.machine  # noqa: B018 (its line comes before any answer)
-        stdin, stdout = self._pipes
+        self._errors.seek(0, os.SEEK_END)
+        self._words_from = self._errors.tell()
+        with contextlib.suppress(BrokenPipeError):
+            self._pipes[0].write(json.dumps(request) + "\n")
+            self._pipes[0].flush()
+        pid, late = self._process.pid, False
+        while line := self._line(pid, limit_s):
+            if (said := json.loads(line.text)).get("found"):
+                yield said["found"]
+            elif said.get("pid"):
+                pid = said["pid"]
+            elif said["ended"] is None:
+                return
+            else:
+                late, how = line.late, said["ended"]
+                break
+        else:
+            how = f"exit code {self._process.wait()}"
+            self._start()
+        if late:
+            what = f"it has not come to an end after {limit_s:g} s"
+            raise _NoAnswerError("time-limit", what, "Look for a loop that depends on values; a step has milliseconds.")
+        what = f"the process that runs it ended ({how}): {self._last_words()}"
+        raise _NoAnswerError("run", what, "It must return.")
+
+    def _line(self, pid: int, limit_s: float) -> _Line | None:
+        """The next line, for which the process `pid` has so long before it is killed; None if there are no more."""
         late, answered = threading.Event(), threading.Event()
-        watch = threading.Thread(target=self._end_if_late, args=(limit_s, answered, late))
+        watch = threading.Thread(target=self._end_if_late, args=(pid, limit_s, answered, late))
         watch.start()
         try:
-            stdin.write(json.dumps(case) + "\n")
-            stdin.flush()
-            answer = stdout.readline()
-        except BrokenPipeError:
-            answer = ""
+            text = self._pipes[1].readline()
         finally:
             answered.set()
             watch.join()
-        if answer:
-            return json.loads(answer)
-        exit_code, why = self._process.wait(), self._last_words()
-        self._start()
-        if late.is_set():
-            what = f"it has not come to an end after {limit_s:g} s"
-            raise _NoAnswerError("time-limit", what, "Look for a loop that depends on values; a step has milliseconds.")
-        raise _NoAnswerError("run", f"the process that runs it ended (exit code {exit_code}): {why}", "It must return.")
+        return _Line(text, late.is_set()) if text else None
 
-    def _end_if_late(self, limit_s: float, answered: threading.Event, late: threading.Event) -> None:
-        began, before = time.monotonic(), _queued_s(self._process.pid)
+    def _end_if_late(self, pid: int, limit_s: float, answered: threading.Event, late: threading.Event) -> None:
+        began, before = time.monotonic(), _queued_s(pid)
         while not answered.wait(limit_s / 30):
-            if time.monotonic() - began - (_queued_s(self._process.pid) - before) >= limit_s:
+            if time.monotonic() - began - (_queued_s(pid) - before) >= limit_s:
                 late.set()
-                self._process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
                 return
 
     def close(self) -> None:
@@ -225,20 +300,26 @@ class _Examiner:
             if self._closed:
                 return
             self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (as long as the process)
+            self._words_from = 0
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainer.examine"],
+                [sys.executable, "-P", "-m", "trainer.examine"],  # -P: nothing of the working directory is imported
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                text=True,
+                encoding="utf-8",
                 env=os.environ | {"PYTHONPATH": code.python_path()},
             )
             self._pipes = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
             self.__dict__.pop("machine", None)
 
     def _last_words(self) -> str:
-        self._errors.seek(0)
+        self._errors.seek(self._words_from)
         return (self._errors.read().splitlines() or ["it said nothing"])[-1]
+
+
+class _Line(NamedTuple):
+    text: str
+    late: bool
 
 
 def _queued_s(pid: int) -> float:

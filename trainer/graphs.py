@@ -9,6 +9,7 @@ matters is refused, and its caller runs it eagerly.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,7 +121,7 @@ def _spell(value: object) -> str:
         return f"{TENSOR} at {value.data_ptr()}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_spell, value))}]"
-    return repr(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # where something lies is no state
 
 
 def _same(first: object, second: object) -> bool:

@@ -29,7 +29,7 @@ def function(subject: Subject) -> tuple[list[float], list[str]]:
 
 def _moved(subject: Subject, name: str) -> Tensor:
     module = subject.build()
-    parameter = module.get_parameter(name)
+    parameter = dict(module.named_parameters())[name]  # of a scripted module it is a tensor, and get_parameter refuses
     direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         parameter.add_(STEP * (1 + parameter.abs()) * direction)

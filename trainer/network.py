@@ -24,16 +24,19 @@ class Network(nn.Module):
         return self.head(self.pool(self.features(x)))
 
 
-def build(pool: Pool, arch: str, classes: int, seed: int) -> Network:
+def build(pool: Pool, arch: str, classes: int, seed: int, *, tail: bool = False) -> Network:
     """A network with its initial weights, on the CPU.
 
     The weights of features and head come from one generator and the pool's from another, so that two pools with one
     seed start from the same backbone. A pool keeps what its own constructor gave it. A dry pass brings to life the
     parameters that a pool makes in its first forward: an optimizer made before that pass would never train them.
+
+    Args:
+        tail: of the features, the last layer alone.
     """
     spec = archs.get(arch)
     with seeded(seed, Purpose.BACKBONE):
-        features, head = initialise(spec.features()), initialise(spec.head(classes))
+        features, head = initialise(spec.tail() if tail else spec.features()), initialise(spec.head(classes))
     with seeded(seed, Purpose.POOL):
         module = materialise(pools.build(pool, spec.channels), spec.feature_map)
     return Network(features, module, head)

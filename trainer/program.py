@@ -26,6 +26,7 @@ from trainer.augment import Images, epoch_draws
 from trainer.data import subset
 from trainer.epoch import Epoch
 from trainer.graphs import Step
+from trainer.pool import load_class
 from trainer.problems import RequestError
 from trainer.randomness import Noise, Purpose, key
 from trainer.trial import Trial
@@ -48,6 +49,7 @@ class Program:
         compiled: let torch.compile make the network's kernels. The same function, to rounding.
         graphs: on a GPU, record the steps as CUDA graphs. The same kernels, without their launches.
         channels_last: how activations and weights lie in memory. The same function, to rounding.
+        tail: train the architecture's last layer, the pool and the head alone, as the gate does.
         say: told in one line if the steps have to run without CUDA graphs.
 
     Attributes:
@@ -70,9 +72,12 @@ class Program:
         compiled: bool = False,
         graphs: bool = True,
         channels_last: bool = True,
+        tail: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ):
+        load_class(trial.pool)  # a user's file runs before anything is set, in its first trial as in its last
         recipe = trial.recipe
+        self._tail = tail
         self._train_index = subset(len(images.train_labels), recipe.train_samples)
         test_index = subset(len(images.test_labels), recipe.test_samples)
         if problems := recipe.problems_with(len(self._train_index)):
@@ -185,7 +190,7 @@ class Program:
     def _build(self) -> None:
         """The network with its initial weights, and momentum at rest."""
         trial, recipe = self.trial, self.trial.recipe
-        built = network.build(trial.pool, trial.arch, self.images.classes, trial.seed)
+        built = network.build(trial.pool, trial.arch, self.images.classes, trial.seed, tail=self._tail)
         if self.device.type == "cpu":
             cpu.keep_memory()
             if not self._compiled:  # torch.compile makes kernels of its own, and cannot read some of these layers

@@ -1,4 +1,4 @@
-"""python-state on resnet56: a counter that no checkpoint holds."""
+"""resume on resnet56: a counter that no checkpoint holds."""
 
 from torch import nn
 

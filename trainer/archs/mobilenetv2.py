@@ -27,6 +27,12 @@ def features(stem: int = 1, strides: tuple[int, ...] = STRIDES) -> nn.Module:
     return nn.Sequential(*layers, _layer(channels, WIDTH, kernel_size=1))
 
 
+def last(side: int) -> tuple[nn.Module, tuple[int, int, int]]:
+    """What a map of `side` x `side` comes out of, alone, and (C, H, W) of what goes in."""
+    channels = STAGES[-1][1]
+    return _layer(channels, WIDTH, kernel_size=1), (channels, side, side)
+
+
 def head(channels: int, classes: int) -> nn.Module:
     """[B, 1280] -> [B, classes]."""
     return nn.Linear(channels, classes)

@@ -22,6 +22,11 @@ def features(depth: int) -> nn.Module:
     )
 
 
+def last(side: int) -> tuple[nn.Module, tuple[int, int, int]]:
+    """What a map of `side` x `side` comes out of, alone, and (C, H, W) of what goes in."""
+    return BasicBlock(64, 64), (64, side, side)
+
+
 def head(channels: int, classes: int) -> nn.Module:
     """[B, 64] -> [B, classes]."""
     return nn.Linear(channels, classes)

@@ -27,6 +27,13 @@ def features(depth: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def last(side: int) -> tuple[nn.Module, tuple[int, int, int]]:
+    """What a map of `side` x `side` comes out of, alone, and (C, H, W) of what goes in."""
+    convolution = nn.Conv2d(512, 512, 3, padding=1, bias=False)
+    layers = convolution, nn.BatchNorm2d(512), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+    return nn.Sequential(*layers), (512, 2 * side, 2 * side)
+
+
 def head(channels: int, classes: int) -> nn.Module:
     """[B, 512] -> [B, classes]."""
     return nn.Sequential(nn.Linear(channels, HIDDEN), nn.ReLU(inplace=True), Dropout(0.5), nn.Linear(HIDDEN, classes))

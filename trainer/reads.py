@@ -1,0 +1,123 @@
+"""What a user's file takes from outside of what travels with it, seen by Python's audit events while it runs.
+
+What decides a result has to be in the trial's id, or the same id would stand for two results: so a file of data, a
+module or an answer from the network that lies elsewhere is refused by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import site
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer import candidate, code
+from trainer.examination import Finding
+
+SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")
+MEND = "Keep it beside the pool's file and write its name there as a text, so that it travels and is part of the id."
+
+
+class Reads:
+    """Everything that Python opens, imports or connects to within the block.
+
+    Attributes:
+        opened: files that were read and that this process had not written.
+        missed: files beside the pool's own that were looked for and had not travelled.
+        hosts: that were connected to.
+    """
+
+    def __init__(self) -> None:
+        self.opened: dict[str, None] = {}
+        self.missed: dict[str, None] = {}
+        self.hosts: dict[str, None] = {}
+        self._written = set[str]()
+        self._modules = set(sys.modules)
+        self._active = False
+        sys.addaudithook(self._heed)  # which cannot be taken back: this process ends with the file's examination
+
+    def __enter__(self) -> Reads:
+        self._active = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._active = False
+
+    def _heed(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self._active or event not in ("open", "socket.connect"):
+            return
+        with contextlib.suppress(Exception):  # of a hook's, Python would raise in whatever it was called for
+            if event == "socket.connect":
+                if isinstance(arguments[1], tuple):
+                    self.hosts[str(arguments[1][0])] = None
+            elif isinstance(arguments[0], str | bytes):
+                path = os.path.realpath(os.fsdecode(arguments[0]))
+                writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+                if writes or (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
+                    self._written.add(path)
+                elif path not in self._written:
+                    self.opened[path] = None
+
+    def findings(self, path: str) -> Iterator[Finding]:
+        """What of it decides a result and is in no id.
+
+        Args:
+            path: of the pool's file, where it came from.
+        """
+        root = candidate.folder()
+        came_from = Path(path).parent
+        for name in self.opened:
+            if root and Path(name).is_relative_to(os.path.realpath(root)):
+                relative = Path(name).relative_to(os.path.realpath(root))
+                if not Path(name).exists() and (came_from / relative).is_file():
+                    what = f"it reads {relative} beside it, whose name does not stand in the file as a text"
+                    yield Finding("reads", "import, building and training", what, MEND)
+            elif not _is_environment(name) and Path(name).is_file():
+                what = f"it reads {name}, which is in no trial's id and on no other machine"
+                yield Finding("reads", "import, building and training", what, MEND)
+        for name, file in self._modules_elsewhere():
+            what = f"it imports {name} from {file}, which lies neither beside it nor in an installed distribution"
+            mend = "Put it beside the pool's file, or install it."
+            yield Finding("reads", "import, building and training", what, mend)
+        for host in self.hosts:
+            what = f"it connects to {host}, whose answer is in no trial's id"
+            yield Finding("reads", "import, building and training", what, MEND)
+
+    def _modules_elsewhere(self) -> Iterator[tuple[str, str]]:
+        root = candidate.folder()
+        tops = {name.partition(".")[0] for name in set(sys.modules) - self._modules}
+        for top in sorted(tops):
+            file = getattr(sys.modules.get(top), "__file__", None)
+            at_home = root and file and Path(file).is_relative_to(root.parent)
+            if file and not at_home and not _is_environment(os.path.realpath(file)) and not _is_installed(top):
+                yield top, file
+
+
+def _is_environment(path: str) -> bool:
+    """Whether a file is Python's, an installed distribution's, the system's, this project's, or a compiler's cache."""
+    return path.startswith(_environment())
+
+
+def _environment() -> tuple[str, ...]:
+    cache = Path.home() / ".cache"
+    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_"
+    triton = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton"
+    places = [
+        *(sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *site.getsitepackages()),
+        *(site.getusersitepackages(), *(code.ROOT / each for each in ("orchestrator", "results", "trainer"))),
+        *(inductor, triton, cache / "torch_extensions", cache / "matplotlib"),
+    ]
+    resolved = tuple(os.path.realpath(place) for place in places if str(place) not in ("", "/"))
+    return (*resolved, *(f"{place}/" for place in SYSTEM))
+
+
+def _is_installed(top: str) -> bool:
+    """Whether a distribution says that a module is its own, as one that is installed editable does."""
+    import importlib.metadata
+
+    return top in importlib.metadata.packages_distributions()

@@ -1,0 +1,155 @@
+"""A user's pool trained for two epochs as a trial is, between its architecture's own last layer and head.
+
+By the same program: its optimizer's kernel, its autocast, its inference mode, its batches and a last one that is not
+whole. It is done twice, in two processes. One trains both epochs, pool after pool; the other, which has seen nothing of
+that, takes the weights after the first epoch and trains the second, in the opposite order. They must come to the same,
+to the bit: then what the pool is stands in its checkpoint, and no trial depends on which came before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer import candidate, checkpoint, process_state, python_state
+from trainer.augment import Images
+from trainer.contract import failure
+from trainer.data import PAD, SIZE, Dataset
+from trainer.epoch import Epoch
+from trainer.examination import Finding
+from trainer.pool import Pool, expand
+from trainer.program import EVAL_BATCH, Program
+from trainer.reads import Reads
+from trainer.recipe import Recipe
+from trainer.trial import Trial
+
+CLASSES = 10
+LARGEST_BATCH = 512
+
+
+class Rehearsal:
+    """What both processes do alike, for the pools of one file under one recipe."""
+
+    def __init__(self, recipe: Recipe):
+        batch = min(recipe.batch_size, LARGEST_BATCH)
+        self._recipe = dataclasses.replace(recipe, epochs=2, batch_size=batch, train_samples=None, test_samples=None)
+        self._images = Images(_noise(self._recipe.batch_size), torch.device("cpu"))
+
+    def trial(self, pool: Pool, arch: str) -> Trial:
+        return Trial(pool, arch, "digits", 0, self._recipe)
+
+    def program(self, trial: Trial) -> Program:
+        return Program(trial, self._images, tail=True)
+
+
+class Whole:
+    """The process that trains both epochs, and watches what the file does to it meanwhile."""
+
+    def __init__(self, recipe: Recipe):
+        self._rehearsal = Rehearsal(recipe)
+        self._reads = Reads()
+        self._before: process_state.State | None = None
+        self._imported: list[Finding] = []
+
+    def run(self, pool: Pool, arch: str, place: Path) -> dict[str, Any]:
+        """Its findings, and what the second epoch came to; leaves the state after the first in a file at `place`."""
+        if self._before is None:
+            _run(self._rehearsal.program(self._rehearsal.trial(expand("gap")[0], arch)), 1)  # imports, first calls
+            before = process_state.snapshot()
+            with self._reads:
+                candidate.load_class(pool.source)  # type: ignore[arg-type]
+            self._before = process_state.snapshot()
+            self._imported = list(process_state.findings(process_state.changes(before, self._before), "import"))
+        trial = self._rehearsal.trial(pool, arch)
+        try:
+            with self._reads:
+                program = self._rehearsal.program(trial)
+                _run(program, 1)
+                place.write_bytes(checkpoint.encode(trial.id, program.state()))
+                second = _run(program, 2)
+                state = _held(program)
+        except (Exception, SystemExit) as error:
+            raised = [] if any(each.refused for each in self._imported) else [failure(_where(arch), error, "training")]
+            return {"findings": [dataclasses.asdict(each) for each in (*self._imported, *raised)]}
+        findings = [*self._imported, *self._reads.findings(trial.pool.source.path if trial.pool.source else "")]
+        after = process_state.changes(self._before, process_state.snapshot())
+        findings += process_state.findings(after, "building and training")
+        return {"findings": [dataclasses.asdict(found) for found in findings], "epoch": second, "held": state}
+
+
+def resume(rehearsal: Rehearsal, pool: Pool, arch: str, place: Path, whole: dict[str, Any]) -> list[Finding]:
+    """What differs when the second epoch is trained from the file at `place`."""
+    trial = rehearsal.trial(pool, arch)
+    try:
+        program = rehearsal.program(trial)
+        program.load_state(checkpoint.decode(trial.id, place.read_bytes()))
+        second, state = _run(program, 2), _held(program)
+    except (Exception, SystemExit) as error:
+        return [failure(_where(arch), error, "resume")]
+    return list(_differences(arch, whole, second, state))
+
+
+def _differences(
+    arch: str, whole: dict[str, Any], second: dict[str, float], state: dict[str, str]
+) -> Iterator[Finding]:
+    then = whole["held"]
+    hidden = sorted(name for name in then.keys() | state.keys() if then.get(name) != state.get(name))
+    named = ", ".join(hidden[:3])
+    mend = "Make it a buffer and change it in place, self.calls.add_(1), so that a checkpoint finds it."
+    if repr(second) != repr(whole["epoch"]):
+        was, now = whole["epoch"]["train_loss"], second["train_loss"]
+        because = f": {named} are not where a checkpoint finds them" if named else ""
+        what = f"the second epoch's loss is {was:.6g} when it is not stopped, and {now:.6g} when it is{because}"
+        yield Finding("resume", _where(arch), what, mend)
+    elif named:
+        what = f"{named} change in Python from step to step, where no checkpoint finds them"
+        yield Finding("resume", _where(arch), what, mend)
+
+
+def _run(program: Program, epoch: int) -> dict[str, float]:
+    turns = program.run(epoch)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            found: Epoch = end.value
+            return {name: getattr(found, name) for name in ("train_loss", "train_acc", "test_loss", "test_acc")}
+
+
+def _held(program: Program) -> dict[str, str]:
+    """What the pool and its files hold beside what is in the checkpoint."""
+    root, pool = candidate.folder(), program.network.pool
+    files = [module for module in list(sys.modules.values()) if root and _lies_in(module, root)]
+    saved = {f"self.{name}" for name in pool.state_dict()}
+    return {name: value for name, value in python_state.held(pool, files).items() if name not in saved}
+
+
+def _lies_in(module: Any, root: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and file.startswith(f"{root}/")
+
+
+def _where(arch: str) -> str:
+    return f"{arch}'s last layer and head, two epochs of training"
+
+
+def _noise(batch: int) -> Dataset:
+    """A batch and five eighths of one to train on, as CIFAR's last batch is of 80 in 128; and to be tested on so many
+    that one batch is of the same size as one in training."""
+    draws = np.random.default_rng(0)
+    rest = batch * 5 // 8
+    train = batch + (rest if rest > 1 else batch)
+    whole = EVAL_BATCH["cpu"]
+    test = whole + (batch if batch < whole else rest % whole)
+    images = [
+        draws.integers(0, 256, (n, size, size, 3), np.uint8) for n, size in ((train, SIZE + 2 * PAD), (test, SIZE))
+    ]
+    labels = [draws.integers(0, CLASSES, n) for n in (train, test)]
+    third = (0.5,) * 3
+    return Dataset("noise", CLASSES, False, images[0], labels[0], images[1], labels[1], third, third)
