@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 from orchestrator import cli
+from orchestrator import sweep as sweeps
 from results import schema
 from tests.adversaries import ADVERSARIES, NOBODY
 from trainer import pool
@@ -53,6 +54,10 @@ REST = tuple(name for name in ADVERSARIES if name not in QUICK)
 SWEEPS = [QUICK, *(REST[start : start + 6] for start in range(0, len(REST), 6))]
 EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.soak) for name in ADVERSARIES]
 
+# What the gate says of an adversary: what it changed, or what came of that in training.
+SAID = {"process-state", "training", "run"}
+UNSEEN = {"rows"}  # who patches the run folder's code, which no trial computes with
+
 pytestmark = pytest.mark.slow
 
 
@@ -83,7 +88,9 @@ def sweep(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             (folder / "space.yaml").write_text(SPACE + "\n".join(files))
             ran[batch] = folder / "run"
             where = ["--space", str(folder / "space.yaml"), "--out", str(ran[batch]), "--address", ray_address]
-            assert cli.main(where) in (cli.OK, cli.INCOMPLETE)
+            with pytest.MonkeyPatch.context() as patch:  # the gate refuses most of them, which is another test's
+                patch.setattr(sweeps, "_set_aside", lambda todo, *_: todo)
+                assert cli.main(where) in (cli.OK, cli.INCOMPLETE)
         return ran[batch]
 
     return run
@@ -142,7 +149,9 @@ def test_the_gate_says_the_same_of_others(name: str, gate: Callable[[Sequence[st
     for each in around(name, batch):
         assert alone[each].verdict == "ok"
         assert but_for_times(beside[each]) == but_for_times(alone[each])
-    assert [one.verdict for one in beside.values() if one.pool.name == name] == ["ok"], "it would not be tried"
+    (own,) = (one for one in beside.values() if one.pool.name == name)
+    says = {finding.check for finding in own.findings}
+    assert says & SAID if name not in UNSEEN else not says, own.findings
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ PACKAGES = ("torch.nn.", "torch.optim.", "trainer.")
 DECIDES = "numerics"  # set by the trainer, or by nobody: a trial cannot be repeated if it may or may not be set
 WRAPPED = "functions"
 OTHER = "others"
+MODULE = "the module "
 
 State = dict[str, dict[str, Any]]
 
@@ -57,6 +58,9 @@ def changes(before: State, after: State) -> Mapping[str, list[str]]:
             if now != value:
                 shown = f" ({value} -> {now})" if group == DECIDES else ""
                 found.setdefault(group, []).append(name + shown)
+    modules = tuple(f"{name.removeprefix(MODULE)}." for name in found.get(WRAPPED, ()) if name.startswith(MODULE))
+    if modules:  # of which no function is the same, then
+        found[WRAPPED] = [name for name in found[WRAPPED] if not name.startswith(modules)]
     return found
 
 
@@ -67,7 +71,10 @@ def findings(changed: Mapping[str, list[str]], when: str) -> Iterator[Finding]:
         what = f"it changes {_some(names)}, on which every number of the process depends"
         yield Finding("process-state", when, what, "Take that out; the recipe and the trainer set it.")
     if names := changed.get(WRAPPED):
-        if on_import:
+        if ours := [name for name in names if name.removeprefix(MODULE).startswith("trainer.")]:
+            what = f"it replaces {_some(ours)}, so that its trials are no longer this trainer's"
+            yield Finding("process-state", when, what, "Take that out; the trainer is the same for every pool.")
+        elif on_import:
             what = (
                 f"it replaces {_some(names)}: the network, the loss and the accuracy of its own trials run with it, "
                 "and no other pool's"
@@ -129,6 +136,7 @@ def _functions() -> Iterator[tuple[str, int]]:
     """{module.function, module.Class.method: which it is}, of the watched modules."""
     for name, module in list(sys.modules.items()):
         if isinstance(module, ModuleType) and (name in MODULES or name.startswith(PACKAGES)):
+            yield MODULE + name, id(module)
             for key, value in list(vars(module).items()):
                 if inspect.isclass(value) and value.__module__ == name:
                     for method in _methods(value):
