@@ -75,6 +75,34 @@ def test_another_file_is_another_dataset(cache: Path, images: Path) -> None:
     assert load(images)[1]
 
 
+def test_the_splits_exchanged_are_another_dataset(cache: Path, images: Path) -> None:
+    """By links that lead to the same two files, as in the Hub's cache."""
+    folder = images / "fashion_mnist"
+    for name in ("train", "test"):
+        (folder / f"{name}-00000-of-00001.parquet").rename(images / f"{name}.blob")
+    loaded = []
+    for train, test in (("train", "test"), ("test", "train")):
+        for name, blob in (("train", train), ("test", test)):
+            link = folder / f"{name}.parquet"
+            link.unlink(missing_ok=True)
+            link.symlink_to(images / f"{blob}.blob")
+        loaded.append(load(images)[0])
+    assert np.array_equal(loaded[0].test_images, loaded[1].train_images[:, data.PAD : -data.PAD, data.PAD : -data.PAD])
+
+
+def test_images_in_files_of_their_own_are_read_every_time(cache: Path, images: Path) -> None:
+    """Another such file is another dataset, and only its row knows its name."""
+    picture = images / "fashion_mnist" / "0.png"
+    rows = [{"image": {"bytes": None, "path": "0.png"}, "label": 0}]
+    pq.write_table(pa.Table.from_pylist(rows), images / "fashion_mnist" / "test-00000-of-00001.parquet")
+    for grey in (0, 200):
+        Image.new("L", (28, 28), grey).save(picture)
+        dataset, was_decoded = load(images)
+        assert was_decoded
+        assert (dataset.test_images == grey).all()
+    assert not cache.exists()
+
+
 @pytest.mark.parametrize("file", ["values.json", "train_images.npy", "test_labels.npy"])
 @pytest.mark.parametrize("junk", [None, b"junk", b""], ids=["gone", "junk", "empty"])
 def test_a_spoilt_cache_is_made_anew(cache: Path, images: Path, file: str, junk: bytes | None) -> None:

@@ -1,18 +1,17 @@
 """Datasets by name, as uint8 arrays in memory.
 
-Images come from Parquet folders in the Hugging Face form (`DIR/cifar100/train-00000-of-00003.parquet`), from
-torchvision (downloaded once into DIR, under a file lock), or, for `digits`, out of scikit-learn. Every dataset leaves
-here as 32x32 images in the same form, so that nothing downstream knows where it came from.
+Images come from Parquet files as the Hugging Face Hub has them (`shards.py`: which; `rows.py`, `pictures.py`: how they
+become arrays), from torchvision (downloaded once into DIR, under a file lock), or, for `digits`, out of scikit-learn.
+Every dataset leaves here as 32x32 images in the same form, so that nothing downstream knows where it came from.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import functools
 import json
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer import decoded
+from trainer import decoded, pictures, rows
+from trainer.pictures import Bytes, CellError
 from trainer.problems import RequestError, unknown
+from trainer.rows import Labels, Split
+from trainer.shards import NEEDED, Place
 
-SIZE = 32
+SIZE = pictures.LARGEST
 PAD = 4  # RandomCrop(32, padding=4)
-
-Bytes = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
-Split = tuple[Bytes, Labels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +37,22 @@ class Source:
     Attributes:
         classes: how many.
         flip: whether a horizontal flip is part of its augmentation. A mirrored digit is another digit or none.
-        folder: its Parquet folder under the data directory.
-        columns: (image, label) in those files.
+        called: what the folder of its Parquet files is called, the name to recommend first.
+        labels: what their column of labels is called, the first that is there.
         torchvision: the class of `torchvision.datasets`; None where there is none.
     """
 
     classes: int
     flip: bool = True
-    folder: str = ""
-    columns: tuple[str, str] = ("image", "label")
+    called: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ("label",)
     torchvision: str | None = None
 
 
 DATASETS: dict[str, Source] = {
-    "cifar10": Source(10, folder="cifar10", columns=("img", "label"), torchvision="CIFAR10"),
-    "cifar100": Source(100, folder="cifar100", columns=("img", "fine_label"), torchvision="CIFAR100"),
-    "fmnist": Source(10, folder="fashion_mnist", torchvision="FashionMNIST"),
+    "cifar10": Source(10, called=("cifar10",), torchvision="CIFAR10"),
+    "cifar100": Source(100, called=("cifar100",), labels=("fine_label", "label"), torchvision="CIFAR100"),
+    "fmnist": Source(10, called=("fashion_mnist", "fmnist"), torchvision="FashionMNIST"),
     "digits": Source(10, flip=False),
 }
 
@@ -124,17 +122,38 @@ def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None,
     source = get(name)
     if source.torchvision is None:
         return _prepare(name, source, *_digits())
-    shards = sorted((data_dir / source.folder).glob("*.parquet"))
-    if not shards:
-        return _prepare(name, source, *_from_torchvision(name, source, data_dir, say, download))
+    place = _place(name, data_dir)
+    splits = place.splits()
+    if not splits:
+        return _prepare(name, source, *_from_torchvision(name, source, place, say, download))
+    if missing := [split for split in NEEDED if split not in splits]:
+        what = f"found {', '.join(sorted(splits))} in {splits[min(splits)][0].parent}, and no {' or '.join(missing)}"
+        raise RequestError.of(f"{what}; allowed are both train and test, by these names")
 
-    def decode() -> Dataset:
-        say(f"decoding {name}, once for this machine")
-        splits = (_read_parquet(data_dir / source.folder, split, source.columns) for split in ("train", "test"))
-        return _prepare(name, source, *splits)
+    def decode() -> tuple[Dataset, bool]:
+        say(f"decoding {name} from {splits['train'][0].parent}, once for this machine")
+        read, outside = rows.read({split: splits[split] for split in NEEDED}, source.labels, source.classes, data_dir)
+        return _prepare(name, source, read["train"], read["test"]), not outside
 
-    stamps = [[str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards]
-    return decoded.load([name, stamps, source.columns], Dataset, decode)
+    stamps = {split: [_stamp(file) for file in splits[split]] for split in NEEDED}
+    return decoded.load([name, stamps, source.labels, source.classes], Dataset, decode)
+
+
+def refuse_shared(names: Iterable[str], data_dir: Path) -> None:
+    """Files in a folder that is called as no dataset is may be of any one dataset, and are not of two.
+
+    Raises:
+        RequestError: two of those datasets would be read from the same files.
+    """
+    owner: dict[Path, str] = {}
+    for name in names:
+        files: list[Path] = []
+        with contextlib.suppress(RequestError):  # which `load` raises
+            files = _place(name, data_dir).splits().get("train", []) if DATASETS[name].called else []
+        for file in files[:1]:
+            if (other := owner.setdefault(file, name)) != name:
+                what = f"{other} and {name} would both be read from {file}; put each into a folder called as it is"
+                raise RequestError.of(what, "--data-dir")
 
 
 def class_names(name: str, data_dir: Path) -> list[str] | None:
@@ -143,16 +162,27 @@ def class_names(name: str, data_dir: Path) -> list[str] | None:
     Either the Hugging Face form's own, or `class_names`, one a line.
     """
     source = get(name)
-    shards = sorted((data_dir / source.folder).glob("test-*.parquet")) if source.folder else []
-    if not shards:
+    splits = _place(name, data_dir).splits() if source.called else {}
+    if "test" not in splits:
         return None
     import pyarrow.parquet as pq
 
-    metadata = pq.read_schema(shards[0]).metadata or {}
+    schema = pq.read_schema(splits["test"][0])
+    metadata = schema.metadata or {}
     found = metadata.get(b"class_names", b"").decode().splitlines()
+    label = next((label for label in source.labels if label in schema.names), "")
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        found = json.loads(metadata[b"huggingface"])["info"]["features"][source.columns[1]]["names"]
+        found = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
     return found if len(found) == source.classes else None
+
+
+def _place(name: str, data_dir: Path) -> Place:
+    return Place(data_dir, name, {other: source.called for other, source in DATASETS.items()})
+
+
+def _stamp(file: Path) -> list[str | int]:
+    found = file.stat()
+    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def subset(total: int, samples: int | None) -> npt.NDArray[np.int64]:
@@ -163,18 +193,6 @@ def subset(total: int, samples: int | None) -> npt.NDArray[np.int64]:
 
 
 def _prepare(name: str, source: Source, train: Split, test: Split) -> Dataset:
-    for images, labels in (train, test):
-        height, width = images.shape[1:3]
-        if (
-            height != width
-            or height > SIZE
-            or len(images) != len(labels)
-            or not 0 <= labels.min() <= labels.max() < source.classes
-        ):
-            what = f"{len(images)} images of {images.shape[1:]}, {len(labels)} labels {labels.min()}..{labels.max()}"
-            raise RequestError.of(
-                f"{name}: found {what}; allowed are squares of {SIZE}x{SIZE} at most, and {source.classes} classes"
-            )
     images = _resized(train[0])
     # A histogram of bytes gives exact sums at a tenth of the time of a float64 pass over 150 MB.
     counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
@@ -221,66 +239,50 @@ def _digits() -> tuple[Split, Split]:
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def _read_parquet(folder: Path, split: str, columns: tuple[str, str]) -> Split:
-    """A split of a Hugging Face image folder: a struct column with the encoded `bytes`, and integer labels."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    shards = sorted(folder.glob(f"{split}-*.parquet"))
-    said = {int(match[1]) for shard in shards if (match := re.search(r"-of-(\d+)$", shard.stem))}
-    if not shards or (said and said != {len(shards)}):
-        of = f" of {max(said)}" if said else ""
-        raise RequestError.of(f"found {len(shards)}{of} files {split}-*.parquet in {folder}; copy them all")
-    try:
-        table = pq.read_table(shards, columns=list(columns))
-        encoded = pc.struct_field(table.column(columns[0]), "bytes").to_pylist()  # type: ignore[attr-defined]
-        labels = table.column(columns[1]).to_numpy().astype(np.int64)
-        return _decode(encoded), labels
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        raise RequestError.of(f"cannot read {folder}/{split}-*.parquet with columns {columns}: {error}") from None
-
-
-def _decode(encoded: Sequence[bytes]) -> Bytes:
-    """Encoded images -> [N, H, W, C]. Pillow lets go of the interpreter lock while it decodes."""
-    from PIL import Image
-
-    def decode(data: bytes) -> Bytes:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        images = np.stack(list(threads.map(decode, encoded, chunksize=256)))
-    return images[..., None] if images.ndim == 3 else images
-
-
 def _from_torchvision(
-    name: str, source: Source, data_dir: Path, say: Callable[[str], None], download: bool
+    name: str, source: Source, place: Place, say: Callable[[str], None], download: bool
 ) -> tuple[Split, Split]:
     import torchvision.datasets
     from filelock import FileLock
 
-    cls = getattr(torchvision.datasets, str(source.torchvision))
+    data_dir, cls = place.data_dir, getattr(torchvision.datasets, str(source.torchvision))
+    own = getattr(cls, "base_folder", cls.__name__)  # the folder that it keeps them in
+    roots = (data_dir, *place.folders(), *([data_dir.parent] if data_dir.name == own else []))
+    strays = functools.partial(place.refuse_strays, (own, getattr(cls, "filename", "")))
 
-    def read(train: bool) -> Split:
-        # Who may not download leaves no trace among somebody's images, not even a lock.
-        with FileLock(data_dir / f".{name}.lock") if download else contextlib.nullcontext():
-            try:
-                found = cls(data_dir, train=train, download=False)
-            except RuntimeError:
-                if not download:
-                    what = f"there are no images of {name} in {data_dir}"
-                    raise RequestError.of(f"{what}; give the folder that the sweep read them from") from None
-                say(f"downloading {name} into {data_dir}")
-                found = cls(data_dir, train=train, download=True)
-        images = np.asarray(found.data)
-        return images[..., None] if images.ndim == 3 else images, np.asarray(found.targets, np.int64)
+    def read(root: Path, train: bool, download: bool = False) -> Split:
+        found = cls(root, train=train, download=download)
+        images, labels = np.asarray(found.data), np.asarray(found.targets, np.int64)
+        try:
+            pictures.check_size(*images.shape[1:3])
+        except CellError as error:
+            raise RequestError.of(f"{root}: {error}") from None
+        if not (len(images) == len(labels) > 0 and 0 <= labels.min() <= labels.max() < source.classes):
+            what = f"{len(images)} images with {len(labels)} labels"
+            raise RequestError.of(f"{root}: found {what}; allowed is a label of 0 to {source.classes - 1} for each")
+        return images[..., None] if images.ndim == 3 else images, labels
+
+    def both(root: Path, download: bool = False) -> tuple[Split, Split]:
+        return read(root, True, download), read(root, False, download)
 
     try:
+        if not any((root / own).is_dir() for root in roots):
+            strays()
         if download:
             data_dir.mkdir(parents=True, exist_ok=True)
-        return read(train=True), read(train=False)
+        # Who may not download leaves no trace among somebody's images, not even a lock.
+        with FileLock(data_dir / f".{name}.lock") if download else contextlib.nullcontext():
+            for root in roots:
+                with contextlib.suppress(RuntimeError):
+                    return both(root)
+            strays()
+            if not download:
+                what = f"there are no images of {name} in {data_dir}"
+                raise RequestError.of(f"{what}; give the folder that the sweep read them from")
+            say(f"downloading {name} into {data_dir}")
+            return both(data_dir, download=True)
     except (OSError, RuntimeError) as error:
         raise RequestError.of(
-            f"its images are neither in {data_dir / source.folder} (Parquet) nor in {data_dir} (torchvision), and the "
-            f"download failed: {error}; point --data-dir at a folder that holds it, or run once with a network"
+            f"its images are neither in {data_dir / source.called[0]} (Parquet) nor in {data_dir} (torchvision), and "
+            f"the download failed: {error}; point --data-dir at a folder that holds it, or run once with a network"
         ) from None

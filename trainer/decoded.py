@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-FORM = 2  # raised by hand when what is kept changes
+FORM = 3  # raised by hand when what is kept changes
 T = TypeVar("T")
 
 
@@ -28,12 +28,13 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poolsweep"
 
 
-def load(key: Any, kind: type[T], decode: Callable[[], T]) -> T:
+def load(key: Any, kind: type[T], decode: Callable[[], tuple[T, bool]]) -> T:
     """A dataclass of arrays and plain values: mapped if it is kept under `key`, else decoded, and kept for next time.
 
     Args:
         key: what it depends on, as plain data: another file or another time of change is another key.
         kind: the dataclass.
+        decode: gives the value, and whether `key` is all that it depends on; if not, it is not kept.
 
     A cache that cannot be read or written is passed over: the worst that can happen is that decoding takes its time.
     """
@@ -42,7 +43,9 @@ def load(key: Any, kind: type[T], decode: Callable[[], T]) -> T:
     try:
         return _read(place, kind)
     except (OSError, EOFError, ValueError, TypeError):
-        value = decode()
+        value, keep = decode()
+    if not keep:
+        return value
     try:
         _write(place, value)
         return _read(place, kind)
