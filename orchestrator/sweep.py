@@ -29,6 +29,7 @@ from results.claim import Claim
 from results.store import RunFolder
 from search_spaces.space import Space
 from trainer import code
+from trainer import data as datasets
 from trainer.data import Dataset
 from trainer.examination import Cost
 from trainer.gate import Gate, Report
@@ -130,11 +131,13 @@ def sweep(
     with Gate.over(space.grid) as gate:  # beside the loading, in processes of its own
         shares = [("", lambda: share(space.resources, [this_machine(gate.report.gpus)]))] if local else []
         refusals = [] if space.skip_invalid else [("", lambda: gate.report.refuse())]
+        trained = sorted({planned.trial.dataset for planned in plan.planned})
+        apart = ("", functools.partial(datasets.refuse_shared, trained, data_dir))
         loggers = ("loggers", functools.partial(trackers.check, space.loggers, run))
         claim = Claim(run, say)
         folder = [("", claim.check), ("", run.create)]
         try:
-            loaded = gather(*loads, *refusals, *folder, *shares, loggers)
+            loaded = gather(*loads, apart, *refusals, *folder, *shares, loggers)
         except RequestError:
             run.discard_if_empty()
             raise
@@ -261,9 +264,7 @@ def _packs(
 
 
 def _load(name: str, data_dir: Path, space: Space, say: Callable[[str], None]) -> Dataset:
-    from trainer import data
-
-    dataset = data.load(name, data_dir, say)
+    dataset = datasets.load(name, data_dir, say)
     if problems := space.grid.recipe.problems_with(len(dataset.train_labels)):
         raise RequestError(problem.under("recipe") for problem in problems)
     say(str(dataset))
