@@ -167,8 +167,7 @@ class RunFolder:
             raise RequestError.of(f"{self.files.spell('space.yaml')} is not what a sweep wrote: {error}") from None
 
     def write_grid(self, grid: Grid) -> None:
-        text = yaml.safe_dump(grid.to_dict(), sort_keys=False, allow_unicode=True)
-        self.files.write("space.yaml", text.encode())
+        self.files.write("space.yaml", strict_yaml.dump(grid.to_dict()).encode())
         everything = {pool.key: pool for pool in [*self.pools(), *(entry.pool for entry in grid.entries)]}
         self._write_json("pools.json", [pool.to_dict() for pool in everything.values()])
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from results import stats
 from results.leaderboard import ALPHA, best_baselines
 from results.status import NO_SPACE
 from results.store import RunFolder
+from trainer import strict_yaml
 from trainer.examination import SameFunction
 from trainer.grid import BASELINE, CANDIDATE, Grid
 from trainer.pool import Pool
@@ -146,7 +146,7 @@ def write(
     planned: dict[str, Any] = {}
     for name, space in spaces(grid, run.pools(), seeds, comparisons).items():
         path = folder / name
-        path.write_text(_HEAD.format(path=path, run=run) + yaml.safe_dump(space, sort_keys=False), encoding="utf-8")
+        path.write_text(_HEAD.format(path=path, run=run) + strict_yaml.dump(space), encoding="utf-8")
         paths.append(path)
         pair = space["pairs"][0]
         new = sorted(set(space["seeds"]) - set(seeds[pair["arch"], pair["dataset"]]))

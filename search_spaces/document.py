@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ MOST_BYTES = 2**20  # of short values PyYAML reads 120 kB a second
 MOST_VALUES = 200_000
 MOST_CHARACTERS = 1_000  # of a text
 
+# What looks like a space, or like nothing, and is no space to YAML: it comes with what is copied from a page or a PDF.
+_NO_SPACE = "[\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff]"
+_TAKEN_FOR_A_SPACE = re.compile(f"^{_NO_SPACE}|{_NO_SPACE}$|:{_NO_SPACE}|^-{_NO_SPACE}|{_NO_SPACE}#")
+_DIGITS = re.compile(r"[0-9]+([eE][-+]?[0-9]+)?")
+_NULL, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:int"
+
 
 class Document:
     """A YAML file's data, and where in the file each key stands.
@@ -32,12 +40,14 @@ class Document:
     def __init__(self, path: Path):
         self.path = path
         self._lines: dict[KeyPath, int] = {}
+        text = _read(path)
         try:
-            loader, root = strict_yaml.compose(_read(path), MOST_VALUES)
+            loader, root = strict_yaml.compose(text, MOST_VALUES)
             problems = list(_walk(root, (), self._lines))
             self.data: dict[str, Any] = loader.construct_document(root) if root else {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RequestError.of(f"{path} is not YAML: {error}") from None
+        except yaml.YAMLError as error:
+            line, what = _not_yaml(error, text)
+            raise RequestError.of(f"{path}{f':{line}' if line else ''} is not YAML: {what}") from None
         if not isinstance(self.data, dict):
             raise RequestError.of(
                 f"{path} must hold a mapping of keys (name, pools, seeds, ...), found a {_kind(self.data)}"
@@ -56,13 +66,15 @@ class Document:
             problems = [problem for _, problem in _walk(root, (), {})]
             value = loader.construct_document(root) if root else None
         except yaml.YAMLError as error:
-            raise RequestError.of(f"{short(text)} is not a YAML value: {error}", where) from None
+            raise RequestError.of(f"{short(text)} is not a YAML value: {_not_yaml(error, text)[1]}", where) from None
         if problems:
             raise RequestError(problem.under(where) for problem in problems)
         at: Any = self.data
         *parents, last = key.split(".")
         for parent in parents:
-            at = at.setdefault(parent, {}) if isinstance(at, dict) else None
+            if isinstance(at, dict) and at.get(parent) is None:  # not there, or left empty
+                at[parent] = {}
+            at = at[parent] if isinstance(at, dict) else None
         if not isinstance(at, dict):
             raise RequestError.of(f"{'.'.join(parents)} is not a mapping, so nothing in it can be set", where)
         at[last] = value
@@ -83,7 +95,7 @@ def _read(path: Path) -> str:
     """The file's text.
 
     Raises:
-        RequestError: it cannot be read, or is larger than a space can be.
+        RequestError: it cannot be read, is larger than a space can be, or no UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -92,13 +104,58 @@ def _read(path: Path) -> str:
         raise RequestError.of(f"{path} cannot be read: {error.strerror or error}") from None
     if len(data) > MOST_BYTES:
         raise RequestError.of(f"{path} has {path.stat().st_size:,} bytes; allowed are {MOST_BYTES:,}")
-    return data.decode()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        what = f"is not YAML, which is UTF-8 text: found the byte 0x{byte:02x}; save the file as UTF-8"
+        raise RequestError.of(f"{path}:{line} {what}") from None
+
+
+def _not_yaml(error: yaml.YAMLError, text: str) -> tuple[int, str]:
+    """The line where a text is no YAML, 0 if nobody knows, and why, with what to do."""
+    if isinstance(error, yaml.reader.ReaderError):
+        found = f"found U+{error.character:04X}, a character that YAML does not have; take it out"
+        return text.count("\n", 0, error.position) + 1, found
+    if not isinstance(error, yaml.MarkedYAMLError) or not error.problem_mark:
+        return 0, str(error)
+    end, begin = error.problem_mark.line, (error.context_mark or error.problem_mark).line
+    lines = text.split("\n")
+    for number, line in enumerate(lines[begin : end + 1], begin + 1):
+        if found := re.search(_NO_SPACE, line):
+            return number, _no_space(line, found[0])
+    what = " ".join(f"{error.problem}".split())
+    what = f"{error.context}, {what}" if what.startswith("but found") else what
+    hint = next((hint for says, hint in _HINTS if says in f"{error.context} {what}"), "").format(begin + 1)
+    return (begin if "simple key" in f"{error.context}" else end) + 1, f"{what}{hint}"
+
+
+_HINTS = (  # by what PyYAML says
+    ("'\\t' that cannot start", "; indent with spaces, not with tabs"),
+    ("that cannot start any token", "; put a text that begins with it in quotes"),
+    ("expected ':'", "; a line is `key: value`, with a space after the colon"),
+    (
+        "mapping values are not allowed",
+        "; quote a text that has a colon and a space, or mind the indentation",
+    ),
+    ("quoted scalar", "; a quote that opens in line {} is not closed"),
+    ("expected ',' or", "; a bracket that opens in line {} is not closed, or a comma is missing"),
+    ("while parsing a flow", "; a bracket that opens in line {} is not closed, or a comma is missing"),
+    ("expected <block end>", "; what belongs together begins in the same column, as in line {}"),
+    ("undefined alias", "; put a text that begins with * in quotes"),
+    ("another document", "; a file holds one space: take out the line ---"),
+)
+
+
+def _no_space(where: str, character: str) -> str:
+    name = unicodedata.name(character, "")
+    return f"found U+{ord(character):04X} {name} in {short(where)}; replace it by an ordinary space, or quote the text"
 
 
 def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[tuple[KeyPath, Problem]]:
     """What is wrong in a node, each with its path; notes the line of every key and item."""
     if isinstance(node, yaml.ScalarNode):
-        if what := _wrong_with(node.value):
+        if what := _wrong_with(node):
             yield path, Problem(spell(path), what)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -106,13 +163,19 @@ def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> I
             yield from _walk(item, (*path, index), lines)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
+        before, whole = path, ""
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue  # no key of a mapping that can be constructed
             name, line = key.value, key.start_mark.line + 1
             here = (*path, name)
+            if whole and not value.value and value.tag == _NULL and _DIGITS.fullmatch(name):  # {lr: 0,02}
+                what = f"found {whole},{name}, and a comma begins the next key; a decimal has a point: {whole}.{name}"
+                yield before, Problem(spell(before), what)
+                continue
+            before, whole = here, value.value if node.flow_style and value.tag == _INT else ""
             lines[here] = line
-            if what := _wrong_with(name):
+            if what := _wrong_with(key) or _odd_key(key):
                 yield here, Problem(spell(here), f"as a key: {what}")
             if name in seen:
                 yield here, Problem(spell(here), f"stands twice, on lines {seen[name]} and {line}; keep one")
@@ -120,12 +183,20 @@ def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> I
             yield from _walk(value, here, lines)
 
 
-def _wrong_with(text: str) -> str:
+def _wrong_with(node: yaml.ScalarNode) -> str:
+    text = node.value
     if len(text) > MOST_CHARACTERS:
         return f"found a text of {len(text):,} characters, {short(text)}; allowed are {MOST_CHARACTERS:,}"
     if character := unprintable(text):
         return f"found {short(text)}, allowed is text without control characters; it has {character}"
+    if node.style is None and (found := _TAKEN_FOR_A_SPACE.search(text)):
+        return _no_space(text, found[0].strip(":-#"))
     return ""
+
+
+def _odd_key(node: yaml.ScalarNode) -> str:
+    found = re.search(_NO_SPACE, node.value)
+    return _no_space(node.value, found[0]) if found else ""
 
 
 def spell(path: KeyPath) -> str:

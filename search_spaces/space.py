@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from trainer import data
 from trainer import pool as pools
 from trainer.grid import CANDIDATE, MOST_TRIALS, Entry, Grid, Pair
 from trainer.pool import Pool, PoolGrid
-from trainer.problems import Problem, RequestError, did_you_mean, gather, short, unknown
+from trainer.problems import Problem, RequestError, did_you_mean, gather, meant_boolean, meant_number, short, unknown
 from trainer.recipe import Recipe
 
 SHIPPED = Path(__file__).parent
@@ -40,10 +41,20 @@ MOST_PROBLEMS = 100
 MOST_SIDE_BY_SIDE = 32  # torch has no more streams for a device
 
 
+_MAY_BE_EMPTY = ("recipe", "resources", "params", "loggers")  # `params:` and nothing behind it has none
+
+
 class _Part(BaseModel):
     """A mapping of the file. Strict: `"3"` is no integer, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_empty(cls, part: Any) -> Any:
+        if not isinstance(part, Mapping):
+            return part
+        return {key: value for key, value in part.items() if value is not None or key not in _MAY_BE_EMPTY}
 
 
 def _side_by_side(found: Any) -> int | Literal["auto"]:
@@ -181,9 +192,44 @@ class _PoolPart(_Part):
         """The pools that this entry stands for: more than one where a parameter is a grid."""
         if (self.name is None) == (self.file is None):
             raise RequestError.of("give either `name`, a pool of the shelf, or `file`, a pool of your own")
-        return pools.grid(
-            self.name or str(self.file), self.params, class_name=self.class_name, label=self.label, root=root
-        )
+        spec = self.name or _expanded(str(self.file), root)
+        grid = pools.grid(spec, self.params, class_name=self.class_name, label=self.label, root=root)
+        if problems := list(_meant_otherwise(grid)):
+            raise RequestError(problems)
+        return grid
+
+
+def _expanded(file: str, root: Path) -> str:
+    """A pool's file with `~` and `$NAME` as a shell has them, unless there is a file that is called so.
+
+    No trial's identity depends on it: that is the file's name and its text.
+    """
+    if os.path.isfile(root / file):  # noqa: PTH113 - which says no to a name that is too long, and raises nothing
+        return file
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if not os.environ.get(name):
+            raise RequestError.of(f"found {short(file)}, and ${name} is not set; set it, or write the path out", "file")
+        return os.environ[name]
+
+    path = os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, file))  # noqa: PTH111 - which raises for ~nobody
+    if path.startswith("~"):
+        raise RequestError.of(f"found {short(file)}, and there is no such user here; write the path out", "file")
+    return path
+
+
+def _meant_otherwise(grid: PoolGrid) -> Iterator[Problem]:
+    """Texts where a constructor's default is a number or a boolean: `off`, which Python takes for true, or `1_000`."""
+    for key, values in grid.values.items():
+        default = grid._signature.defaults.get(key)
+        for value in values if isinstance(default, bool | int | float) else ():
+            allowed, hint = (
+                ("true or false", meant_boolean) if isinstance(default, bool) else ("a number", meant_number)
+            )
+            if isinstance(value, str) and hint(value):
+                what = f"found {short(value)}, allowed is {allowed}, as {short(default)} is{hint(value)}"
+                yield Problem(f"params.{key}", what)
 
 
 class _File(_Part):
@@ -199,7 +245,7 @@ class _File(_Part):
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     max_failures: Annotated[int, Field(ge=0)] = 2
     stall_timeout: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = 3600.0
-    compiled: Annotated[bool, Field(alias="compile")] = False  # `on` and `off` are YAML 1.1's true and false
+    compiled: Annotated[bool, Field(alias="compile")] = False
     skip_invalid: bool = False
     test_budget: Annotated[int | None, Field(ge=1)] = None
     keep_weights: bool = False
@@ -262,11 +308,36 @@ def _problems_within(error: ValidationError) -> Iterator[Found]:
             what = "missing; it must be given"
         elif cause is not None:
             what = str(cause)
-        elif item["type"] == "string_pattern_mismatch":
-            what = f"found {short(item['input'])}, allowed is a path to a .py file"
         else:
-            what = f"found {short(item['input'])}, {item['msg'].replace('Input should', 'it should')}"
+            what = _wrong_kind(item["type"], item["input"], item["msg"])
         yield path, Problem(spell(path), what)
+
+
+def _wrong_kind(kind: str, found: Any, message: str) -> str:
+    """A value that is none of those allowed, by pydantic's name for what is wrong with it."""
+    allowed = _ALLOWED.get(kind) or message.replace("Input should", "it should")
+    if kind == "string_type" and found is not None and not isinstance(found, list | dict):
+        allowed += f"; quotes make it one: '{found}'"
+    hint = (
+        meant_boolean(found)
+        if kind == "bool_type"
+        else meant_number(found)
+        if kind in ("int_type", "float_type")
+        else ""
+    )
+    return f"found {'nothing (null)' if found is None else short(found)}, {allowed}{hint}"
+
+
+_ALLOWED = {
+    "bool_type": "allowed is true or false",
+    "dict_type": "allowed is a mapping, {key: value, ...}",
+    "float_type": "allowed is a number",
+    "int_type": "allowed is a whole number",
+    "list_type": "allowed is a list, [first, second, ...]",
+    "model_type": "allowed is a mapping, {key: value, ...}",
+    "string_pattern_mismatch": "allowed is a path to a .py file",
+    "string_type": "allowed is a text",
+}
 
 
 def _problems_across(document: Mapping[str, Any]) -> Iterator[Found]:

@@ -156,7 +156,7 @@ MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
         ("[" * 100_000, "nested too deeply"),
         ("name: !!python/object/apply:os.system ['true']", "found the tag"),
         ("name: !!int ''", "found the tag"),
-        ("seeds: [0x_]", "is no integer"),
+        ("seeds: [0x_]", "found '0x_', allowed is a whole number"),
         (f"seeds: [0x{'f' * 5000}]", "is no integer of at most 80 characters"),
         ("? [a]\n: b", "unhashable key"),
         ("<<: 3", "for merging"),

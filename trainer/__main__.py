@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
-from trainer import arch, data, log, pool
+from trainer import arch, data, log, pool, strict_yaml
 from trainer.augment import Images
 from trainer.gate import Gate
 from trainer.pool import Pool
-from trainer.problems import RequestError, gather
+from trainer.problems import RequestError, first_line, gather, short
 from trainer.program import Program, default_device
 from trainer.recipe import Recipe
 from trainer.train import train
@@ -107,18 +109,17 @@ def _recipe(overrides: Sequence[str]) -> Recipe:
     malformed = [override for override in overrides if "=" not in override]
     if malformed:
         raise RequestError.of(f"found {', '.join(map(repr, malformed))}, allowed is KEY=VALUE")
-    pairs = (override.split("=", 1) for override in overrides)
-    return Recipe.of({key: _number(value) for key, value in pairs})
+    pairs = [override.split("=", 1) for override in overrides]
+    values = gather(*((key, functools.partial(_value, text)) for key, text in pairs))
+    return Recipe.of(dict(zip([key for key, _ in pairs], values, strict=True)))
 
 
-def _number(text: str) -> int | float | str | None:
-    """`200`, `5e-4`, `bf16`, `null`."""
-    if text in ("null", "None"):
-        return None
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
+def _value(text: str) -> Any:
+    """`200`, `5e-4`, `bf16`, `null`, as in a space file."""
+    try:
+        return strict_yaml.load(text)
+    except yaml.YAMLError as error:
+        raise RequestError.of(f"{short(text)} is not a YAML value: {first_line(error)}") from None
 
 
 def _at_least(least: int, number: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,25 @@ def short(value: object) -> str:
     """A value as it was found, cut off where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def meant_number(found: object) -> str:
+    """How a number is written that somebody wrote as a text, as the end of a message; empty where none was meant."""
+    if not isinstance(found, str):
+        return ""
+    if re.fullmatch(r"[-+]?[0-9]+,[0-9]+([eE][-+]?[0-9]+)?", found):
+        return f"; a decimal has a point: {found.replace(',', '.')}"
+    if re.fullmatch(r"[-+]?[0-9]+([_ ',][0-9]+)+", found):
+        return "; digits have nothing between them: " + re.sub("[_ ',]", "", found)
+    return f"; a number has no quotes: {found}" if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", found) else ""
+
+
+def meant_boolean(found: object) -> str:
+    """The same of a boolean: `on` and `yes` were booleans in YAML 1.1, and are texts in 1.2."""
+    word = str(found).lower()
+    if word in ("on", "yes", "y", "true"):
+        return "; write true"
+    return "; write false" if word in ("off", "no", "n", "false") else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.problems import Problem, RequestError, did_you_mean, short
+from trainer.problems import Problem, RequestError, did_you_mean, meant_number, short
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -133,4 +133,4 @@ def _number(
     ]
     noun = "an integer" if kind is int else "a number"
     allowed = f"{noun} {' and '.join(filter(None, bounds))}".strip() + (", or null for all" if optional else "")
-    return [Problem(name, f"found {short(value)}, allowed is {allowed}")]
+    return [Problem(name, f"found {short(value)}, allowed is {allowed}{meant_number(value)}")]
