@@ -2,7 +2,10 @@
 
 import sys
 
-from orchestrator.cli import main
+from trainer import process
 
 if __name__ == "__main__":
+    process.prepare()
+    from orchestrator.cli import main
+
     sys.exit(main())

@@ -25,7 +25,7 @@ from results.claim import Claim
 from results.object_store import is_uri
 from results.store import RunFolder
 from search_spaces import space as spaces
-from trainer import data
+from trainer import data, process
 from trainer.gate import Gate, Report
 from trainer.grid import Grid
 from trainer.pool import own_slug
@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     again = functools.partial(_again, sys.argv[1:] if argv is None else argv, args.out)
     try:
         with interruptible():
-            return _run(args, console)
+            code = _run(args, console)
+        if (args.plan or args.check or args.status) and (error := process.unwritten()):
+            raise RequestError.of(f"cannot be written: {error.strerror}", "stdout")
+        return code
     except RequestError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

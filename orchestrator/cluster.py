@@ -7,7 +7,9 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
@@ -20,8 +22,10 @@ os.environ |= {
 }
 
 import ray
+from ray._common import utils as ray_utils
 from ray._private import ray_constants, services, utils, worker
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import leaving
@@ -39,6 +43,11 @@ ANSWER_S = 5.0  # for an address; Ray itself waits for two minutes, and then end
 JOIN_S = 600.0  # for a first node that takes trials, while an autoscaler starts it
 SEEN_S = 120.0  # for every node to look at the run folder: its first process has to start, and the code to arrive
 SETTLE_S = 5.0  # a file that another machine has just written may appear late: NFS remembers what was not there
+
+# Behind the folder that it is given, with microseconds and a process's number of seven digits; see unix(7).
+LONGEST_SOCKET = len("/session_2026-01-31_23-59-59_000000_4194304/sockets/plasma_store")
+MOST_OF_AN_ADDRESS = 107 if sys.platform == "linux" else 103
+SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm", os.environ.get("XDG_RUNTIME_DIR", ""))  # noqa: S108
 
 HEAD = "node:__internal_head__"
 ACCELERATOR = "accelerator_type:"
@@ -60,13 +69,16 @@ def connected(address: str, here: Node, log: TextIO, say: Say = lambda _: None) 
     Raises:
         RequestError: there is no such cluster, or none that this process can join.
     """
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _logging_to(log):
+    own = _folder() if address == "local" else contextlib.nullcontext()
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _logging_to(log), own as folder:
         try:
-            if address == "local":
-                _start(here)
-            else:
-                _join(address)
-            yield _nodes_with_cpus(say)
+            with _said_in_a_line(address):
+                if address == "local":
+                    _start(here, folder)
+                else:
+                    _join(address)
+                nodes = _nodes_with_cpus(say)
+            yield nodes
         finally:
             ray.shutdown()
             leaving.reinstate()
@@ -147,11 +159,12 @@ def _elsewhere(share: Share) -> dict[str, str]:
     return {"ray.io/node-id": f"!{share.avoids}"}
 
 
-def _start(here: Node) -> None:
+def _start(here: Node, folder: str | None) -> None:
     # Workers inherit the environment: no upload, and no runtime environment to be made before the first one starts.
     os.environ |= WORKER_ENV | {"PYTHONPATH": code.python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
     _listen_on_loopback(True)
-    _init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus)
+    limits = {"num_cpus": here.cpus, "num_gpus": here.gpus}
+    _init(address="local", include_dashboard=False, **limits, job_config=_Job(), _temp_dir=folder)
 
 
 def _join(address: str) -> None:
@@ -167,20 +180,61 @@ def _join(address: str) -> None:
     _init(address=found, runtime_env={"working_dir": str(code.ROOT), "excludes": others, "env_vars": WORKER_ENV})
 
 
+class _Job(JobConfig):
+    """Workers import by $PYTHONPATH. Ray would put the working directory first, and its random.py before Python's."""
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str | None]:
+    """A folder for Ray's sockets and logs; None where its own is short enough for a socket's address.
+
+    Raises:
+        RequestError: it is not, and no shorter one can be written.
+    """
+    if len(os.fsencode(ray_utils.get_default_ray_temp_dir())) + LONGEST_SOCKET <= MOST_OF_AN_ADDRESS:
+        yield None
+        return
+    for place in filter(os.path.isdir, SHORT_PLACES):
+        with contextlib.suppress(OSError):
+            own = tempfile.TemporaryDirectory(prefix="ray-", dir=place, ignore_cleanup_errors=True)
+            break
+    else:
+        name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        most = MOST_OF_AN_ADDRESS - LONGEST_SOCKET - len("/ray")
+        what = f"found {os.environ.get(name)}, allowed are {most} bytes, as a socket's address has no more"
+        raise RequestError.of(f"{what}; set RAY_TMPDIR, which is for Ray alone, to a shorter folder", f"${name}")
+    with own as folder:
+        yield os.path.join(folder, "r")  # noqa: PTH118 - Ray lets everybody into its own; into the one above nobody
+
+
 def _init(address: str, **arguments: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     # Ray would end this process at SIGTERM, without a word, from here on to its end.
     theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
     try:
         ray.init(address=address, **quiet, **arguments)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        if said.startswith("Version mismatch"):
-            said += "; both must be the same on every machine: install the versions of requirements.lock"
-        raise _refusal(address, f"Ray cannot be reached or started: {said}") from None
     finally:
         utils.set_sigterm_handler = theirs
         leaving.reinstate()
+
+
+@contextlib.contextmanager
+def _said_in_a_line(address: str) -> Iterator[None]:
+    """Whatever Ray raises within the block, up to SystemExit, as a refusal."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()  # into ray.log
+        said = " ".join(str(error).split())
+        said = f"{type(error).__name__}: {said[:500]}" if said else type(error).__name__
+        if "Version mismatch" in said:
+            said += "; both must be the same on every machine: install the versions of requirements.lock"
+        raise _refusal(address, f"Ray cannot be reached or started: {said}; more stands in ray.log") from None
 
 
 def _listen_on_loopback(only: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import trackers
+from orchestrator import environment, trackers
 from orchestrator.leaving import GRACE_S, Departure
 from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
@@ -137,7 +137,7 @@ def sweep(
         claim = Claim(run, say)
         folder = [("", claim.check), ("", run.create)]
         try:
-            loaded = gather(*loads, apart, *refusals, *folder, *shares, loggers)
+            loaded = gather(*loads, apart, *refusals, *folder, *shares, loggers, ("", environment.check_folders))
         except RequestError:
             run.discard_if_empty()
             raise
@@ -182,6 +182,7 @@ def _run(
     console: Console,
     leave_at: float,
 ) -> None:
+    environment.clear(address)
     # Only now: whoever mistypes a key must not wait ten seconds for Ray to hear of it.
     from orchestrator import cluster, ray_tune
 

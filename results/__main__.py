@@ -17,6 +17,7 @@ from rich.text import Text
 from results import leaderboard, published, reproduce, status, submissions, topup, views
 from results.audit import verify
 from results.run import load
+from trainer import process
 from trainer.problems import RequestError, seconds
 
 
@@ -24,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: done; 1: `verify` found something; 2: the request is wrong, and every problem of it is said."""
     args = _parser().parse_args(argv)
     try:
-        return args.command(args) or 0
+        code = args.command(args) or 0
+        if error := process.unwritten():
+            raise RequestError.of(f"cannot be written: {error.strerror}", "stdout")
+        return code
     except RequestError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -178,7 +182,7 @@ def _watch(args: argparse.Namespace) -> None:
             now = status.status(run.folder)
             table = views.to_text(run.leaderboard(**_chosen(args)), args.metric, run.notes())
             live.update(Text(f"{table}\n{now}"), refresh=True)
-            if not now.counts["running"] and not now.counts["to do"]:
+            if process.unread() or (not now.counts["running"] and not now.counts["to do"]):
                 return
             time.sleep(args.every)
 
@@ -212,4 +216,5 @@ def _cam(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    process.prepare()
     sys.exit(main())

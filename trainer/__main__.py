@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from trainer import arch, data, log, pool, strict_yaml
+from trainer import arch, data, log, pool, process, strict_yaml
 from trainer.augment import Images
 from trainer.gate import Gate
 from trainer.pool import Pool
@@ -22,6 +22,8 @@ from trainer.program import Program, default_device
 from trainer.recipe import Recipe
 from trainer.train import train
 from trainer.trial import Trial
+
+UNREAD = 141  # what a shell says of a command that ended because nobody reads it any more: 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +73,8 @@ def _run(args: argparse.Namespace) -> int:
     history = []
     for epoch in train(program, say=say):
         history.append(epoch)
+        if process.unread():  # what is printed is all that this leaves
+            return UNREAD
         if log.is_logged(epoch, trial.recipe.epochs):
             say(log.epoch_line(epoch))
     collapsed = program.collapsed(history)
@@ -133,4 +137,5 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    process.prepare()
     sys.exit(main())
