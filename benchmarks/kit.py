@@ -52,7 +52,11 @@ def main() -> None:
         return
     if args.kit.exists():
         parser.error(f"{args.kit} is there already, and its pieces would be mixed with new ones; give another folder")
-    names = {canonicalize_name(re.split(r"[=@ ]", line)[0]) for line in args.there.read_text().split("\n") if line}
+    names = {
+        canonicalize_name(re.split(r"[=@ ]", line)[0])
+        for line in args.there.read_text(encoding="utf-8").split("\n")
+        if line
+    }
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Path(scratch) / "wheels"
         download(lacking(names, args.python), args.python, wheels)
@@ -67,7 +71,8 @@ def main() -> None:
 def dependencies() -> list[Requirement]:
     """What this project imports, by pyproject.toml."""
     return [
-        Requirement(line) for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        Requirement(line)
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     ]
 
 

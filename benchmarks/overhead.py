@@ -66,7 +66,7 @@ def _in_a_process(what: str, trials: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.overhead", "--one", what, str(trials)]
     with tempfile.TemporaryDirectory() as home:  # by default Tune's results go to ~/ray_results
         done = subprocess.run(
-            command, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | {"HOME": home}
+            command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8", env=os.environ | {"HOME": home}
         )
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -96,7 +96,7 @@ def ask(run: RunFolder, with_epochs: bool) -> dict[str, Any]:
 
 def _answer(run: RunFolder, question: str) -> dict[str, Any]:
     command = [sys.executable, "-c", ASK.format(question=question), str(run.path)]
-    return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout)
 
 
 def grid_of(trials: int) -> Grid:

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 import results
+from orchestrator import environment
 from orchestrator.forecast import forecast
 from orchestrator.leaving import GRACE_S, interruptible
 from orchestrator.record import StoppedError
@@ -103,10 +104,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace, console: Console) -> int:
     leave_at = time.monotonic() + args.time_budget
-    space, only, data_dir = gather(
+    space, only, data_dir, _ = gather(
         ("", lambda: spaces.load(args.space, args.set)),
         ("", lambda: _only(args.only)),
         ("", lambda: data.folder(args.data_dir)),
+        ("", lambda: None if args.plan or args.status else environment.check_folders()),
     )
     run = RunFolder(args.out or Path("runs") / own_slug(space.grid.name))
     if args.final:  # an entry is trained as it was submitted, whatever its file says by now

@@ -8,12 +8,13 @@ those that say where its files go. A cluster that is joined may be named by RAY_
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
 import tempfile
 
-from trainer.problems import RequestError
+from trainer.problems import RequestError, gather
 
 _OF_TUNE = re.compile("TUNE_|RAY_(AIR|TRAIN|TUNE)_|RAY_CHDIR_TO_TRIAL_DIR$")
 _OF_A_CLUSTER = re.compile("RAY_(?![a-z])")
@@ -38,16 +39,19 @@ def check_folders() -> None:
         RequestError: nothing can be written there. Python would take another folder without a word, and Ray does not
             start.
     """
-    for name in FOLDERS:
-        if not os.environ.get(name):
-            os.environ.pop(name, None)
-            continue
-        os.environ[name] = folder = os.path.abspath(os.environ[name])  # noqa: PTH100
-        try:
-            if name == "RAY_TMPDIR":
-                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(4096))
-        except OSError as error:
-            what = f"found {folder}, allowed is a folder for temporary files that can be written: {error.strerror}"
-            raise RequestError.of(f"{what}; make it, or set {name} to another", f"${name}") from None
+    gather(*((f"${name}", functools.partial(_check, name)) for name in FOLDERS))
+
+
+def _check(name: str) -> None:
+    if not os.environ.get(name):
+        os.environ.pop(name, None)
+        return
+    os.environ[name] = folder = os.path.abspath(os.environ[name])  # noqa: PTH100
+    try:
+        if name == "RAY_TMPDIR":  # as Ray does
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        what = f"found {folder}, which cannot be written: {error.strerror}"
+        raise RequestError.of(f"{what}; make it, or set {name} to a folder for temporary files") from None

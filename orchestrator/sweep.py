@@ -137,7 +137,7 @@ def sweep(
         claim = Claim(run, say)
         folder = [("", claim.check), ("", run.create)]
         try:
-            loaded = gather(*loads, apart, *refusals, *folder, *shares, loggers, ("", environment.check_folders))
+            loaded = gather(*loads, apart, *refusals, *folder, *shares, loggers)
         except RequestError:
             run.discard_if_empty()
             raise

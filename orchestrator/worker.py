@@ -353,7 +353,7 @@ def _reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM, see proc_pid_clear_refs(5)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM: see proc_pid_clear_refs(5)
 
 
 def _peak_memory_mb(device: torch.device) -> float | None:
@@ -361,7 +361,7 @@ def _peak_memory_mb(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**20  # what graphs hold is not allocated all the time
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return None

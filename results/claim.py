@@ -231,7 +231,7 @@ def _machine() -> str:
     """Where process numbers mean the same: a container has its own, and may have the host's name."""
     parts: list[Any] = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
         parts.append(Path("/proc/self/ns/pid").readlink())
     return " ".join(map(str, parts))
 
@@ -239,7 +239,7 @@ def _machine() -> str:
 def _started(pid: int) -> str | None:
     """When a process of this machine was started, in ticks since boot; None if there is none, or only its remains."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None if Path("/proc/self/stat").exists() or not _exists(pid) else "?"
     return None if state in "ZX" else rest[18]

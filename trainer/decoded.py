@@ -54,7 +54,7 @@ def load(key: Any, kind: type[T], decode: Callable[[], tuple[T, bool]]) -> T:
 
 
 def _read(place: Path, kind: type[T]) -> T:
-    values = json.loads((place / "values.json").read_text())
+    values = json.loads((place / "values.json").read_text(encoding="utf-8"))
     arrays = {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in place.glob("*.npy")}
     lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return kind(**lists, **arrays)
@@ -72,7 +72,7 @@ def _write(place: Path, value: Any) -> None:
                 np.save(beside / f"{field.name}.npy", part)
             else:
                 plain[field.name] = part
-        (beside / "values.json").write_text(json.dumps(plain))
+        (beside / "values.json").write_text(json.dumps(plain), encoding="utf-8")
         shutil.rmtree(place, ignore_errors=True)  # one that could not be read
         beside.rename(place)
     finally:

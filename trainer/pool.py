@@ -284,7 +284,7 @@ def _takes_channels(pool: Pool, cls: type[nn.Module]) -> bool:
 def _shelf_source(name: str) -> Source:
     """The file of a shelf pool, and its one public class."""
     path = SHELF / f"{name}.py"
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     public = [n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
     if len(public) != 1:
         raise RuntimeError(f"{path.name} must hold exactly one public class, found {public}")
