@@ -234,7 +234,9 @@ def _said_in_a_line(address: str) -> Iterator[None]:
         said = f"{type(error).__name__}: {said[:500]}" if said else type(error).__name__
         if "Version mismatch" in said:
             said += "; both must be the same on every machine: install the versions of requirements.lock"
-        raise _refusal(address, f"Ray cannot be reached or started: {said}; more stands in ray.log") from None
+        raise _refusal(
+            address, f"Ray cannot be reached or started: {said}; more stands in the run folder's ray.log"
+        ) from None
 
 
 def _listen_on_loopback(only: bool) -> None:

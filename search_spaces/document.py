@@ -12,7 +12,7 @@ import yaml
 
 from trainer import strict_yaml
 from trainer.printable import unprintable
-from trainer.problems import Problem, RequestError, short
+from trainer.problems import Problem, RequestError, meant_number, short
 
 KeyPath = tuple[str | int, ...]
 
@@ -170,7 +170,8 @@ def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> I
             name, line = key.value, key.start_mark.line + 1
             here = (*path, name)
             if whole and not value.value and value.tag == _NULL and _DIGITS.fullmatch(name):  # {lr: 0,02}
-                what = f"found {whole},{name}, and a comma begins the next key; a decimal has a point: {whole}.{name}"
+                text = f"{whole},{name}"
+                what = f"found {text}, and a comma begins the next key{meant_number(text)}"
                 yield before, Problem(spell(before), what)
                 continue
             before, whole = here, value.value if node.flow_style and value.tag == _INT else ""

@@ -144,6 +144,7 @@ SAYS: list[tuple[str, str, str]] = [
         "recipe: {lr: 0,02}\nseeds",
         ":4: recipe.lr: found 0,02, and a comma begins the next key; a decimal has a",
     ),
+    ("seeds", "recipe: {train_samples: 1,000}\nseeds", "has a point: 1.000, and thousands have nothing: 1000"),
     ("seeds", "recipe: {lr: 1,5e-3}\nseeds", "a decimal has a point: 1.5e-3"),
     ("[gap]", "[{name: gem, params: {p: 2,5}}]", ":3: pools[0].params.p: found 2,5"),
     (

@@ -75,7 +75,8 @@ def meant_number(found: object) -> str:
     if not isinstance(found, str):
         return ""
     if re.fullmatch(r"[-+]?[0-9]+,[0-9]+([eE][-+]?[0-9]+)?", found):
-        return f"; a decimal has a point: {found.replace(',', '.')}"
+        thousands = f", and thousands have nothing: {found.replace(',', '')}" if re.search(r",[0-9]{3}$", found) else ""
+        return f"; a decimal has a point: {found.replace(',', '.')}{thousands}"
     if re.fullmatch(r"[-+]?[0-9]+([_ ',][0-9]+)+", found):
         return "; digits have nothing between them: " + re.sub("[_ ',]", "", found)
     return f"; a number has no quotes: {found}" if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", found) else ""
