@@ -30,6 +30,7 @@ from trainer.pool import Pool
 from trainer.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
+RECIPE = Recipe(batch_size=32)  # the size that some of them wait for
 SPACE = """
 name: company
 recipe: {epochs: 2, batch_size: 32, lr: 0.02, train_samples: 64, test_samples: 40}
@@ -130,7 +131,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], 
             folder = tmp_path_factory.mktemp("gate")
             specs = in_turn(batch, folder) if batch else SHELF
             entries = tuple(Entry(one, BASELINE) for spec in specs for one in pool.expand(spec, root=folder))
-            with Gate.over(Grid("company", entries, (Pair("resnet20", "digits"),), (1,), Recipe())) as opened:
+            with Gate.over(Grid("company", entries, (Pair("resnet20", "digits"),), (1,), RECIPE)) as opened:
                 said[batch] = list(opened.report.examinations)
         return said[batch]
 

@@ -34,12 +34,9 @@ class Arch:
         """The convolutional part, [B, 3, 32, 32] -> [B, C, H, W]; `network.build` gives it its initial weights."""
         return self._module().features(**self.arguments)
 
-    def tail(self) -> nn.Module:
-        """[B, 3, 32, 32] -> [B, C, H, W] as well, by the last layer alone: what stands before a pool, for less."""
-        from torch import nn
-
-        last, (channels, *size) = self._module().last(self.feature_map[1])
-        return nn.Sequential(nn.AdaptiveAvgPool2d(tuple(size)), nn.Conv2d(3, channels, 1), last)
+    def last(self) -> tuple[nn.Module, tuple[int, int, int]]:
+        """The layer that makes the feature map, alone, and (C, H, W) of what it is given."""
+        return self._module().last(self.feature_map[1])
 
     def head(self, classes: int) -> nn.Module:
         """The classifier, [B, C] -> [B, classes]; `network.build` gives it its initial weights."""

@@ -20,7 +20,7 @@ import tempfile
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.source import DEFAULT_CLASS, ENVIRONMENT, Files, Source
 
@@ -103,7 +103,10 @@ def _look_in(*folders: Path) -> None:
 
 
 def _modules(module: ModuleType) -> list[type[nn.Module]]:
-    from torch import nn
+    """Its classes that are nn.Modules: those that it defines, or else those that it has from elsewhere."""
+    found: list[Any] = [cls for cls in vars(module).values() if inspect.isclass(cls) and _is_module(cls)]
+    return [cls for cls in dict.fromkeys(found) if cls.__module__ == module.__name__] or found
 
-    own = [cls for cls in vars(module).values() if inspect.isclass(cls) and issubclass(cls, nn.Module)]
-    return [cls for cls in dict.fromkeys(own) if cls.__module__ == module.__name__] or own
+
+def _is_module(cls: type) -> bool:
+    return any((base.__module__, base.__name__) == ("torch.nn.modules.module", "Module") for base in cls.__mro__)

@@ -51,6 +51,8 @@ def _structure(subject: Subject) -> list[Finding]:
         return [Finding("import", "construction", _spell_error(error), mend)]
     except (Exception, SystemExit) as error:
         mend = "The file must import, and the class be built from its params alone."
+        if "NVIDIA" in str(error) or "CUDA" in str(error):
+            mend = "It is made where the trainer moves it from: name no device, and in forward take x.device."
         return [Finding("build", "construction", _spell_error(error), mend)]
     if not isinstance(module, nn.Module):
         return [Finding("build", "construction", f"it is a {type(module).__name__}", "Derive it from torch.nn.Module.")]

@@ -101,7 +101,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with (
         os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8") as answers,
-        Path(os.devnull).open("w") as nowhere,
+        Path(os.devnull).open("wb") as nowhere,
     ):
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
         child = Child(_machine)

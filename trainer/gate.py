@@ -299,7 +299,7 @@ class _Examiner:
         with self._closing:
             if self._closed:
                 return
-            self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (as long as the process)
+            self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
             self._words_from = 0
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "trainer.examine"],  # -P: nothing of the working directory is imported
@@ -325,6 +325,6 @@ class _Line(NamedTuple):
 def _queued_s(pid: int) -> float:
     """Seconds in which a process could have run and had no core: see proc_pid_schedstat(5). 0 where nobody tells."""
     try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        return int(Path(f"/proc/{pid}/schedstat").read_text("ascii").split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0

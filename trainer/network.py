@@ -7,6 +7,7 @@ from torch import nn
 
 from trainer import arch as archs
 from trainer import pool as pools
+from trainer.arch import Arch
 from trainer.pool import Pool
 from trainer.randomness import Purpose, seeded
 
@@ -36,10 +37,16 @@ def build(pool: Pool, arch: str, classes: int, seed: int, *, tail: bool = False)
     """
     spec = archs.get(arch)
     with seeded(seed, Purpose.BACKBONE):
-        features, head = initialise(spec.tail() if tail else spec.features()), initialise(spec.head(classes))
+        features, head = initialise(_tail(spec) if tail else spec.features()), initialise(spec.head(classes))
     with seeded(seed, Purpose.POOL):
         module = materialise(pools.build(pool, spec.channels), spec.feature_map)
     return Network(features, module, head)
+
+
+def _tail(spec: Arch) -> nn.Module:
+    """[B, 3, 32, 32] -> [B, C, H, W], as the features are, by their last layer and next to nothing before it."""
+    last, (channels, *size) = spec.last()
+    return nn.Sequential(nn.AdaptiveAvgPool2d(tuple(size)), nn.Conv2d(3, channels, 1), last)
 
 
 def initialise(module: nn.Module) -> nn.Module:

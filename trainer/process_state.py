@@ -163,7 +163,7 @@ def _others() -> Iterator[tuple[str, Any]]:
     yield "Python's recursion limit", sys.getrecursionlimit()
     yield "garbage collection", (gc.isenabled(), gc.get_threshold())
     yield "numpy's error state", tuple(sorted(np.geterr().items()))
-    yield "the filters of warnings", len(warnings.filters)
+    yield "which warnings are errors", len([each for each in warnings.filters if each[0] == "error"])
     yield "Python's tracing", (sys.gettrace() is None, sys.getprofile() is None)
     yield "the running threads", threading.active_count()
     yield "Python's random numbers", hash(random.getstate())
