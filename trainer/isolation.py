@@ -14,6 +14,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from typing import Any
 
 Serve = Callable[[Connection], None]
 
+PATIENCE_S = 5.0  # with a child that has nothing more to do
 _PR_SET_PDEATHSIG = 1  # see prctl(2)
 # A parent, to Linux, is the thread that forked: this one lives as long as its process.
 _forker = ThreadPoolExecutor(1, thread_name_prefix="forker")
@@ -81,7 +83,10 @@ class Child:
             with contextlib.suppress(OSError):
                 self._pipe.send(None)
             self._pipe.close()
+            late = threading.Timer(PATIENCE_S, os.kill, (self.pid, signal.SIGKILL))  # what it has started may hold it
+            late.start()
             code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            late.cancel()
             self.ended = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         return self.ended
 

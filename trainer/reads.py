@@ -69,24 +69,23 @@ class Reads:
         Args:
             path: of the pool's file, where it came from.
         """
-        root = candidate.folder()
-        came_from = Path(path).parent
-        for name in self.opened:
-            if root and Path(name).is_relative_to(os.path.realpath(root)):
-                relative = Path(name).relative_to(os.path.realpath(root))
-                if not Path(name).exists() and (came_from / relative).is_file():
-                    what = f"it reads {relative} beside it, whose name does not stand in the file as a text"
-                    yield Finding("reads", "import, building and training", what, MEND)
-            elif not _is_environment(name) and Path(name).is_file():
-                what = f"it reads {name}, which is in no trial's id and on no other machine"
-                yield Finding("reads", "import, building and training", what, MEND)
+        where = "import, building and training"
         for name, file in self._modules_elsewhere():
             what = f"it imports {name} from {file}, which lies neither beside it nor in an installed distribution"
-            mend = "Put it beside the pool's file, or install it."
-            yield Finding("reads", "import, building and training", what, mend)
+            yield Finding("reads", where, what, "Put it beside the pool's file, or install it.")
+        root, came_from = os.path.realpath(candidate.folder() or ""), Path(path).parent
+        for name in sorted(self.opened.keys() - set(_of_modules())):
+            if name.startswith(f"{root}/"):
+                relative = os.path.relpath(name, root)
+                if not os.path.exists(name) and (came_from / relative).is_file():  # noqa: PTH110
+                    what = f"it reads {relative} beside it, whose name does not stand in the file as a text"
+                    yield Finding("reads", where, what, MEND)
+            elif os.path.isfile(name) and not _is_environment(name):  # noqa: PTH113
+                what = f"it reads {name}, which is in no trial's id and on no other machine"
+                yield Finding("reads", where, what, MEND)
         for host in self.hosts:
             what = f"it connects to {host}, whose answer is in no trial's id"
-            yield Finding("reads", "import, building and training", what, MEND)
+            yield Finding("reads", where, what, MEND)
 
     def _modules_elsewhere(self) -> Iterator[tuple[str, str]]:
         root = candidate.folder()
@@ -98,19 +97,28 @@ class Reads:
                 yield top, file
 
 
+def _of_modules() -> Iterator[str]:
+    """The files that modules were imported from."""
+    for module in list(sys.modules.values()):
+        for key in ("__file__", "__cached__"):
+            if isinstance(file := getattr(module, key, None), str):
+                yield os.path.realpath(file)
+
+
 def _is_environment(path: str) -> bool:
     """Whether a file is Python's, an installed distribution's, the system's, this project's, or a compiler's cache."""
     return path.startswith(_environment())
 
 
 def _environment() -> tuple[str, ...]:
-    cache = Path.home() / ".cache"
+    home = Path.home()
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_"
-    triton = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton"
+    triton = os.environ.get("TRITON_CACHE_DIR") or home / ".triton"
+    caches = (home / ".cache" / name for name in ("fontconfig", "matplotlib", "torch/kernels", "torch_extensions"))
     places = [
         *(sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *site.getsitepackages()),
         *(site.getusersitepackages(), *(code.ROOT / each for each in ("orchestrator", "results", "trainer"))),
-        *(inductor, triton, cache / "torch_extensions", cache / "matplotlib"),
+        *(inductor, triton, home / ".config", *caches),
     ]
     resolved = tuple(os.path.realpath(place) for place in places if str(place) not in ("", "/"))
     return (*resolved, *(f"{place}/" for place in SYSTEM))

@@ -200,7 +200,7 @@ def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
     texts = sorted(set(_texts(tree)))
     folders = [""] + [text for text in texts if _is_folder(file.parent, text)]
     for folder, text in itertools.product(folders, texts):
-        names = [text] + ([file.stem + text] if text.startswith(".") else [])
+        names = [text.removeprefix("./").lstrip("/")] + ([file.stem + text] if text.startswith(".") else [])
         for name in names:
             relative = str(PurePosixPath(folder) / name)
             usable = is_place(relative) and not relative.endswith((".py", ".pyc"))

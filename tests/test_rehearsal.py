@@ -1,0 +1,214 @@
+"""The gate trains a user's pool as a trial does, and resumes it in another process: which state it finds, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trainer import arch as archs
+from trainer import network, pool
+from trainer.examination import Examination
+from trainer.gate import Gate
+from trainer.recipe import Recipe
+from trainer.rehearsal import Rehearsal, Whole, resume
+
+HEAD = "import collections, itertools, os, random, numpy as np, torch\nfrom pathlib import Path\nfrom torch import nn\n"
+POOL = "class CustomPool(nn.Module):\n    def __init__(self):\n        super().__init__()\n        {init}\n"
+POOL += "    def forward(self, x):\n        {forward}\n"
+AVERAGE = "return x.mean((2, 3))"
+WEIGHED = "return x.mean((2, 3)) * (1 + 1e-3 * {})"
+CACHED = "if self.grid is None or self.grid.shape != x.shape or self.grid.device != x.device:\n"
+
+
+def file(folder: Path, name: str, init: str = "pass", forward: str = AVERAGE, before: str = "") -> Path:
+    path = folder / f"{name}.py"
+    path.write_text(HEAD + before + "\n" + POOL.format(init=init, forward=forward), encoding="utf-8")
+    return path
+
+
+Examined = Mapping[str, Examination]
+
+
+def examined(files: list[Path], precision: str = "fp32") -> Examined:
+    recipe = Recipe(batch_size=32, lr=0.02, precision=precision)
+    with Gate([pool.expand(str(path))[0] for path in files], ["resnet20"], recipe) as gate:
+        return {one.pool.name: one for one in gate.report.examinations}
+
+
+CALLS = "self.calls = self.calls + 1 if self.training else self.calls\n        "
+HIDDEN: dict[str, dict[str, str]] = {  # each where no checkpoint looks, and late enough that a few steps show nothing
+    "attribute": {"init": "self.calls = 0", "forward": CALLS + f"{AVERAGE} if self.calls < 999 else x.amax((2, 3))"},
+    "object": {
+        "before": "class Schedule:\n    step = 0\n    def late(self):\n        self.step += 1\n"
+        "        return self.step > 999",
+        "init": "self.schedule = Schedule()",
+        "forward": f"self.schedule.late()\n        {AVERAGE}",
+    },
+    "global": {"before": "STEPS = 0", "forward": f"global STEPS\n        STEPS += self.training\n        {AVERAGE}"},
+    "of_the_class": {
+        "before": "",
+        "forward": f"CustomPool.steps = getattr(CustomPool, 'steps', 0) + 1\n        {AVERAGE}",
+    },
+    "list": {"init": "self.seen = []", "forward": f"self.seen.append(len(x))\n        {AVERAGE}"},
+    "deque": {"init": "self.seen = collections.deque([0])", "forward": f"self.seen[0] += 1\n        {AVERAGE}"},
+    "counter": {"init": "self.steps = itertools.count()", "forward": f"next(self.steps)\n        {AVERAGE}"},
+    "closure": {
+        "before": "def counting():\n    n = 0\n    def count():\n        nonlocal n\n        n += 1\n    return count",
+        "init": "self.count = counting()",
+        "forward": f"self.count()\n        {AVERAGE}",
+    },
+    "array": {"init": "self.rate = np.zeros(1)", "forward": f"self.rate += 1\n        {AVERAGE}"},
+    "unregistered": {
+        "init": "self.held = {'average': torch.zeros(())}",
+        "forward": "self.held['average'] += self.training\n        " + WEIGHED.format("(self.held['average'] > 99)"),
+    },
+    "not_persistent": {
+        "init": "self.register_buffer('average', torch.zeros(()), persistent=False)",
+        "forward": "self.average += self.training\n        " + WEIGHED.format("(self.average > 99)"),
+    },
+    "generator": {
+        "init": "self.random = random.Random(0)",
+        "forward": "self.random.random() if self.training else 0\n        " + AVERAGE,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> Examined:
+    folder = tmp_path_factory.mktemp("hidden")
+    return examined([file(folder, name, **parts) for name, parts in HIDDEN.items()])
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_state_that_no_checkpoint_finds_is_refused(hidden: Examined, name: str) -> None:
+    refused = [finding.check for finding in hidden[name].findings if finding.refused]
+    assert refused, hidden[name].findings
+    assert set(refused) <= {"resume", "repeatability", "device"}
+    assert hidden[name].cost is None
+
+
+FINE: dict[str, dict[str, str]] = {
+    "buffer": {
+        "init": "self.register_buffer('steps', torch.zeros(()))",
+        "forward": "self.steps += self.training\n        " + WEIGHED.format("(self.steps > 3)"),
+    },
+    "by_shape": {
+        "init": "self.grid = None",
+        "forward": CACHED + "            with torch.inference_mode(False):\n"
+        "                self.grid = torch.ones_like(x)\n        return (x * self.grid).mean((2, 3))",
+    },
+    "noise": {"forward": WEIGHED.format("torch.rand(()) * self.training")},
+    "scripted": {
+        "before": "class Inner(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.w = nn.Parameter(torch.tensor(0.5))\n"
+        "    def forward(self, x: torch.Tensor) -> torch.Tensor:\n        return self.w * x.mean(dim=[2, 3])\n",
+        "init": "self.inner = torch.jit.script(Inner())",
+        "forward": "return self.inner(x)",
+    },
+    "batch_norm": {"init": "self.norm = nn.BatchNorm1d(64)", "forward": "return self.norm(x.mean((2, 3)))"},
+    "lazy": {"init": "self.norm = nn.LazyBatchNorm1d()", "forward": "return self.norm(x.mean((2, 3)))"},
+    "shown": {"init": "self.map = None", "forward": "self.map = x.softmax(1).detach()\n        " + AVERAGE},
+}
+
+
+@pytest.fixture(scope="module")
+def fine(tmp_path_factory: pytest.TempPathFactory) -> Examined:
+    folder = tmp_path_factory.mktemp("fine")
+    return examined([file(folder, name, **parts) for name, parts in FINE.items()])
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_state_that_a_checkpoint_finds_passes(fine: Examined, name: str) -> None:
+    assert fine[name].verdict == "ok", fine[name].findings
+
+
+def test_what_fails_in_training_alone_is_found(tmp_path: Path) -> None:
+    cached = CACHED + "            self.grid = torch.ones_like(x)\n"
+    found = examined(
+        [
+            file(tmp_path, "cached", "self.grid = None", cached + "        return (x * self.grid).mean((2, 3))"),
+            file(tmp_path, "in_place", forward="if self.training:\n            x += 1\n        " + AVERAGE),
+            file(tmp_path, "by_size", forward="if len(x) == 20: raise ValueError('twenty')\n        " + AVERAGE),
+        ]
+    )
+    for name, says in (("cached", "Inference tensors"), ("in_place", "inplace operation"), ("by_size", "twenty")):
+        (finding,) = (each for each in found[name].findings if each.refused)
+        assert finding.check == "training"
+        assert says in finding.what
+
+
+def test_the_autocast_is_the_recipes(tmp_path: Path) -> None:
+    half = file(tmp_path, "half", forward=f"assert torch.is_autocast_enabled('cpu') or len(x) != 20\n        {AVERAGE}")
+    assert examined([half], "bf16")["half"].verdict == "ok"
+    assert examined([half], "fp32")["half"].verdict == "training"
+
+
+READS = {
+    "elsewhere": ("open({far!r}).read()", "it reads {far}"),
+    "beside_by_formula": ("(Path(__file__).parent / ('ta' + 'ble.txt')).read_text()", "it reads table.txt beside it"),
+    "by_numpy": ("np.load({array!r})", "it reads {array}"),
+    "from_a_path": (
+        "__import__('sys').path.insert(0, {modules!r}); import farmodule",
+        "it imports farmodule from {modules}",
+    ),
+    "from_a_host": (
+        "import socket\n__import__('contextlib').suppress(OSError).__enter__()\n"
+        "try: socket.create_connection(('127.0.0.1', 9), 0.1)\nexcept OSError: pass",
+        "it connects to 127.0.0.1",
+    ),
+}
+
+
+def test_what_it_takes_from_elsewhere_is_refused_by_name(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    far = tmp_path_factory.mktemp("far")
+    (far / "weights.txt").write_text("1")
+    (far / "farmodule.py").write_text("")
+    np.save(far / "array.npy", np.ones(1))
+    (tmp_path / "table.txt").write_text("1")
+    places = {"far": str(far / "weights.txt"), "array": str(far / "array.npy"), "modules": str(far)}
+    files = []
+    for name, (code, _) in READS.items():
+        caught = code if "\n" in code else f"try: {code}\nexcept FileNotFoundError: pass"
+        files.append(file(tmp_path, name, before=caught.format(**places)))
+    mine = "Path('own.txt').write_text('1'); Path('own.txt').read_text()"
+    harmless = f"import json.tool, this\nopen(torch.__file__).read()\nos.chdir({str(tmp_path)!r})\n{mine}"
+    found = examined([*files, file(tmp_path, "harmless", before=harmless)])
+    for name, (_, says) in READS.items():
+        refused = [each for each in found[name].findings if each.refused]
+        assert [each.check for each in refused] == ["reads"], (name, found[name].findings)
+        assert says.format(**places) in refused[0].what
+    assert found["harmless"].verdict == "ok", found["harmless"].findings
+
+
+def test_the_whole_shelf_can_be_rehearsed(tmp_path: Path) -> None:
+    """In this process, where its pools share their state with nobody."""
+    rehearsal = Rehearsal(Recipe(batch_size=4, lr=0.02))
+    for name in pool.names():
+        one = pool.expand(name)[0]
+        whole = Whole(Recipe(batch_size=4, lr=0.02))
+        whole._before = {}  # there is no file to watch
+        found = whole.run(one, "resnet20", tmp_path / "it.pt")
+        assert found["findings"] == [], name
+        assert resume(rehearsal, one, "resnet20", tmp_path / "it.pt", found) == [], name
+
+
+@pytest.mark.parametrize("arch", archs.ARCHS)
+def test_the_last_layer_makes_the_feature_map_of_the_whole(arch: str) -> None:
+    spec = archs.get(arch)
+    tail = network.build(pool.expand("gap")[0], arch, 10, 0, tail=True)
+    assert tail.features(torch.rand(2, 3, 32, 32)).shape == (2, *spec.feature_map)
+    last, _ = spec.last()
+    features = spec.features()
+    assert isinstance(features, nn.Sequential)
+
+    def kinds(module: nn.Module) -> list[type]:
+        return [type(part) for part in module.modules() if not isinstance(part, nn.Sequential)]
+
+    assert kinds(features)[-len(kinds(last)) :] == kinds(last), "it is the architecture's own"
