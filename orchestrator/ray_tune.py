@@ -147,24 +147,23 @@ def _train(
 ) -> None:
     from orchestrator.worker import run_pack  # torch, which the driver does without, and no child has to import again
 
-    packs = [[grid.at(place) for place in some] for some in places]
-
     def serve(asked: Connection) -> None:
         """Trains one pack after another."""
         while (number := asked.recv()) is not None:
-            members = {planned.place: index for index, planned in enumerate(packs[number])}
+            pack = [grid.at(place) for place in places[number]]
+            members = {planned.place: index for index, planned in enumerate(pack)}
 
             def report(planned: Planned, result: Mapping[str, Any], members: Any = members) -> None:
                 asked.send({"member": members[planned.place], **result})
 
             try:
-                (work or run_pack)(packs[number], data[packs[number][0].trial.dataset], job, report)
+                (work or run_pack)(pack, data[pack[0].trial.dataset], job, report)
             except FolderError as error:
                 asked.send({"member": 0, "folder_lost": str(error)})  # every report has to have a `member`
             asked.send(None)
 
     number = config["pack"]
-    whose = code(packs[number][0])
+    whose = code(grid.at(places[number][0]))
     for result in isolation.child(whose, serve).ask(number):
         if "folder_lost" in result and whose and cluster.can_write(RunFolder(job.run)):
             raise RuntimeError(f"in the process of this pool, and there alone: {result['folder_lost']}")

@@ -151,6 +151,7 @@ def test_the_autocast_is_the_recipes(tmp_path: Path) -> None:
 READS = {
     "elsewhere": ("open({far!r}).read()", "it reads {far}"),
     "beside_by_formula": ("(Path(__file__).parent / ('ta' + 'ble.txt')).read_text()", "it reads table.txt beside it"),
+    "listing": ("os.listdir(Path(__file__).parent)", "it lists the folder"),
     "by_numpy": ("np.load({array!r})", "it reads {array}"),
     "from_a_path": (
         "__import__('sys').path.insert(0, {modules!r}); import farmodule",
@@ -179,12 +180,16 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
         files.append(file(tmp_path, name, before=caught.format(**places)))
     mine = "Path('own.txt').write_text('1'); Path('own.txt').read_text()"
     harmless = f"import json.tool, this\nopen(torch.__file__).read()\nos.chdir({str(tmp_path)!r})\n{mine}"
-    found = examined([*files, file(tmp_path, "harmless", before=harmless)])
+    drawn = file(tmp_path, "draws", before="torch.manual_seed(1)\nSHARE = torch.rand(())")
+    pattern = file(tmp_path, "pattern", before="assert len(list(Path(__file__).parent.glob('*.txt'))) == 1")
+    found = examined([*files, file(tmp_path, "harmless", before=harmless), drawn, pattern])
     for name, (_, says) in READS.items():
         refused = [each for each in found[name].findings if each.refused]
         assert [each.check for each in refused] == ["reads"], (name, found[name].findings)
         assert says.format(**places) in refused[0].what
-    assert found["harmless"].verdict == "ok", found["harmless"].findings
+    for name in ("harmless", "draws", "pattern"):
+        assert found[name].verdict == "ok", found[name].findings
+    assert "draws or seeds random numbers" in found["draws"].findings[0].what
 
 
 def test_the_whole_shelf_can_be_rehearsed(tmp_path: Path) -> None:

@@ -122,26 +122,27 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     sweep, space_file: Path, tmp_path: Path, capfd
 ) -> None:
     # The gate gives it batches of 4, 20, 32 and 128 maps, evaluation those of 40 images.
-    head = "import os, re\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+    head = "import os, re, resource\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
     for name, fault in (
         ("raises", "raise ValueError('forty')"),
         ("dies", "os._exit(7)"),
         ("leaves", "raise SystemExit(0)"),
         ("hangs", "re.fullmatch('(a+)+b', 'a' * 60)"),  # in C, and keeps Python's lock
+        ("chokes", "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"),  # and can write nothing any more
     ):
         body = f"        if len(x) == 40: {fault}\n        return x.mean((2, 3))\n"
         (tmp_path / f"{name}.py").write_text(head + body)
     text = SPACE.replace(
-        "  - gem", "".join(f"  - {{file: {name}.py}}\n" for name in ("raises", "dies", "leaves", "hangs"))
+        "  - gem", "".join(f"  - {{file: {name}.py}}\n" for name in ("raises", "dies", "leaves", "hangs", "chokes"))
     ).replace("[1, 2]", "[1]\nstall_timeout: 8")
     space_file.write_text(text.replace("  - {arch: mobilenetv2_s32, dataset: digits}\n", ""))
     assert sweep() == cli.INCOMPLETE
     said = capfd.readouterr().out
-    assert "4 failed; why stands in" in said
+    assert "5 failed; why stands in" in said
     assert "Failed, not in any mean" in said
     run = tmp_path / "run"
     trials = pd.read_parquet(run / "trials").set_index("pool")
-    failed = dict.fromkeys(("raises", "dies", "leaves", "hangs"), "failed")
+    failed = dict.fromkeys(("raises", "dies", "leaves", "hangs", "chokes"), "failed")
     assert trials["status"].to_dict() == {"gap": "collapsed", **failed}, "after four steps"
     assert trials.loc["raises", "error"] == "ValueError: forty"
     assert trials.loc["raises", "attempt"] == 1, "a candidate's own exception is not tried again"
@@ -154,6 +155,8 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     assert log.count("Timeout (0:00:08)!") == 2
     log = (run / "logs" / f"{trials.loc['dies', 'trial_id']}.log").read_text()
     assert "the process that runs it has ended: exit code 7" in log
+    log = (run / "logs" / f"{trials.loc['chokes', 'trial_id']}.log").read_text()
+    assert "in the process of this pool, and there alone: the run folder cannot be written" in log
     log = (run / "logs" / f"{trials.loc['raises', 'trial_id']}.log").read_text()
     assert "raises.py" in log
     assert "ValueError: forty" in log

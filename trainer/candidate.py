@@ -50,6 +50,14 @@ def folder() -> Path | None:
     return _beside.folders[0] if _beside.folders else None
 
 
+def draws() -> bool:
+    """Whether the file that this process runs has moved a global generator when it was imported."""
+    return bool(_drawn)
+
+
+_drawn: list[str] = []
+
+
 class _Beside:
     """A finder of Python's import, for modules that lie beside the file: `sys.path[0]` of a script, but for the names
     of the standard library and of this project's own imports, which are never a sibling's."""
@@ -67,7 +75,7 @@ _beside = _Beside()
 
 @functools.cache
 def _module(text: str, beside: Files, place: str, sha: str) -> ModuleType:
-    from trainer.randomness import Purpose, seeded  # torch, which reading a file does without
+    from trainer.randomness import Noise, Purpose, same, seeded  # torch, which reading a file does without
 
     package = f"pool_{sha[:8]}"  # what `from . import helper` is relative to, in a file that is part of no package
     above = Path(tempfile.mkdtemp(prefix="poolsweep-"))
@@ -79,15 +87,23 @@ def _module(text: str, beside: Files, place: str, sha: str) -> ModuleType:
         (root / name).write_bytes(content)
     _look_in(root, file.parent, above)
     with seeded(0, Purpose.POOL):  # what is drawn on import is the same in every process
-        if "/" in place:
-            return importlib.import_module(".".join(Path(place).with_suffix("").parts))
-        importlib.import_module(package)
-        spec = importlib.util.spec_from_file_location(f"{package}.{re.sub(r'[^A-Za-z0-9_]', '_', file.stem)}", file)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{file} cannot be imported")
-        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # where dataclasses and pickle look
-        spec.loader.exec_module(module)
-        return module
+        before = Noise.host_state()
+        module = _import(package, file, place)
+        if not same(before, Noise.host_state()):
+            _drawn.append(sha)
+    return module
+
+
+def _import(package: str, file: Path, place: str) -> ModuleType:
+    if "/" in place:
+        return importlib.import_module(".".join(Path(place).with_suffix("").parts))
+    importlib.import_module(package)
+    spec = importlib.util.spec_from_file_location(f"{package}.{re.sub(r'[^A-Za-z0-9_]', '_', file.stem)}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} cannot be imported")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # where dataclasses and pickle look
+    spec.loader.exec_module(module)
+    return module
 
 
 def _look_in(*folders: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from trainer.problems import first_line
-from trainer.randomness import Noise
+from trainer.randomness import Noise, same
 
 Step = Callable[[], None]
 TENSOR = "tensor"
@@ -68,7 +68,7 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
         raise RecordError(f"a step waits for the GPU ({first_line(error)})") from error
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    if not _same(generators, Noise.host_state()):
+    if not same(generators, Noise.host_state()):
         raise RecordError("a step draws random numbers on the CPU")
     if changed := [name for name, value in attributes(modules).items() if held.get(name) != value]:
         raise RecordError(f"a step changes what Python holds: {', '.join(changed)}")
@@ -122,10 +122,3 @@ def _spell(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_spell, value))}]"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # where something lies is no state
-
-
-def _same(first: object, second: object) -> bool:
-    """Whether two nests of tuples, tensors, arrays and plain values are equal."""
-    if isinstance(first, tuple) and isinstance(second, tuple):
-        return len(first) == len(second) and all(map(_same, first, second))
-    return bool((first == second).all()) if hasattr(first, "all") else first == second  # type: ignore[attr-defined]

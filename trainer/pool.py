@@ -130,7 +130,7 @@ def _source_from(data: Mapping[str, Any]) -> Source:
             except (UnicodeEncodeError, binascii.Error, ValueError):
                 raise RequestError.of(f"found {short(content)}, allowed is base64", f"{key}.{name}") from None
     text, path = plain.take(data, "text", str), plain.take(data, "path", str)
-    place = plain.take(data, "place", str) if "place" in data else Path(path).name
+    place = plain.take(data, "place", str) if "place" in data else re.split(r"[/\\]", path)[-1]
     _check_place(place, "place")
     return Source(text, plain.name(data, "class_name"), path, tuple(sorted(beside.items())), place)
 

@@ -86,6 +86,13 @@ class Noise:
         np.random.set_state(state[2])
 
 
+def same(first: object, second: object) -> bool:
+    """Whether two nests of tuples, tensors, arrays and plain values are equal."""
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool((first == second).all()) if hasattr(first, "all") else first == second  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def seeded(seed: int, purpose: Purpose) -> Iterator[None]:
     """Every global generator of the CPU seeded within the block, and put back as it was after it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -18,23 +19,25 @@ from typing import Any
 
 from trainer import candidate, code
 from trainer.examination import Finding
+from trainer.source import Source
 
 SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")
+PATTERN = re.compile(r"""(["'])[^"'\n]*\*[^"'\n]*\1""")  # a text with a star in it, whose matches travel
 MEND = "Keep it beside the pool's file and write its name there as a text, so that it travels and is part of the id."
 
 
 class Reads:
-    """Everything that Python opens, imports or connects to within the block.
+    """Everything that Python opens, lists, imports or connects to within the block.
 
     Attributes:
         opened: files that were read and that this process had not written.
-        missed: files beside the pool's own that were looked for and had not travelled.
+        listed: folders, but for those that an import looks through.
         hosts: that were connected to.
     """
 
     def __init__(self) -> None:
         self.opened: dict[str, None] = {}
-        self.missed: dict[str, None] = {}
+        self.listed: dict[str, None] = {}
         self.hosts: dict[str, None] = {}
         self._written = set[str]()
         self._modules = set(sys.modules)
@@ -49,12 +52,15 @@ class Reads:
         self._active = False
 
     def _heed(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self._active or event not in ("open", "socket.connect"):
+        if not self._active or event not in ("open", "os.listdir", "os.scandir", "socket.connect"):
             return
         with contextlib.suppress(Exception):  # of a hook's, Python would raise in whatever it was called for
             if event == "socket.connect":
                 if isinstance(arguments[1], tuple):
                     self.hosts[str(arguments[1][0])] = None
+            elif event != "open":
+                if "importlib" not in sys._getframe(1).f_code.co_filename:
+                    self.listed[os.path.realpath(os.fsdecode(arguments[0] or "."))] = None
             elif isinstance(arguments[0], str | bytes):
                 path = os.path.realpath(os.fsdecode(arguments[0]))
                 writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -63,17 +69,13 @@ class Reads:
                 elif path not in self._written:
                     self.opened[path] = None
 
-    def findings(self, path: str) -> Iterator[Finding]:
-        """What of it decides a result and is in no id.
-
-        Args:
-            path: of the pool's file, where it came from.
-        """
+    def findings(self, source: Source) -> Iterator[Finding]:
+        """What of it decides a result and is in no id."""
         where = "import, building and training"
         for name, file in self._modules_elsewhere():
             what = f"it imports {name} from {file}, which lies neither beside it nor in an installed distribution"
             yield Finding("reads", where, what, "Put it beside the pool's file, or install it.")
-        root, came_from = os.path.realpath(candidate.folder() or ""), Path(path).parent
+        root, came_from = os.path.realpath(candidate.folder() or ""), Path(source.path).parent
         for name in sorted(self.opened.keys() - set(_of_modules())):
             if name.startswith(f"{root}/"):
                 relative = os.path.relpath(name, root)
@@ -83,6 +85,9 @@ class Reads:
             elif os.path.isfile(name) and not _is_environment(name):  # noqa: PTH113
                 what = f"it reads {name}, which is in no trial's id and on no other machine"
                 yield Finding("reads", where, what, MEND)
+        if any(f"{folder}/".startswith(f"{root}/") for folder in self.listed) and not PATTERN.search(source.text):
+            what = "it lists the folder that it lies in, where on another machine is only what its text names"
+            yield Finding("reads", where, what, "Write the names there as texts, or a pattern: '*.npy'.")
         for host in self.hosts:
             what = f"it connects to {host}, whose answer is in no trial's id"
             yield Finding("reads", where, what, MEND)

@@ -66,6 +66,9 @@ class Whole:
                 candidate.load_class(pool.source)  # type: ignore[arg-type]
             self._before = process_state.snapshot()
             self._imported = list(process_state.findings(process_state.changes(before, self._before), "import"))
+            if candidate.draws():
+                what = "it draws or seeds random numbers, which come out the same for every seed of its trials"
+                self._imported.append(Finding("process-state", "import", what, "Draw in __init__.", refused=False))
         trial = self._rehearsal.trial(pool, arch)
         try:
             with self._reads:
@@ -77,7 +80,7 @@ class Whole:
         except (Exception, SystemExit) as error:
             raised = [] if any(each.refused for each in self._imported) else [failure(_where(arch), error, "training")]
             return {"findings": [dataclasses.asdict(each) for each in (*self._imported, *raised)]}
-        findings = [*self._imported, *self._reads.findings(trial.pool.source.path if trial.pool.source else "")]
+        findings = [*self._imported, *(self._reads.findings(pool.source) if pool.source else ())]
         after = process_state.changes(self._before, process_state.snapshot())
         findings += process_state.findings(after, "building and training")
         return {"findings": [dataclasses.asdict(found) for found in findings], "epoch": second, "held": state}

@@ -196,7 +196,8 @@ def _absolute(name: str, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
-    """The files beside whose names stand in the text of a file: whole, joined to a folder's, or as its own ending."""
+    """The files beside whose names stand in the text of a file: whole, as a pattern, joined to a folder's, or as its
+    own ending."""
     texts = sorted(set(_texts(tree)))
     folders = [""] + [text for text in texts if _is_folder(file.parent, text)]
     for folder, text in itertools.product(folders, texts):
@@ -204,8 +205,14 @@ def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
         for name in names:
             relative = str(PurePosixPath(folder) / name)
             usable = is_place(relative) and not relative.endswith((".py", ".pyc"))
-            if usable and (found := _file(file.parent / relative)):
+            if usable and "*" in relative:
+                yield from (found for found in file.parent.glob(relative) if _is_data(found))
+            elif usable and (found := _file(file.parent / relative)):
                 yield found
+
+
+def _is_data(path: Path) -> bool:
+    return path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
 
 
 def _texts(tree: ast.Module) -> Iterator[str]:
