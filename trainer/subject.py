@@ -48,9 +48,11 @@ class Subject:
             with seeded(seed, Purpose.POOL):
                 self._built[key] = materialise(pools.build(self.pool, self.shape[0]), key[1])
         try:
-            return copy.deepcopy(self._built[key])  # initial weights take longer: 60 ms for attention at 1280 channels
+            made = copy.deepcopy(self._built[key])  # initial weights take longer: 60 ms for attention at 1280 channels
         except Exception:  # some modules cannot be copied, which no trial needs
             return self._built.pop(key)
+        # A scripted module's copy has parameters that no gradient reaches.
+        return made if all(parameter.is_leaf for parameter in made.parameters()) else self._built.pop(key)
 
     def maps(self, kind: str = "random", shape: Shape | None = None, batch: int = BATCH) -> Tensor:
         """[B, C, H, W] as a ReLU leaves it, channels last, like the backbone's.
