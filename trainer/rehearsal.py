@@ -105,10 +105,11 @@ def _differences(
     hidden = sorted(name for name in then.keys() | state.keys() if then.get(name) != state.get(name))
     named = ", ".join(hidden[:3])
     mend = "Make it a buffer and change it in place, self.calls.add_(1), so that a checkpoint finds it."
-    if repr(second) != repr(whole["epoch"]):
-        was, now = whole["epoch"]["train_loss"], second["train_loss"]
+    parted = [(name, was, second[name]) for name, was in whole["epoch"].items() if repr(was) != repr(second[name])]
+    if parted:
+        name, was, now = parted[0]
         because = f": {named} are not where a checkpoint finds them" if named else ""
-        what = f"the second epoch's loss is {was:.6g} when it is not stopped, and {now:.6g} when it is{because}"
+        what = f"the second epoch's {name} is {was:.8g} when it is not stopped, and {now:.8g} when it is{because}"
         yield Finding("resume", _where(arch), what, mend)
     elif named:
         what = f"{named} change in Python from step to step, where no checkpoint finds them"
