@@ -3,7 +3,8 @@
     python -m benchmarks.overhead [--trials 10 100 1000 5000] [--fresh-actors 6] [--output FILE]
 
 Ours is the real scheduler and the real worker, with its log, its epochs and its row in Parquet, around a trial that
-trains nothing and has five epochs. Raw Tune is a function that reports once: with reused actors and no loggers, and as
+trains nothing and has five epochs: of pools of the shelf, and of 20 users' files in turn, each of which needs a process
+of its own. Raw Tune is a function that reports once: with reused actors and no loggers, and as
 it comes (a fresh actor a trial, its loggers on), with torch imported in the function as any trainer would. Each has
 a process and a Ray of its own. `to first trial` is from the moment at which Ray is asked to start; `longest pause` is
 the most that the driver did not hear Ctrl-C, or show progress, because it was busy.
@@ -37,6 +38,8 @@ from trainer.recipe import Recipe
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 5
 OURS, REUSED, FRESH = "this project", "raw Tune, reused actors, no loggers", "raw Tune, as it comes"
+IN_TURN, FILES = "this project, 20 files in turn", 20
+USERS = "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x): return {} * x.mean((2, 3))\n"
 
 
 def main() -> None:
@@ -50,7 +53,12 @@ def main() -> None:
         print(json.dumps(measure(args.one[0], int(args.one[1]))))
         return
     rows = []
-    for what, counts in ((OURS, args.trials), (REUSED, args.trials), (FRESH, [args.fresh_actors])):
+    for what, counts in (
+        (OURS, args.trials),
+        (IN_TURN, args.trials),
+        (REUSED, args.trials),
+        (FRESH, [args.fresh_actors]),
+    ):
         rows += [_in_a_process(what, count) for count in counts if count]
     table = Table("", "trials", "start, s", "to first trial, s", "longest pause, s", "s a trial", "driver, MiB")
     for row in rows:
@@ -72,12 +80,12 @@ def _in_a_process(what: str, trials: int) -> dict[str, Any]:
 
 
 def measure(what: str, trials: int) -> dict[str, Any]:
-    seconds = ours(trials) if what == OURS else raw_tune(trials, fresh=what == FRESH)
+    seconds = ours(trials, what == IN_TURN) if what in (OURS, IN_TURN) else raw_tune(trials, fresh=what == FRESH)
     mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"what": what, "trials": trials, **seconds, "driver_mib": mib}
 
 
-def ours(trials: int) -> dict[str, float]:
+def ours(trials: int, in_turn: bool) -> dict[str, float]:
     """Seconds of Ray's start, from there to the first trial's, of the driver's longest pause, and of a trial."""
     from orchestrator import cluster, ray_tune
     from orchestrator.leaving import Departure
@@ -97,10 +105,13 @@ def ours(trials: int) -> dict[str, float]:
             steps.append(time.perf_counter())
             super().step()
 
-    entries = tuple(Entry(each, BASELINE) for each in pool.expand("gap") + pool.expand("gem"))
-    grid = Grid("overhead", entries, (Pair("resnet20", "digits"),), tuple(range(trials // 2)), Recipe(epochs=EPOCHS))
-    todo, loaded = list(grid), {"digits": data.load("digits", Path())}
     with tempfile.TemporaryDirectory() as folder:
+        entries = tuple(
+            Entry(each, BASELINE) for each in (_files(Path(folder)) if in_turn else pool.expand("gem(p=[1, 3])"))
+        )
+        seeds = tuple(range(max(1, trials // len(entries))))
+        grid = Grid("overhead", entries, (Pair("resnet20", "digits"),), seeds, Recipe(epochs=EPOCHS))
+        todo, loaded = list(grid), {"digits": data.load("digits", Path())}
         run = RunFolder(Path(folder) / "run")
         run.create()
         job = Job(run.where, gpu=False, threads=1, checkpoint_every=10, compiled=False, git_commit=None)
@@ -119,7 +130,13 @@ def ours(trials: int) -> dict[str, float]:
             raise RuntimeError(f"of {len(todo)} trials {len(ended)} have ended")
     pause_s = max(map(operator.sub, steps[1:], steps))
     first_s = (first - asked).total_seconds()
-    return {"start_s": start_s, "first_s": first_s, "pause_s": pause_s, "seconds_per_trial": seconds / trials}
+    return {"start_s": start_s, "first_s": first_s, "pause_s": pause_s, "seconds_per_trial": seconds / len(todo)}
+
+
+def _files(folder: Path) -> list[pool.Pool]:
+    for number in range(FILES):
+        (folder / f"mine{number}.py").write_text(USERS.format(number + 1), encoding="utf-8")
+    return [pool.expand(str(folder / f"mine{number}.py"))[0] for number in range(FILES)]
 
 
 def _idle(*arguments: Any) -> None:

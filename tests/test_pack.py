@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.idle import idle_pack
 from orchestrator.packs import group, measured_sizes
 from orchestrator.record import Job
 from orchestrator.worker import DeviceLostError, measure, run_pack
@@ -208,6 +209,13 @@ def test_what_has_ended_is_not_trained_again(grid: Grid, job: Job, digits: Datas
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_idle_programs_answer_all_that_a_trial_asks(grid: Grid, job: Job, digits: Dataset) -> None:
+    """Else `python -m benchmarks.overhead` measures how fast trials fail."""
+    reports = Reports()
+    idle_pack(list(grid)[:2], digits, job, reports)
+    assert [result["status"] for result in reports.ended.values()] == ["completed"] * 2
+
+
 # Which trials make a pack
 
 
@@ -239,6 +247,26 @@ def test_every_trial_is_in_one_pack(two_pairs: Grid, size: int, gpus: int) -> No
     assert sorted(p.place for pack in packs for p in pack) == sorted(p.place for p in todo)
     assert all(len({(p.trial.arch, p.trial.dataset) for p in pack}) == 1 for pack in packs)
     assert max(map(len, packs)) <= min(size, math.ceil(len(todo) / gpus)), "a GPU has nothing to do"
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_no_pack_has_two_codes(two_pairs: Grid, tmp_path: Path, size: int) -> None:
+    """The pools of the shelf are one, a file of a user's is one with all its parameters and classes."""
+    text = "from torch import nn\nclass CustomPool(nn.Module):\n    def __init__(self, p=1): ...\n"
+    (tmp_path / "mine.py").write_text(text + "class Other(CustomPool): ...\n")
+    (tmp_path / "yours.py").write_text(text)
+    specs = ("gap", "mine.py(p=2)", "gem", "yours.py", "mine.py:Other", "mine.py(p=3)")
+    entries = tuple(Entry(one, BASELINE) for spec in specs for one in pool.expand(spec, root=tmp_path))
+    todo = list(dataclasses.replace(two_pairs, entries=entries))
+    packs = group(todo, lambda _: size)
+    assert sorted(p.place for pack in packs for p in pack) == sorted(p.place for p in todo)
+    names = {frozenset(p.trial.pool.name for p in pack) for pack in packs}
+    of_one_code = ({"gap", "gem"}, {"mine", "mine.Other"}, {"yours"})
+    assert all(any(found <= code for code in of_one_code) for found in names)
+    if size == 8:
+        assert {frozenset(code) for code in of_one_code} == names, "and as many as may share one"
+    firsts = [min(p.place[2] for p in pack) for pack in packs]
+    assert firsts == sorted(firsts), "seeds outermost"
 
 
 def test_sizes_differ_by_pair(two_pairs: Grid) -> None:

@@ -121,6 +121,13 @@ def test_data_whose_name_stands_in_the_text_travels(tmp_path: Path, said: str) -
     assert pool.expand(str(tmp_path / "mine.py"))[0].revision != mine.revision, read
 
 
+def test_what_is_never_run_needs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "big.pt").write_bytes(bytes(5 * 2**20))
+    text = "SCALE = 1\nLINE = '*' * 3 + '**/*'\nif __name__ == '__main__':\n    import helper\n    print('big.pt')\n"
+    write(tmp_path, {"mine": f'"""As in big.pt and helper.py."""\n{HEAD}{text}{BODY}', "helper": "1 / 0\n"})
+    assert beside(tmp_path / "mine.py") == []
+
+
 def test_what_is_beside_must_be_small_enough_for_every_run_folder(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(bytes(5 * 2**20))
     write(tmp_path, {"mine": HEAD + "SCALE = 1\nWHERE = 'weights.pt'\n" + BODY})

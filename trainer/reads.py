@@ -22,7 +22,7 @@ from trainer.examination import Finding
 from trainer.source import Source
 
 SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")
-PATTERN = re.compile(r"""(["'])[^"'\n]*\*[^"'\n]*\1""")  # a text with a star in it, whose matches travel
+PATTERN = re.compile(r"""(["'])[^"'\n*]*\*[^"'\n*/]*\.\w+\1""")  # a text with a star in it, whose matches travel
 MEND = "Keep it beside the pool's file and write its name there as a text, so that it travels and is part of the id."
 
 

@@ -31,6 +31,9 @@ ENVIRONMENT = frozenset(
     | {"numpy", "pandas", "PIL", "pyarrow", "ray", "rich", "scipy", "sklearn", "torch", "torchvision", "yaml"}
 )  # what our own processes have imported, so that no sibling of that name would be
 
+PATTERN = re.compile(r"[^*?]*\*[^*?/]*\.\w+")  # `data/*.npy`; a star alone is no pattern but a row of them
+MAIN = ("__name__ == '__main__'", "'__main__' == __name__")
+
 Files = tuple[tuple[str, bytes], ...]
 
 
@@ -169,7 +172,7 @@ def _modules(file: Path, tree: ast.Module, script: Path, root: Path) -> Iterator
 def _imported(file: Path, tree: ast.Module, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """(the folder it starts from, dotted name) of all that a file may import from beside; what is no module is passed
     over later."""
-    for node in ast.walk(tree):
+    for node in _run(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _absolute(alias.name, roots)
@@ -205,10 +208,20 @@ def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
         for name in names:
             relative = str(PurePosixPath(folder) / name)
             usable = is_place(relative) and not relative.endswith((".py", ".pyc"))
-            if usable and "*" in relative:
+            if usable and PATTERN.fullmatch(relative):
                 yield from (found for found in file.parent.glob(relative) if _is_data(found))
             elif usable and (found := _file(file.parent / relative)):
                 yield found
+
+
+def _run(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of a file that run when it is imported, or later: all but `if __name__ == "__main__"`."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        is_main = isinstance(node, ast.If) and ast.unparse(node.test) in MAIN
+        waiting += node.orelse if isinstance(node, ast.If) and is_main else ast.iter_child_nodes(node)
 
 
 def _is_data(path: Path) -> bool:
@@ -218,7 +231,7 @@ def _is_data(path: Path) -> bool:
 def _texts(tree: ast.Module) -> Iterator[str]:
     """The short texts of a file but for its docstrings, which may well name a README."""
     said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    for node in _run(tree):
         text = node.value if isinstance(node, ast.Constant) and id(node) not in said else None
         if isinstance(text, str) and 0 < len(text) <= 200 and "\0" not in text:
             yield text
