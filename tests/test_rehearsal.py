@@ -34,8 +34,8 @@ def file(folder: Path, name: str, init: str = "pass", forward: str = AVERAGE, be
 Examined = Mapping[str, Examination]
 
 
-def examined(files: list[Path], precision: str = "fp32") -> Examined:
-    recipe = Recipe(batch_size=32, lr=0.02, precision=precision)
+def examined(files: list[Path], precision: str = "fp32", batch_size: int = 32) -> Examined:
+    recipe = Recipe(batch_size=batch_size, lr=0.02, precision=precision)
     with Gate([pool.expand(str(path))[0] for path in files], ["resnet20"], recipe) as gate:
         return {one.pool.name: one for one in gate.report.examinations}
 
@@ -142,6 +142,13 @@ def test_what_fails_in_training_alone_is_found(tmp_path: Path) -> None:
         (finding,) = (each for each in found[name].findings if each.refused)
         assert finding.check == "training"
         assert says in finding.what
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 100, 128])
+def test_what_evaluation_leaves_behind_meets_the_next_epoch(tmp_path: Path, batch_size: int) -> None:
+    cached = CACHED + "            self.grid = torch.ones_like(x)\n        return (x * self.grid).mean((2, 3))"
+    found = examined([file(tmp_path, "cached", "self.grid = None", cached)], batch_size=batch_size)
+    assert found["cached"].verdict == "training"
 
 
 def test_the_autocast_is_the_recipes(tmp_path: Path) -> None:

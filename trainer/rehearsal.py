@@ -144,16 +144,15 @@ def _where(arch: str) -> str:
 
 
 def _noise(batch: int) -> Dataset:
-    """A batch and five eighths of one to train on, as CIFAR's last batch is of 80 in 128; and to be tested on so many
-    that one batch is of the same size as one in training."""
+    """A batch and five eighths of one to train on, as CIFAR's last batch is of 80 in 128; and as many to be tested on
+    that the last batch there is of the size of the first in training: what a pool keeps by size meets the next epoch.
+    """
     draws = np.random.default_rng(0)
-    rest = batch * 5 // 8
+    rest, whole = batch * 5 // 8, EVAL_BATCH["cpu"]
     train = batch + (rest if rest > 1 else batch)
-    whole = EVAL_BATCH["cpu"]
-    test = whole + (batch if batch < whole else rest % whole)
-    images = [
-        draws.integers(0, 256, (n, size, size, 3), np.uint8) for n, size in ((train, SIZE + 2 * PAD), (test, SIZE))
-    ]
+    test = whole + min(batch, whole)
+    sizes = (train, SIZE + 2 * PAD), (test, SIZE)
+    images = [draws.integers(0, 256, (count, side, side, 3), np.uint8) for count, side in sizes]
     labels = [draws.integers(0, CLASSES, n) for n in (train, test)]
     third = (0.5,) * 3
     return Dataset("noise", CLASSES, False, images[0], labels[0], images[1], labels[1], third, third)
