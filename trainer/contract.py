@@ -257,7 +257,8 @@ def _device(subject: Subject) -> Iterator[Finding]:
             yield Finding("host-sync", where, what, hint, refused=False)
         except Exception as error:
             # Whatever else fake tensors cannot do, real ones may.
-            if type(error).__name__ == "FakeTensorDeviceMismatchError":
+            # torch 2.13 has a type for it, 2.11 a sentence.
+            if type(error).__name__ == "FakeTensorDeviceMismatchError" or "different devices" in str(error):
                 what = f"it mixes tensors of the GPU and of the CPU: {_first_line(error)}"
                 yield Finding("device", where, what, mend)
         else:
