@@ -72,6 +72,17 @@ def test_same_function(shelf: Report) -> None:
         assert identity.parting["spatial_pyramid"] == ("weight",)
 
 
+def test_a_clamp_far_from_zero_is_another_function(tmp_path: Path) -> None:
+    """As fast-reid's ClipGlobalAvgPool, an average of at most 1."""
+    (tmp_path / "clipped.py").write_text(
+        "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+        "        return x.mean((2, 3)).clamp(0, 1)\n"
+    )
+    pools = [*pool.expand("gap"), *pool.expand(str(tmp_path / "clipped.py"))]
+    with Gate(pools, ["resnet56", "vgg16bn"]) as gate:
+        assert gate.report.same_function() == []
+
+
 def test_a_class_says_what_may_part_it() -> None:
     one = SameFunction("vgg16bn", ("gap", "gem", "mine"), {"mine": ("weight", "bias")})
     assert str(one) == "vgg16bn: gap, gem and mine start as the same function; learning may part mine by weight, bias"

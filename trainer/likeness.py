@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +39,9 @@ def _moved(subject: Subject, name: str) -> Tensor:
 
 
 def _function(module: nn.Module, subject: Subject) -> Tensor:
-    """[evaluation and training, B, C]."""
+    """[evaluation and training, B, C], and the same of large maps, where what is clamped at 1 is no average."""
     found = []
-    for training in (False, True):
+    for kind, training in itertools.product(("random", "large"), (False, True)):
         with torch.no_grad(), seeded(0, Purpose.NOISE):
-            found.append(module.train(training)(subject.maps()))
+            found.append(module.train(training)(subject.maps(kind)))
     return torch.stack(found).nan_to_num()
