@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -110,9 +111,45 @@ def test_it_ends_with_its_parent_whatever_it_is_doing() -> None:
     handle = os.pidfd_open(pid)
     parent.kill()
     parent.wait()
-    import select
-
     assert select.select([handle], [], [], 10)[0], "it outlived its parent by ten seconds"
+
+
+def test_what_it_has_started_ends_with_it_and_holds_nobody() -> None:
+    """A process that it forked has its end of the pipe too."""
+
+    def forks(requests: Connection) -> None:
+        requests.recv()
+        if (pid := os.fork()) == 0:
+            threading.Event().wait()
+        requests.send(pid)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = Child(forks)
+    answers = process.ask(1)
+    handle = os.pidfd_open(next(answers))
+    with pytest.raises(ChildDiedError, match="SIGKILL"):
+        next(answers)
+    assert select.select([handle], [], [], 10)[0], "it was left behind"
+
+
+def test_a_file_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at the end of a process, nor, once another comes, of one that was killed."""
+    text = "from torch import nn\nclass CustomPool(nn.Module): ...\n"
+    code = (
+        "import os, sys\nfrom trainer.candidate import load_class\nfrom trainer.isolation import Child\n"
+        "from trainer.source import Source\ndef serve(requests):\n    requests.recv()\n"
+        f"    load_class(Source({text!r}))\n    requests.send(None)\n    requests.recv()\n"
+        "process = Child(serve)\nlist(process.ask(1))\nprint(len(os.listdir(os.environ['TMPDIR'])))\n"
+        "process.kill() if 'kill' in sys.argv else process.close()\nprint(len(os.listdir(os.environ['TMPDIR'])))\n"
+    )
+
+    def counts(*arguments: str) -> str:
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, check=True, stdout=-1)
+        return done.stdout.decode().replace("\n", " ")
+
+    assert counts("kill") == "1 1 "
+    assert counts() == "1 0 ", "nor is that of the one before left"
 
 
 def test_it_computes_what_its_parent_would() -> None:

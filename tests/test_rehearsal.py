@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ def file(folder: Path, name: str, init: str = "pass", forward: str = AVERAGE, be
     return path
 
 
-Examined = Mapping[str, Examination]
+Examined = dict[str, Examination]
 
 
 def examined(files: list[Path], precision: str = "fp32", batch_size: int = 32) -> Examined:
@@ -92,6 +91,31 @@ def test_state_that_no_checkpoint_finds_is_refused(hidden: Examined, name: str) 
     assert hidden[name].cost is None
 
 
+SHARED: dict[str, dict[str, str]] = {  # so that a trial starts from what another left
+    "cache": {
+        "before": "import functools\n@functools.lru_cache(None)\ndef basis(c):\n    return torch.randn(c)",
+        "init": "self.register_buffer('basis', basis(64).clone())",
+        "forward": "return x.mean((2, 3)) * self.basis",
+    },
+    "bank": {
+        "before": "BANK = {}",
+        "init": "self.register_buffer('basis', BANK.setdefault(64, torch.randn(64)).clone())",
+        "forward": "return x.mean((2, 3)) * self.basis",
+    },
+    "unseeded": {
+        "init": "g = torch.Generator()\n        g.seed()\n        self.w = nn.Parameter(torch.rand(64, generator=g))",
+        "forward": "return x.mean((2, 3)) * self.w",
+    },
+}
+
+
+def test_a_trial_that_starts_from_what_another_left_is_refused(tmp_path: Path) -> None:
+    found = examined([file(tmp_path, name, **parts) for name, parts in SHARED.items()])
+    for name in SHARED:
+        assert found[name].verdict == "repeatability", (name, found[name].findings)
+        assert "start from other values" in found[name].findings[-1].what
+
+
 FINE: dict[str, dict[str, str]] = {
     "buffer": {
         "init": "self.register_buffer('steps', torch.zeros(()))",
@@ -112,6 +136,16 @@ FINE: dict[str, dict[str, str]] = {
     },
     "batch_norm": {"init": "self.norm = nn.BatchNorm1d(64)", "forward": "return self.norm(x.mean((2, 3)))"},
     "lazy": {"init": "self.norm = nn.LazyBatchNorm1d()", "forward": "return self.norm(x.mean((2, 3)))"},
+    "where_it_is": {
+        "before": "HERE = Path(__file__).resolve().parent\nROOT = os.path.dirname(os.path.abspath(__file__))",
+        "init": "self.folder = HERE / 'data'",
+    },
+    "when_it_was": {"before": "import time, uuid\nSTART, RUN = time.time(), str(uuid.uuid4())"},
+    "compiled": {
+        "before": "@torch.compile\ndef pooled(x):\n    return x.mean((2, 3))",
+        "forward": "return pooled(x)",
+    },
+    "deterministic": {"before": "torch.backends.cudnn.deterministic = True\ntorch.manual_seed(0)\nrandom.seed(0)"},
     "shown": {"init": "self.map = None", "forward": "self.map = x.softmax(1).detach()\n        " + AVERAGE},
 }
 
@@ -125,7 +159,7 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> Examined:
 @pytest.mark.parametrize("name", FINE)
 def test_state_that_a_checkpoint_finds_passes(fine: Examined, name: str) -> None:
     assert fine[name].verdict == "ok", fine[name].findings
-    if name in ("buffer", "scripted", "lazy"):
+    if name in ("buffer", "scripted", "lazy", "where_it_is"):
         assert fine[name].findings == (), "nothing to be said of it"
 
 
@@ -166,6 +200,8 @@ READS = {
         "__import__('sys').path.insert(0, {modules!r}); import farmodule",
         "it imports farmodule from {modules}",
     ),
+    "by_c": ("torch.jit.load({far!r}) if False else None", "it reads {far}"),
+    "by_name": ("import socket\ntry: socket.getaddrinfo('a.host', 80)\nexcept OSError: pass", "it connects to a.host"),
     "from_a_host": (
         "import socket\n__import__('contextlib').suppress(OSError).__enter__()\n"
         "try: socket.create_connection(('127.0.0.1', 9), 0.1)\nexcept OSError: pass",
@@ -196,6 +232,12 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
         refused = [each for each in found[name].findings if each.refused]
         assert [each.check for each in refused] == ["reads"], (name, found[name].findings)
         assert says.format(**places) in refused[0].what
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "__init__.py").write_text("")
+    (tmp_path / "lab" / "conf_1.json").write_text("1")
+    code = "try: open(Path(__file__).parent / f'conf_{1}.json')\nexcept FileNotFoundError: pass"
+    found |= examined([file(tmp_path / "lab", "packed", before=code)])
+    assert found["packed"].verdict == "reads", "it lies in the folder of a package"
     for name in ("harmless", "draws", "pattern"):
         assert found[name].verdict == "ok", found[name].findings
     assert "draws or seeds random numbers" in found["draws"].findings[0].what

@@ -40,7 +40,13 @@ WAYS = {
     "a dataclass": "import dataclasses\nfrom torch import nn\n@dataclasses.dataclass(eq=False)\n"
     "class CustomPool(nn.Module):\n    channels: int\n    p: float = 2.0\n"
     "    def __post_init__(self):\n        super().__init__()\n" + FORWARD,
-    "the only one": "from torch import nn\nclass Other(nn.Module):\n" + INIT + FORWARD + "class Helper: ...\n",
+    "passed on": BASE
+    + "class CustomPool(Base):\n    def __init__(self, *a, **kw):\n        super().__init__(*a, **kw)\n",
+    "the only one": "import collections, enum, typing\nclass A(dict): ...\nclass B(collections.OrderedDict): ...\n"
+    "class C(typing.NamedTuple): ...\nclass D(str, enum.Enum): ...\nfrom torch import nn\nclass Other(nn.Module):\n"
+    + INIT
+    + FORWARD
+    + "class Helper: ...\n",
 }
 
 

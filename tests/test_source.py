@@ -135,6 +135,19 @@ def test_what_is_beside_must_be_small_enough_for_every_run_folder(tmp_path: Path
         pool.expand(str(tmp_path / "mine.py"))
 
 
+def test_what_somebody_has_imported_is_not_what_lies_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray has its own psutil."""
+    monkeypatch.setitem(sys.modules, "taken", type(sys)("taken"))
+    write(tmp_path, {"mine": HEAD + "from taken import SCALE\n" + BODY, "taken": "SCALE = 4.0\n"})
+    assert output(pool.expand(str(tmp_path / "mine.py"))[0]) == 4.0
+
+
+def test_a_link_is_where_it_leads(tmp_path: Path) -> None:
+    write(tmp_path / "real", {"mine": HEAD + "from helper import SCALE\n" + BODY, "helper": "SCALE = 6.0\n"})
+    (tmp_path / "link.py").symlink_to(tmp_path / "real" / "mine.py")
+    assert output(pool.expand(str(tmp_path / "link.py"))[0]) == 6.0
+
+
 def test_files_as_python_runs_them(tmp_path: Path) -> None:
     text = "class CustomPool(nn.Module):\n\tname = 'é'\n\tdef forward(self, x):\n"
     text += "\t\treturn x.mean((2, 3)) * len(self.name)\n"

@@ -9,10 +9,12 @@ torch, it does to its own trials.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import shutil
 import sys
@@ -78,20 +80,54 @@ def _module(text: str, beside: Files, place: str, sha: str) -> ModuleType:
     from trainer.randomness import Noise, Purpose, same, seeded  # torch, which reading a file does without
 
     package = f"pool_{sha[:8]}"  # what `from . import helper` is relative to, in a file that is part of no package
-    above = Path(tempfile.mkdtemp(prefix="poolsweep-"))
-    atexit.register(shutil.rmtree, above, ignore_errors=True)
+    above = _own_folder()
     root = above / package
     file = root / place
     for name, content in (*beside, (place, Source(text).content)):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     _look_in(root, file.parent, above)
+    own = {name.partition("/")[0].removesuffix(".py") for name, _ in beside}
+    for name in list(sys.modules):  # one that Ray has imported, say, is not the one that lies beside
+        if name.partition(".")[0] in own - ENVIRONMENT - sys.stdlib_module_names:
+            del sys.modules[name]
     with seeded(0, Purpose.POOL):  # what is drawn on import is the same in every process
         before = Noise.host_state()
         module = _import(package, file, place)
         if not same(before, Noise.host_state()):
             _drawn.append(sha)
     return module
+
+
+def _own_folder() -> Path:
+    """An empty folder that lasts as long as this process; those of processes that were killed are removed.
+
+    Whoever lives holds a lock on its own, which the system gives back in any case; see flock(2).
+    """
+    places = Path(tempfile.gettempdir())
+    for left in places.glob("poolsweep-*"):
+        if (handle := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(handle)
+    made = Path(tempfile.mkdtemp(prefix=".poolsweep-"))
+    _locked(made)  # before anybody looks for it
+    own = made.rename(places / made.name.removeprefix("."))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own
+
+
+def _locked(folder: Path) -> int | None:
+    """The handle of a folder that nobody else has locked."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except OSError:
+        os.close(handle)
+        return None
 
 
 def _import(package: str, file: Path, place: str) -> ModuleType:

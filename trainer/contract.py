@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 
+from trainer import candidate
 from trainer.examination import Finding
 from trainer.graphs import TENSOR, attributes
 from trainer.randomness import Noise, Purpose, seeded
+from trainer.reads import MEND
 from trainer.subject import BATCH, Shape, Subject, forward
 
 KINDS = ("random", "constant", "zero", "large")
@@ -51,6 +53,8 @@ def _structure(subject: Subject) -> list[Finding]:
         return [Finding("import", "construction", _spell_error(error), mend)]
     except (Exception, SystemExit) as error:
         mend = "The file must import, and the class be built from its params alone."
+        if isinstance(error, OSError) and str(error.filename).startswith(f"{candidate.folder()}/"):
+            mend = MEND
         if "NVIDIA" in str(error) or "CUDA" in str(error):
             mend = "It is made where the trainer moves it from: name no device, and in forward take x.device."
         return [Finding("build", "construction", _spell_error(error), mend)]

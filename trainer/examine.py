@@ -24,6 +24,7 @@ from typing import Any, TextIO
 import torch
 import torch._dynamo  # which the checks' fake tensors import, 2 s: here once, and not in every process
 import torch.utils.flop_counter
+from torch._dynamo import mutation_guard
 
 from trainer import contract, cost, likeness, rehearsal
 from trainer.examination import Examination
@@ -99,6 +100,7 @@ def _answer(asked: Mapping[str, Any], answers: TextIO) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    mutation_guard.install_generation_tagging_init()  # or the first torch.compile would, and seem to be a pool's doing
     with (
         os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8") as answers,
         Path(os.devnull).open("wb") as nowhere,

@@ -38,6 +38,7 @@ from trainer.recipe import Recipe
 from trainer.text import plain
 
 TIME_LIMIT_S = 30.0  # of an examination, which takes 0.3 s; what it waits for a core of a busy machine does not count
+COMPILES = 10  # times as long for what torch.compile has to compile first: 20 s a function on one core
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,13 @@ class Report:
 
     def _problems(self, refused: bool) -> list[Problem]:
         broken = {one.pool for one in self.examinations if one.refused}
-        found: dict[tuple[Pool, str], list[tuple[str, Finding]]] = {}
+        found: dict[tuple[Pool, str, str], list[tuple[str, Finding]]] = {}
         for one in self.examinations:
             for finding in one.findings:
                 if finding.refused == refused and (refused or one.pool not in broken):
-                    found.setdefault((one.pool, finding.check), []).append((one.arch, finding))
+                    found.setdefault((one.pool, finding.check, finding.what), []).append((one.arch, finding))
         problems = []
-        for (pool, _), ((_, first), *others) in found.items():
+        for (pool, _, _), ((_, first), *others) in found.items():
             problem = first.problem(pool)
             also = f" (the same on {', '.join(arch for arch, _ in others)})" if others else ""
             problems.append(dataclasses.replace(problem, what=problem.what + also))
@@ -177,7 +178,7 @@ class Gate:
 
     def _rehearse(self, examiner: _Examiner, cases: Sequence[Case]) -> dict[Case, list[Finding]]:
         """What is found when each is trained, and then resumed in another process, the last first."""
-        with tempfile.TemporaryDirectory(prefix="poolsweep-gate-") as folder:
+        with tempfile.TemporaryDirectory(prefix="gate-") as folder:
             given = {case: {"place": f"{folder}/{index}.pt"} for index, case in enumerate(cases)}
             trained = dict(self._each(examiner, "train", given))
             findings = {case: _findings(found) for case, found in trained.items()}
@@ -198,8 +199,9 @@ class Gate:
         while waiting:
             asked = [{"pool": pool.to_dict(), "arch": arch, **given[pool, arch]} for pool, arch in waiting]
             request = {"step": step, "recipe": dataclasses.asdict(self._recipe), "cases": asked}
+            compiles = any("torch.compile" in pool.source.text for pool, _ in waiting if pool.source)
             try:
-                for answer in examiner.ask(request, self._limit):
+                for answer in examiner.ask(request, self._limit * (COMPILES if compiles else 1)):
                     yield waiting.pop(0), answer
             except _NoAnswerError as error:
                 case = waiting.pop(0)

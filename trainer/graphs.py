@@ -119,6 +119,8 @@ def attributes(modules: nn.Module) -> dict[str, str]:
 def _spell(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"{TENSOR} at {value.data_ptr()}"
+    if isinstance(value, torch._C.ScriptMethod):  # of which each access makes another
+        return ""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_spell, value))}]"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # where something lies is no state

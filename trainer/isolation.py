@@ -8,19 +8,20 @@ all. The parent must not have used torch's threads or a GPU, neither of which a 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
 import os
 import signal
 import sys
-import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 Serve = Callable[[Connection], None]
@@ -52,6 +53,7 @@ class Child:
         self._pipe, theirs = Pipe()
         self.ended: str | None = None
         self.pid = _forker.submit(self._fork, serve, theirs).result()
+        self._handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         theirs.close()
 
     def ask(self, request: Any) -> Iterator[Any]:
@@ -63,7 +65,7 @@ class Child:
         answered = False
         try:
             self._pipe.send(request)
-            while (answer := self._pipe.recv()) is not None:
+            while (answer := self._receive()) is not None:
                 yield answer
             answered = True
         except (EOFError, OSError):
@@ -78,17 +80,37 @@ class Child:
             self.close()
 
     def close(self) -> str:
-        """Has it end; how it did."""
+        """Has it end, and whatever it has started; how it did."""
         if self.ended is None:
             with contextlib.suppress(OSError):
                 self._pipe.send(None)
             self._pipe.close()
-            late = threading.Timer(PATIENCE_S, os.kill, (self.pid, signal.SIGKILL))  # what it has started may hold it
-            late.start()
+            if not self._ends_within(PATIENCE_S):
+                os.kill(self.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # its number is nobody else's until it is waited for
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            late.cancel()
+            if self._handle is not None:
+                os.close(self._handle)
             self.ended = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         return self.ended
+
+    def _receive(self) -> Any:
+        """The next answer. A process that it has started may hold its pipe open when it has ended."""
+        if self._handle is not None and self._pipe not in wait([self._pipe, self._handle]):
+            raise EOFError
+        return self._pipe.recv()
+
+    def _ends_within(self, seconds: float) -> bool:
+        if self._handle is not None:
+            return bool(wait([self._handle], seconds))
+        deadline = time.monotonic() + seconds
+        while not (gone := os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        return gone is not None
 
     def _fork(self, serve: Serve, theirs: Connection) -> int:
         parent = os.getpid()
@@ -100,7 +122,9 @@ class Child:
         code = 1
         try:
             self._pipe.close()
+            os.setsid()  # what it starts can be ended with it
             _end_with(parent)
+            atexit._clear()  # the parent's
             gc.freeze()  # what the parent holds, of Ray's store for one, is the parent's to give back
             serve(theirs)
             code = 0
@@ -109,6 +133,8 @@ class Child:
         except BaseException:
             traceback.print_exc()
         finally:
+            with contextlib.suppress(BaseException):
+                atexit._run_exitfuncs()
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()

@@ -100,8 +100,7 @@ def _numerics() -> Iterator[tuple[str, Any]]:
     yield "torch's inference mode", torch.is_inference_mode_enabled()
     yield "torch's number of threads", torch.get_num_threads()
     yield "anomaly detection", torch.is_anomaly_enabled()
-    yield "deterministic algorithms", torch.are_deterministic_algorithms_enabled()
-    for name in ("enabled", "benchmark", "deterministic", "allow_tf32"):
+    for name in ("enabled", "benchmark", "allow_tf32"):  # who benchmarks chooses its algorithms by their times
         yield f"cudnn.{name}", _quietly(torch.backends.cudnn, name)
     yield "cudnn.conv.fp32_precision", _quietly(getattr(torch.backends.cudnn, "conv", None), "fp32_precision")
     for backend in ("cuda", "mkldnn"):
@@ -153,6 +152,8 @@ def _methods(cls: type) -> frozenset[str]:
 
 
 def _others() -> Iterator[tuple[str, Any]]:
+    yield "deterministic algorithms", torch.are_deterministic_algorithms_enabled()
+    yield "cudnn.deterministic", torch.backends.cudnn.deterministic
     yield "the working directory", os.getcwd()  # noqa: PTH109
     yield "sys.path", tuple(sys.path)
     environment = dict(os.environ)

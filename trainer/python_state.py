@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType, MethodType, ModuleType
@@ -45,15 +46,18 @@ class _Walk:
         if isinstance(value, PLAIN):
             yield path, repr(value)
             return
+        if isinstance(value, os.PathLike):
+            yield path, repr(os.fspath(value))
+            return
         if id(value) in self._seen or self._left <= 0:
             return
         self._seen.add(id(value))
         self._keep.append(value)
         self._left -= 1
         if isinstance(value, torch.Tensor):
-            yield path, _digest(value)
+            yield path, digest(value)
         elif isinstance(value, np.ndarray):
-            yield path, _digest(torch.from_numpy(value)) if value.dtype.kind in "biuf" else repr(value.shape)
+            yield path, digest(torch.from_numpy(value)) if value.dtype.kind in "biuf" else repr(value.shape)
         elif isinstance(value, (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)):
             yield path, _state(value)
         else:
@@ -117,11 +121,12 @@ def _state(generator: Any) -> str:
         case np.random.Generator():
             state = generator.bit_generator.state
         case _:
-            return _digest(generator.get_state())
+            return digest(generator.get_state())
     return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
 
-def _digest(tensor: torch.Tensor) -> str:
+def digest(tensor: torch.Tensor) -> str:
+    """Its shape, and a hash of its values."""
     if tensor.is_sparse or tensor.is_quantized or tensor.device.type == "meta":
         return str(tuple(tensor.shape))
     data = tensor.detach().cpu().contiguous().flatten()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import site
 import sys
 import sysconfig
@@ -18,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer import candidate, code
+from trainer import source as sources
 from trainer.examination import Finding
 from trainer.source import Source
 
-SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")
-PATTERN = re.compile(r"""(["'])[^"'\n*]*\*[^"'\n*/]*\.\w+\1""")  # a text with a star in it, whose matches travel
+SYSTEM = ("/bin", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")
+DEVICES = ("/dev/null", "/dev/random", "/dev/urandom")
+LISTS = ("os.listdir", "os.scandir")
+ASKS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname")
 MEND = "Keep it beside the pool's file and write its name there as a text, so that it travels and is part of the id."
 
 
@@ -52,13 +54,14 @@ class Reads:
         self._active = False
 
     def _heed(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self._active or event not in ("open", "os.listdir", "os.scandir", "socket.connect"):
+        if not self._active or event not in (*LISTS, *ASKS, "open"):
             return
         with contextlib.suppress(Exception):  # of a hook's, Python would raise in whatever it was called for
-            if event == "socket.connect":
-                if isinstance(arguments[1], tuple):
-                    self.hosts[str(arguments[1][0])] = None
-            elif event != "open":
+            if event in ASKS:
+                host = arguments[0] if event != "socket.connect" else arguments[1][0]
+                if isinstance(host, str) and not host.startswith("/"):
+                    self.hosts[host] = None
+            elif event in LISTS:
                 if "importlib" not in sys._getframe(1).f_code.co_filename:
                     self.listed[os.path.realpath(os.fsdecode(arguments[0] or "."))] = None
             elif isinstance(arguments[0], str | bytes):
@@ -75,8 +78,9 @@ class Reads:
         for name, file in self._modules_elsewhere():
             what = f"it imports {name} from {file}, which lies neither beside it nor in an installed distribution"
             yield Finding("reads", where, what, "Put it beside the pool's file, or install it.")
-        root, came_from = os.path.realpath(candidate.folder() or ""), Path(source.path).parent
-        for name in sorted(self.opened.keys() - set(_of_modules())):
+        root, came_from = os.path.realpath(candidate.folder() or ""), Path(source.path).parents[source.place.count("/")]
+        named = {os.path.realpath(text) for text in sources.texts(source) if text.startswith("/")}  # C++ may read those
+        for name in sorted((self.opened.keys() | named) - set(_of_modules())):
             if name.startswith(f"{root}/"):
                 relative = os.path.relpath(name, root)
                 if not os.path.exists(name) and (came_from / relative).is_file():  # noqa: PTH110
@@ -85,7 +89,7 @@ class Reads:
             elif os.path.isfile(name) and not _is_environment(name):  # noqa: PTH113
                 what = f"it reads {name}, which is in no trial's id and on no other machine"
                 yield Finding("reads", where, what, MEND)
-        if any(f"{folder}/".startswith(f"{root}/") for folder in self.listed) and not PATTERN.search(source.text):
+        if any(f"{folder}/".startswith(f"{root}/") for folder in self.listed) and not sources.names_a_pattern(source):
             what = "it lists the folder that it lies in, where on another machine is only what its text names"
             yield Finding("reads", where, what, "Write the names there as texts, or a pattern: '*.npy'.")
         for host in self.hosts:
@@ -123,10 +127,10 @@ def _environment() -> tuple[str, ...]:
     places = [
         *(sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *site.getsitepackages()),
         *(site.getusersitepackages(), *(code.ROOT / each for each in ("orchestrator", "results", "trainer"))),
-        *(inductor, triton, home / ".config", *caches),
+        *(inductor, triton, home / ".config/matplotlib", *caches),
     ]
     resolved = tuple(os.path.realpath(place) for place in places if str(place) not in ("", "/"))
-    return (*resolved, *(f"{place}/" for place in SYSTEM))
+    return (*resolved, *(f"{place}/" for place in SYSTEM), *DEVICES)
 
 
 def _is_installed(top: str) -> bool:

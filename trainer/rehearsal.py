@@ -73,6 +73,7 @@ class Whole:
         try:
             with self._reads:
                 program = self._rehearsal.program(trial)
+                initial, start = _initial(program), _held(program)
                 _run(program, 1)
                 place.write_bytes(checkpoint.encode(trial.id, program.state()))
                 second = _run(program, 2)
@@ -83,14 +84,24 @@ class Whole:
         findings = [*self._imported, *(self._reads.findings(pool.source) if pool.source else ())]
         after = process_state.changes(self._before, process_state.snapshot())
         findings += process_state.findings(after, "building and training")
-        return {"findings": [dataclasses.asdict(found) for found in findings], "epoch": second, "held": state}
+        found = {"epoch": second, "initial": initial, "held": state}
+        found["still"] = [name for name, value in state.items() if start.get(name) == value]
+        return {"findings": [dataclasses.asdict(finding) for finding in findings], **found}
 
 
 def resume(rehearsal: Rehearsal, pool: Pool, arch: str, place: Path, whole: dict[str, Any]) -> list[Finding]:
-    """What differs when the second epoch is trained from the file at `place`."""
+    """What differs when the second epoch is trained from the file at `place`, after a trial of another seed."""
     trial = rehearsal.trial(pool, arch)
     try:
+        rehearsal.program(dataclasses.replace(trial, seed=1))
         program = rehearsal.program(trial)
+        if odd := [name for name, value in _initial(program).items() if whole["initial"].get(name) != value]:
+            what = (
+                f"{', '.join(odd[:3])} start from other values in another process, or after a trial of another seed: a "
+                "trial depends on what ran before it"
+            )
+            mend = "Draw in __init__ from torch's own generator, which is seeded, and keep nothing for the next one."
+            return [Finding("repeatability", _where(arch), what, mend)]
         program.load_state(checkpoint.decode(trial.id, place.read_bytes()))
         second, state = _run(program, 2), _held(program)
     except (Exception, SystemExit) as error:
@@ -103,6 +114,7 @@ def _differences(
 ) -> Iterator[Finding]:
     then = whole["held"]
     hidden = sorted(name for name in then.keys() | state.keys() if then.get(name) != state.get(name))
+    hidden.sort(key=set(whole["still"]).__contains__)  # what moves first
     named = ", ".join(hidden[:3])
     mend = "Make it a buffer and change it in place, self.calls.add_(1), so that a checkpoint finds it."
     parted = [(name, was, second[name]) for name, was in whole["epoch"].items() if repr(was) != repr(second[name])]
@@ -111,7 +123,11 @@ def _differences(
         because = f": {named} are not where a checkpoint finds them" if named else ""
         what = f"the second epoch's {name} is {was:.8g} when it is not stopped, and {now:.8g} when it is{because}"
         yield Finding("resume", _where(arch), what, mend)
-    elif named:
+    elif set(hidden) <= set(whole["still"]):
+        if named:
+            what = f"{named} differ from process to process, and no figure with them as far as was seen"
+            yield Finding("resume", _where(arch), what, "Take them out if you can.", refused=False)
+    else:
         what = f"{named} change in Python from step to step, where no checkpoint finds them"
         yield Finding("resume", _where(arch), what, mend)
 
@@ -131,7 +147,14 @@ def _held(program: Program) -> dict[str, str]:
     root, pool = candidate.folder(), program.network.pool
     files = [module for module in list(sys.modules.values()) if root and _lies_in(module, root)]
     saved = {f"self.{name}" for name in pool.state_dict()}
-    return {name: value for name, value in python_state.held(pool, files).items() if name not in saved}
+    here = str(root.parent) if root else "\0"  # where it is laid out is another place in every process
+    held = python_state.held(pool, files)
+    return {name: value.replace(here, "") for name, value in held.items() if name not in saved}
+
+
+def _initial(program: Program) -> dict[str, str]:
+    """What the pool starts from."""
+    return {name: python_state.digest(tensor) for name, tensor in program.network.pool.state_dict().items()}
 
 
 def _lies_in(module: Any, root: Path) -> bool:

@@ -7,7 +7,9 @@ seen here is left to the gate, which builds the pool; a signature says whether i
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +23,10 @@ from trainer.source import DEFAULT_CLASS, Source
 NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)  # by the manual of `ast.literal_eval`
 MODULE = {"nn.Module", "torch.nn.Module", "Module"}
 WITHOUT_CONSTRUCTOR = MODULE | {"object", "ABC", "abc.ABC"}
-NO_MODULE = {"object", "ABC", "abc.ABC", "Enum", "enum.Enum", "IntEnum", "NamedTuple", "Protocol", "TypedDict"}
+NO_MODULE = {name for name, value in vars(builtins).items() if isinstance(value, type)} | {
+    *("ABC", "Enum", "Flag", "Generic", "IntEnum", "IntFlag", "NamedTuple", "OrderedDict", "Protocol", "StrEnum"),
+    *("Function", "TypedDict", "UserDict", "UserList", "defaultdict", "deque"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,11 @@ class _Reader:
         certain = not (decorators - {"dataclass", "dataclasses.dataclass"}) and not node.keywords
         certain = certain and "__new__" not in methods
         if init := methods.get("__init__"):
-            return _of_arguments(init.args, skip=1, certain=certain and not init.decorator_list)
+            found = _of_arguments(init.args, skip=1, certain=certain and not init.decorator_list)
+            if not found.takes_any or found.takes_channels:
+                return found
+            given = [self._of_base(place, base) for base in node.bases]  # what it passes on
+            return dataclasses.replace(found, takes_channels=any(base.takes_channels for base in given))
         if decorators & {"dataclass", "dataclasses.dataclass"}:
             return _of_fields(node, certain=certain and all(ast.unparse(base) in MODULE for base in node.bases))
         for base in node.bases:
@@ -244,6 +253,6 @@ def _may_be_module(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef], dept
         if base in classes and base != node.name and depth < len(classes):
             if _may_be_module(classes[base], classes, depth + 1):
                 return True
-        elif base not in NO_MODULE and not base.endswith(("Error", "Exception")):
+        elif base.partition("[")[0].rpartition(".")[2] not in NO_MODULE and not base.endswith(("Error", "Exception")):
             return True
     return False

@@ -110,7 +110,7 @@ def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
     Raises:
         RequestError: one of these files cannot be read, or they are more than can travel.
     """
-    path = path.absolute()
+    path = path.resolve()  # as Python does for a script
     root = _root(path.parent)
     found: dict[str, bytes] = {}
     data: dict[str, int] = {}
@@ -134,6 +134,17 @@ def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
         )
     found |= {name: (root / name).read_bytes() for name in data}
     return path.relative_to(root).as_posix(), tuple(sorted(found.items()))
+
+
+def texts(source: Source) -> set[str]:
+    """The short texts that stand in a source's files of Python."""
+    modules = [content for name, content in source.beside if name.endswith(".py")]
+    return {text for content in (source.text, *modules) for text in _texts(ast.parse(content))}
+
+
+def names_a_pattern(source: Source) -> bool:
+    """Whether `*.npy`, say, stands in one: what it matched has travelled."""
+    return any(PATTERN.fullmatch(text) for text in texts(source))
 
 
 def is_place(text: str) -> bool:
