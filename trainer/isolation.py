@@ -122,7 +122,7 @@ class Child:
         code = 1
         try:
             self._pipe.close()
-            os.setsid()  # what it starts can be ended with it
+            os.setpgid(0, 0)  # what it starts can be ended with it
             _end_with(parent)
             atexit._clear()  # the parent's
             gc.freeze()  # what the parent holds, of Ray's store for one, is the parent's to give back
