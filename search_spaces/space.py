@@ -222,7 +222,7 @@ def _expanded(file: str, root: Path) -> str:
 def _meant_otherwise(grid: PoolGrid) -> Iterator[Problem]:
     """Texts where a constructor's default is a number or a boolean: `off`, which Python takes for true, or `1_000`."""
     for key, values in grid.values.items():
-        default = grid._signature.defaults.get(key)
+        default = grid.constructor.defaults.get(key)
         for value in values if isinstance(default, bool | int | float) else ():
             allowed, hint = (
                 ("true or false", meant_boolean) if isinstance(default, bool) else ("a number", meant_number)
@@ -318,16 +318,11 @@ def _wrong_kind(kind: str, found: Any, message: str) -> str:
     allowed = _ALLOWED.get(kind) or message.replace("Input should", "it should")
     if kind == "string_type" and found is not None and not isinstance(found, list | dict):
         allowed += f"; quotes make it one: '{found}'"
-    hint = (
-        meant_boolean(found)
-        if kind == "bool_type"
-        else meant_number(found)
-        if kind in ("int_type", "float_type")
-        else ""
-    )
+    hint = _MEANT[kind](found) if kind in _MEANT else ""
     return f"found {'nothing (null)' if found is None else short(found)}, {allowed}{hint}"
 
 
+_MEANT = {"bool_type": meant_boolean, "int_type": meant_number, "float_type": meant_number}
 _ALLOWED = {
     "bool_type": "allowed is true or false",
     "dict_type": "allowed is a mapping, {key: value, ...}",

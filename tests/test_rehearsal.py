@@ -39,6 +39,10 @@ def examined(files: list[Path], precision: str = "fp32", batch_size: int = 32) -
         return {one.pool.name: one for one in gate.report.examinations}
 
 
+def examined_all(folder: Path, pools: dict[str, dict[str, str]]) -> Examined:
+    return examined([file(folder, name, **parts) for name, parts in pools.items()])
+
+
 CALLS = "self.calls = self.calls + 1 if self.training else self.calls\n        "
 HIDDEN: dict[str, dict[str, str]] = {  # each where no checkpoint looks, and late enough that a few steps show nothing
     "attribute": {"init": "self.calls = 0", "forward": CALLS + f"{AVERAGE} if self.calls < 999 else x.amax((2, 3))"},
@@ -79,8 +83,7 @@ HIDDEN: dict[str, dict[str, str]] = {  # each where no checkpoint looks, and lat
 
 @pytest.fixture(scope="module")
 def hidden(tmp_path_factory: pytest.TempPathFactory) -> Examined:
-    folder = tmp_path_factory.mktemp("hidden")
-    return examined([file(folder, name, **parts) for name, parts in HIDDEN.items()])
+    return examined_all(tmp_path_factory.mktemp("hidden"), HIDDEN)
 
 
 @pytest.mark.parametrize("name", HIDDEN)
@@ -110,7 +113,7 @@ SHARED: dict[str, dict[str, str]] = {  # so that a trial starts from what anothe
 
 
 def test_a_trial_that_starts_from_what_another_left_is_refused(tmp_path: Path) -> None:
-    found = examined([file(tmp_path, name, **parts) for name, parts in SHARED.items()])
+    found = examined_all(tmp_path, SHARED)
     for name in SHARED:
         assert found[name].verdict == "repeatability", (name, found[name].findings)
         assert "start from other values" in found[name].findings[-1].what
@@ -152,8 +155,7 @@ FINE: dict[str, dict[str, str]] = {
 
 @pytest.fixture(scope="module")
 def fine(tmp_path_factory: pytest.TempPathFactory) -> Examined:
-    folder = tmp_path_factory.mktemp("fine")
-    return examined([file(folder, name, **parts) for name, parts in FINE.items()])
+    return examined_all(tmp_path_factory.mktemp("fine"), FINE)
 
 
 @pytest.mark.parametrize("name", FINE)

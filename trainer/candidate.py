@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainer.source import DEFAULT_CLASS, ENVIRONMENT, Files, Source
+from trainer.source import DEFAULT_CLASS, Files, Source, is_environment
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +52,12 @@ def folder() -> Path | None:
     return _beside.folders[0] if _beside.folders else None
 
 
+def modules() -> list[ModuleType]:
+    """The modules that lie there: the file's own, and those beside it that it has imported."""
+    below = f"{folder()}/"
+    return [module for module in list(sys.modules.values()) if str(getattr(module, "__file__", "")).startswith(below)]
+
+
 def draws() -> bool:
     """Whether the file that this process runs has moved a global generator when it was imported."""
     return bool(_drawn)
@@ -67,7 +73,7 @@ class _Beside:
     folders: tuple[Path, ...] = ()
 
     def find_spec(self, name: str, path: object = None, _target: object = None) -> ModuleSpec | None:
-        if path is not None or name in sys.stdlib_module_names or name in ENVIRONMENT:
+        if path is not None or is_environment(name):
             return None
         return PathFinder.find_spec(name, [str(folder) for folder in self.folders])
 
@@ -89,7 +95,7 @@ def _module(text: str, beside: Files, place: str, sha: str) -> ModuleType:
     _look_in(root, file.parent, above)
     own = {name.partition("/")[0].removesuffix(".py") for name, _ in beside}
     for name in list(sys.modules):  # one that Ray has imported, say, is not the one that lies beside
-        if name.partition(".")[0] in own - ENVIRONMENT - sys.stdlib_module_names:
+        if name.partition(".")[0] in own and not is_environment(name):
             del sys.modules[name]
     with seeded(0, Purpose.POOL):  # what is drawn on import is the same in every process
         before = Noise.host_state()
@@ -146,10 +152,8 @@ def _look_in(*folders: Path) -> None:
     """Imports from there, and from no other source's folders: two sources in a process are for tests alone."""
     if _beside not in sys.meta_path:
         sys.meta_path.insert(0, _beside)
-    before = tuple(map(str, _beside.folders))
-    for name, module in list(sys.modules.items()):
-        if before and (getattr(module, "__file__", None) or "").startswith(before):
-            del sys.modules[name]
+    for module in modules():
+        sys.modules.pop(module.__name__, None)
     _beside.folders = folders
     importlib.invalidate_caches()
 

@@ -24,7 +24,7 @@ from torch._subclasses import fake_tensor
 from trainer import candidate
 from trainer.examination import Finding
 from trainer.graphs import TENSOR, attributes
-from trainer.randomness import Noise, Purpose, seeded
+from trainer.randomness import Noise, Purpose, same, seeded
 from trainer.reads import MEND
 from trainer.subject import BATCH, Shape, Subject, forward
 
@@ -193,7 +193,7 @@ def _training(subject: Subject) -> Iterator[Finding]:
         what = f"{', '.join(changed)} are bound anew in every step, so that it cannot be a CUDA graph, and is slower"
         mend = "Keep no activations, or copy them into a buffer."
         yield Finding("rebinding", where, what, mend, refused=False)
-    if str(drawn) != str(on_host):
+    if not same(drawn, on_host):
         what = "it draws random numbers on the CPU, so that a step cannot be a CUDA graph, and is slower"
         yield Finding("host-noise", where, what, "Draw with torch, on x.device.", refused=False)
 

@@ -165,13 +165,14 @@ class PoolGrid:
     Attributes:
         values: {argument: the values that it takes}.
         label: how tables call it, with the parameters that vary; None is the name, with those that are no default.
+        constructor: what it takes.
     """
 
     name: str
     source: Source | None
     values: Mapping[str, Sequence[Any]]
     label: str | None
-    _signature: Signature
+    constructor: Signature
 
     @property
     def count(self) -> int:
@@ -180,9 +181,9 @@ class PoolGrid:
 
     def __iter__(self) -> Iterator[Pool]:
         varies = {key for key, values in self.values.items() if len(values) > 1}
-        defaults = self._signature.defaults
+        defaults = self.constructor.defaults
         for values in itertools.product(*self.values.values()):
-            bound = self._signature.bind(dict(zip(self.values, values, strict=True)))
+            bound = self.constructor.bind(dict(zip(self.values, values, strict=True)))
             shown = {k: v for k, v in bound.items() if (k in varies if self.label else defaults.get(k) != v)}
             yield Pool(self.name, _frozen(bound), self.source, (self.label or self.name) + _spell(shown))
 
@@ -292,7 +293,7 @@ def _shelf_source(name: str) -> Source:
 
 
 def _read_source(path: Path, class_name: str | None) -> Source:
-    text, tree = sources.read(path)
+    _, text, tree = sources.read(path)
     try:
         chosen = choose_class(tree, class_name)
     except RequestError as error:

@@ -65,7 +65,7 @@ def changes(before: State, after: State) -> Mapping[str, list[str]]:
 
 
 def findings(changed: Mapping[str, list[str]], when: str) -> Iterator[Finding]:
-    """What is to be said of changes that came `on import` or `while it is built and trained`."""
+    """What is to be said of changes that came `when`: on `import`, or later."""
     on_import = when == "import"
     if names := changed.get(DECIDES):
         what = f"it changes {_some(names)}, on which every number of the process depends"

@@ -7,6 +7,7 @@ module or an answer from the network that lies elsewhere is refused by name.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import site
 import sys
@@ -97,12 +98,12 @@ class Reads:
             yield Finding("reads", where, what, MEND)
 
     def _modules_elsewhere(self) -> Iterator[tuple[str, str]]:
-        root = candidate.folder()
+        own = candidate.modules()
         tops = {name.partition(".")[0] for name in set(sys.modules) - self._modules}
         for top in sorted(tops):
-            file = getattr(sys.modules.get(top), "__file__", None)
-            at_home = root and file and Path(file).is_relative_to(root.parent)
-            if file and not at_home and not _is_environment(os.path.realpath(file)) and not _is_installed(top):
+            module = sys.modules.get(top)
+            file = getattr(module, "__file__", None)
+            if file and module not in own and not _is_environment(os.path.realpath(file)) and not _is_installed(top):
                 yield top, file
 
 
@@ -119,6 +120,7 @@ def _is_environment(path: str) -> bool:
     return path.startswith(_environment())
 
 
+@functools.cache
 def _environment() -> tuple[str, ...]:
     home = Path.home()
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_"

@@ -9,7 +9,6 @@ to the bit: then what the pool is stands in its checkpoint, and no trial depends
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from trainer import candidate, checkpoint, process_state, python_state
 from trainer.augment import Images
 from trainer.contract import failure
 from trainer.data import PAD, SIZE, Dataset
-from trainer.epoch import Epoch
 from trainer.examination import Finding
+from trainer.pack import take_turns
 from trainer.pool import Pool, expand
 from trainer.program import EVAL_BATCH, Program
 from trainer.reads import Reads
@@ -133,33 +132,22 @@ def _differences(
 
 
 def _run(program: Program, epoch: int) -> dict[str, float]:
-    turns = program.run(epoch)
-    while True:
-        try:
-            next(turns)
-        except StopIteration as end:
-            found: Epoch = end.value
-            return {name: getattr(found, name) for name in ("train_loss", "train_acc", "test_loss", "test_acc")}
+    (found,) = take_turns([program], epoch)
+    return {name: getattr(found, name) for name in ("train_loss", "train_acc", "test_loss", "test_acc")}
 
 
 def _held(program: Program) -> dict[str, str]:
     """What the pool and its files hold beside what is in the checkpoint."""
     root, pool = candidate.folder(), program.network.pool
-    files = [module for module in list(sys.modules.values()) if root and _lies_in(module, root)]
     saved = {f"self.{name}" for name in pool.state_dict()}
     here = str(root.parent) if root else "\0"  # where it is laid out is another place in every process
-    held = python_state.held(pool, files)
+    held = python_state.held(pool, candidate.modules())
     return {name: value.replace(here, "") for name, value in held.items() if name not in saved}
 
 
 def _initial(program: Program) -> dict[str, str]:
     """What the pool starts from."""
     return {name: python_state.digest(tensor) for name, tensor in program.network.pool.state_dict().items()}
-
-
-def _lies_in(module: Any, root: Path) -> bool:
-    file = getattr(module, "__file__", None)
-    return isinstance(file, str) and file.startswith(f"{root}/")
 
 
 def _where(arch: str) -> str:

@@ -77,8 +77,8 @@ def _sha(text: str, beside: Files, place: str) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def read(path: Path) -> tuple[str, ast.Module]:
-    """A file of Python: its text, and that parsed. A byte order mark and a declared encoding are heeded.
+def read(path: Path) -> tuple[bytes, str, ast.Module]:
+    """A file of Python: its content, its text, and that parsed. A byte order mark and a declared encoding are heeded.
 
     Raises:
         RequestError: it cannot be read, is too long, or is not Python; says where.
@@ -96,7 +96,7 @@ def read(path: Path) -> tuple[str, ast.Module]:
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         text = re.sub("\r\n?", "\n", content.decode(encoding))
-        return text, ast.parse(text)
+        return content, text, ast.parse(text)
     except (MemoryError, RecursionError):
         raise RequestError.of(f"the pool file {path} is nested too deeply") from None
     except (SyntaxError, ValueError, LookupError) as error:
@@ -121,8 +121,8 @@ def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
         for module in _modules(file, parsed, path.parent, root):
             if module not in seen:
                 seen.add(module)
-                _, inner = read(module)
-                found[module.relative_to(root).as_posix()] = module.read_bytes()
+                content, _, inner = read(module)
+                found[module.relative_to(root).as_posix()] = content
                 waiting.append((module, inner))
         for item in _data(file, parsed):
             data[item.relative_to(root).as_posix()] = item.stat().st_size
@@ -145,6 +145,12 @@ def texts(source: Source) -> set[str]:
 def names_a_pattern(source: Source) -> bool:
     """Whether `*.npy`, say, stands in one: what it matched has travelled."""
     return any(PATTERN.fullmatch(text) for text in texts(source))
+
+
+def is_environment(name: str) -> bool:
+    """Whether an import of that name is the standard library's or this project's own, whatever lies beside a file."""
+    top = name.partition(".")[0]
+    return top in sys.stdlib_module_names or top in ENVIRONMENT
 
 
 def is_place(text: str) -> bool:
@@ -200,9 +206,9 @@ def _imported(file: Path, tree: ast.Module, roots: Sequence[Path]) -> Iterator[t
 
 
 def _absolute(name: str, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top in ENVIRONMENT:
+    if is_environment(name):
         return
+    top = name.partition(".")[0]
     for root in roots:
         if _file(root / f"{top}.py") or os.path.isdir(root / top):  # noqa: PTH112 - a name too long is none
             yield root, name
@@ -212,9 +218,9 @@ def _absolute(name: str, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
     """The files beside whose names stand in the text of a file: whole, as a pattern, joined to a folder's, or as its
     own ending."""
-    texts = sorted(set(_texts(tree)))
-    folders = [""] + [text for text in texts if _is_folder(file.parent, text)]
-    for folder, text in itertools.product(folders, texts):
+    named = sorted(set(_texts(tree)))
+    folders = [""] + [text for text in named if _is_folder(file.parent, text)]
+    for folder, text in itertools.product(folders, named):
         names = [text.removeprefix("./").lstrip("/")] + ([file.stem + text] if text.startswith(".") else [])
         for name in names:
             relative = str(PurePosixPath(folder) / name)
