@@ -2,7 +2,7 @@
 
 import sys
 
-from trainer import process
+from search_spaces import process
 
 if __name__ == "__main__":
     process.prepare()

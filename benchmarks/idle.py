@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from search_spaces.trial import Trial
 from trainer.epoch import Epoch
-from trainer.trial import Trial
 
 
 class IdleProgram:
-    """Answers like `trainer.program.Program`, at once."""
+    """Answers like `trainer.device.program.Program`, at once."""
 
     def __init__(self, trial: Trial, *_: Any, **__: Any):
         self.trial = trial

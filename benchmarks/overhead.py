@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
-from trainer import pool
-from trainer.grid import BASELINE, Entry, Grid, Pair
-from trainer.recipe import Recipe
+from search_spaces import pool
+from search_spaces.grid import BASELINE, Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 5
@@ -88,14 +88,14 @@ def measure(what: str, trials: int) -> dict[str, Any]:
 def ours(trials: int, in_turn: bool) -> dict[str, float]:
     """Seconds of Ray's start, from there to the first trial's, of the driver's longest pause, and of a trial."""
     from orchestrator import cluster, ray_tune
-    from orchestrator.leaving import Departure
     from orchestrator.packs import group
     from orchestrator.progress import Progress
     from orchestrator.record import Job
     from orchestrator.resources import Share, this_machine
+    from orchestrator.shutdown import Departure
     from orchestrator.watcher import Watcher
-    from results.claim import Claim
-    from results.store import RunFolder
+    from results.store.folder import RunFolder
+    from results.store.lease import Claim
     from trainer import data
 
     steps: list[float] = []

@@ -26,12 +26,12 @@ from rich.table import Table
 
 from benchmarks import record
 from benchmarks.throughput import random_images
-from trainer import pool
+from search_spaces import pool
+from search_spaces.recipe import PRECISIONS, Recipe
+from search_spaces.trial import Trial
 from trainer.augment import Images
-from trainer.pack import Measurement, grow, while_it_pays
-from trainer.program import default_device
-from trainer.recipe import PRECISIONS, Recipe
-from trainer.trial import Trial
+from trainer.device.pack import Measurement, grow, while_it_pays
+from trainer.device.program import default_device
 
 EPOCHS, TRAIN_IMAGES = 200, 50_000  # of a whole trial
 POOLS = ["gap", "gem", "avg_max", "global_max"]

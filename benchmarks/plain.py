@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
+from search_spaces.recipe import Recipe
 from trainer.data import PAD, SIZE, Dataset
-from trainer.program import set_matmul_precision
-from trainer.recipe import Recipe
+from trainer.device.program import set_matmul_precision
 
 
 class PlainTrainer:

@@ -25,21 +25,21 @@ from rich.table import Table
 
 from benchmarks import record as machine
 from orchestrator import record
-from results import schema
-from results.store import RunFolder
-from trainer import pool
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces import pool
+from search_spaces.grid import BASELINE, CANDIDATE, Entry, Grid, Pair, Planned
+from search_spaces.recipe import Recipe
 from trainer.epoch import Epoch
-from trainer.grid import BASELINE, CANDIDATE, Entry, Grid, Pair, Planned
-from trainer.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 200
 PAIRS = (Pair("resnet56", "cifar100"), Pair("vgg16bn", "cifar100"), Pair("mobilenetv2", "fmnist"))
 POOLS = 20
 QUESTIONS = {
-    "what has ended": "from results.store import RunFolder; answer = len(RunFolder(run).ended())",
+    "what has ended": "from results.store.folder import RunFolder; answer = len(RunFolder(run).ended())",
     "leaderboard": "import results; answer = len(results.load(run).leaderboard())",
-    "as text": "import results, results.views as v; "
+    "as text": "import results, results.table.render as v; "
     "answer = len(v.to_text(results.load(run).leaderboard(), 'best_test_acc'))",
     "load trials": "import results; answer = len(results.load(run).trials())",
     "load epochs": "import results; answer = len(results.load(run).epochs())",

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainer import code
+from search_spaces import machine
 
 
-def machine() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         names = [
@@ -38,8 +38,8 @@ def save(path: Path, benchmark: str, results: Any) -> None:
     record = {
         "benchmark": benchmark,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": code.commit(),
-        "machine": machine(),
+        "commit": machine.commit(),
+        "machine": hardware(),
         "results": results,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.kit import ROOT, dependencies
-from trainer.problems import RequestError
+from search_spaces.errors import RequestError
 
 PACKED_MIB = 16.0  # what may be brought back as one file
 LEFT_OUT = ("checkpoints", "weights")

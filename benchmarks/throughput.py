@@ -30,13 +30,15 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, record
-from trainer import graphs, network, pool
+from search_spaces import pool
+from search_spaces.recipe import PRECISIONS, Recipe
+from search_spaces.trial import Trial
+from trainer import network
 from trainer.augment import Images
 from trainer.data import PAD, SIZE, Dataset
-from trainer.pack import take_turns
-from trainer.program import Program, default_device, set_matmul_precision
-from trainer.recipe import PRECISIONS, Recipe
-from trainer.trial import Trial
+from trainer.device import graphs
+from trainer.device.pack import take_turns
+from trainer.device.program import Program, default_device, set_matmul_precision
 
 
 def main() -> None:

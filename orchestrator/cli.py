@@ -17,20 +17,22 @@ from rich.console import Console
 import results
 from orchestrator import environment
 from orchestrator.forecast import forecast
-from orchestrator.leaving import GRACE_S, interruptible
 from orchestrator.record import StoppedError
+from orchestrator.shutdown import GRACE_S, interruptible
 from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
-from results import leaderboard, schema, views
 from results.audit import verify
-from results.claim import Claim
-from results.object_store import is_uri
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
+from results.store.lease import Claim
+from results.store.s3 import is_uri
+from results.table import leaderboard, render
+from search_spaces import process
 from search_spaces import space as spaces
-from trainer import data, process
+from search_spaces.errors import RequestError, did_you_mean, gather, seconds
+from search_spaces.grid import Grid
+from search_spaces.pool import own_slug
+from trainer import data
 from trainer.gate import Gate, Report
-from trainer.grid import Grid
-from trainer.pool import own_slug
-from trainer.problems import RequestError, did_you_mean, gather, seconds
 
 OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -180,7 +182,7 @@ def _notes(report: Report, console: Console) -> None:
 def _show(run: RunFolder, plan: Plan) -> int:
     """Prints the table, and what is not in it."""
     loaded = results.load(run.where)
-    table = views.to_text(loaded.leaderboard(), leaderboard.METRICS[0], loaded.notes())
+    table = render.to_text(loaded.leaderboard(), leaderboard.METRICS[0], loaded.notes())
     print(f"\n{table}")
     counts = plan.counts()
     if counts[schema.FAILED]:

@@ -28,12 +28,12 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import leaving
+from orchestrator import shutdown
 from orchestrator.resources import Node, Share
-from results.files import TEMPORARY
-from results.store import RunFolder
-from trainer import code
-from trainer.problems import RequestError
+from results.store.disk import TEMPORARY
+from results.store.folder import RunFolder
+from search_spaces import machine
+from search_spaces.errors import RequestError
 
 # A trial trains in a thread, whose own heap glibc gives back to the system and faults in again, 2,000 to 5,000 pages a
 # step of mobilenetv2_s32, whatever trainer.cpu.keep_memory says; with one heap for all threads it is none.
@@ -81,7 +81,7 @@ def connected(address: str, here: Node, log: TextIO, say: Say = lambda _: None) 
             yield nodes
         finally:
             ray.shutdown()
-            leaving.reinstate()
+            shutdown.reinstate()
 
 
 def died() -> str | None:
@@ -161,7 +161,7 @@ def _elsewhere(share: Share) -> dict[str, str]:
 
 def _start(here: Node, folder: str | None) -> None:
     # Workers inherit the environment: no upload, and no runtime environment to be made before the first one starts.
-    os.environ |= WORKER_ENV | {"PYTHONPATH": code.python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+    os.environ |= WORKER_ENV | {"PYTHONPATH": machine.python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
     _listen_on_loopback(True)
     limits = {"num_cpus": here.cpus, "num_gpus": here.gpus}
     _init(address="local", include_dashboard=False, **limits, job_config=_Job(), _temp_dir=folder)
@@ -175,9 +175,9 @@ def _join(address: str) -> None:
             "this machine is no node of the cluster, and whoever schedules has to be one: give the command to a node "
             "(`ray exec`, `ray job submit`, `kubectl exec`, `srun`), with --address auto",
         )
-    others = [path.name for path in code.ROOT.iterdir() if path.name not in code.PACKAGES]
+    others = [path.name for path in machine.ROOT.iterdir() if path.name not in machine.PACKAGES]
     _listen_on_loopback(False)
-    _init(address=found, runtime_env={"working_dir": str(code.ROOT), "excludes": others, "env_vars": WORKER_ENV})
+    _init(address=found, runtime_env={"working_dir": str(machine.ROOT), "excludes": others, "env_vars": WORKER_ENV})
 
 
 class _Job(JobConfig):
@@ -218,7 +218,7 @@ def _init(address: str, **arguments: Any) -> None:
         ray.init(address=address, **quiet, **arguments)
     finally:
         utils.set_sigterm_handler = theirs
-        leaving.reinstate()
+        shutdown.reinstate()
 
 
 @contextlib.contextmanager

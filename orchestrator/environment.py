@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 
-from trainer.problems import RequestError, gather
+from search_spaces.errors import RequestError, gather
 
 _OF_TUNE = re.compile("TUNE_|RAY_(AIR|TRAIN|TUNE)_|RAY_CHDIR_TO_TRIAL_DIR$")
 _OF_A_CLUSTER = re.compile("RAY_(?![a-z])")

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from orchestrator.sweep import Plan
-from results import published, stats
-from results.published import Spread
 from results.status import epoch_seconds
-from results.store import RunFolder
+from results.store.folder import RunFolder
+from results.table import published, stats
+from results.table.published import Spread
 
 WANTED = 0.5  # points
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from results.store import RunFolder
-from trainer.grid import Planned
+from results.store.folder import RunFolder
+from search_spaces.grid import Planned
 
 Pack = Sequence[Planned]
 PairKey = tuple[str, str]
 K = TypeVar("K")
 
 MOST = 16  # trials that `auto` tries side by side
+GAIN = 1.03  # a larger pack must be worth its memory, and the trials that it takes with it when it dies
 
 
 def group(todo: Sequence[Planned], size_of: Callable[[PairKey], int], gpus: int = 1) -> list[list[Planned]]:
@@ -71,8 +72,6 @@ def measured_sizes(
     Args:
         measure: {size, images_per_s, memory_mb} of packs of the given trials, of one pair and code, at several sizes.
     """
-    from trainer.pack import Measurement, best
-
     known = run.pack_sizes()
     sizes = {}
     for pair, trials in by_pair(todo).items():
@@ -82,8 +81,15 @@ def measured_sizes(
             say(f"measuring how many trials of {name} to train side by side ...")
             known[key] = measure([planned for planned in trials if code(planned) == code(trials[0])])
             run.write_pack_sizes(known)
-        found = [Measurement(**row) for row in known[key]]
-        sizes[pair] = best(found)
-        rates = ", ".join(f"{m.size}: {m.images_per_s:,.0f}" for m in found) or "none fits"
+        sizes[pair] = best(known[key])
+        rates = ", ".join(f"{m['size']}: {m['images_per_s']:,.0f}" for m in known[key]) or "none fits"
         say(f"{name}: {sizes[pair]} side by side (images/s by how many: {rates})")
     return sizes
+
+
+def best(measurements: Sequence[Mapping[str, Any]]) -> int:
+    """The pack size to take: the smallest within `GAIN` of the fastest; 1 if there is none."""
+    if not measurements:
+        return 1
+    enough = max(found["images_per_s"] for found in measurements) / GAIN
+    return min(found["size"] for found in measurements if found["images_per_s"] >= enough)

@@ -14,10 +14,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from results import schema
 from results.status import spell_seconds
-from trainer.grid import Planned
-from trainer.printable import visible
+from results.store import schema
+from search_spaces.grid import Planned
+from search_spaces.text import visible
 
 PLAIN_EVERY_S = 30.0
 PACE_EPOCHS = 20  # epochs of a pair, for its pace

@@ -32,14 +32,14 @@ from ray.air._internal import usage
 from ray.tune.search import Searcher
 
 from orchestrator import cluster
-from orchestrator.leaving import Departure
 from orchestrator.packs import Pack, code
 from orchestrator.record import FolderError, Job, StoppedError
 from orchestrator.resources import Share
-from results.store import RunFolder
+from orchestrator.shutdown import Departure
+from results.store.folder import RunFolder
+from search_spaces.grid import Grid, Planned
 from trainer import isolation
 from trainer.data import Dataset
-from trainer.grid import Grid, Planned
 
 # To count which loggers people use, Tune imports every one that it knows: with MLflow 1.4 s and 54 MiB of the driver.
 usage.tag_callbacks = lambda *_: False
@@ -129,12 +129,18 @@ def run(
         relay.step()
 
 
-def on_worker(function: Callable[..., Any], share: Share, *arguments: Any) -> Any:
-    """Calls a function on a worker with a trial's share of a machine; what it returns or raises.
+def on_worker(name: str, share: Share, *arguments: Any) -> Any:
+    """Call a function of `orchestrator.worker` with a trial's share of a machine; what it returns or raises.
 
     The process is used once: if it has run a user's file, nothing else may come after.
     """
-    return ray.get(ray.remote(max_calls=1, **cluster.options(share))(function).remote(*arguments))
+    return ray.get(ray.remote(max_calls=1, **cluster.options(share))(_call).remote(name, *arguments))
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    from orchestrator import worker  # torch, which the driver does without
+
+    return getattr(worker, name)(*arguments)
 
 
 def _train(

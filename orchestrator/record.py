@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator import alarm
-from results import schema
-from results.store import RunFolder
+from orchestrator import watchdog
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces.grid import Planned
+from search_spaces.trial import Trial
 from trainer import log
 from trainer.epoch import Epoch
-from trainer.examination import Cost
-from trainer.grid import Planned
-from trainer.trial import Trial
+from trainer.gate.report import Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Job:
         costs: {(entry of the grid, arch): what the gate measured}.
         keep_weights: whether a trial that completes leaves its final weights.
         stall_timeout: seconds without an epoch after which a trial counts as hanging; None for never.
-        driver: the token of the claim under which it runs (`results.claim`); None for nobody's.
+        driver: the token of the claim under which it runs (`results.store.lease`); None for nobody's.
     """
 
     run: str
@@ -167,7 +167,7 @@ def attempts(written: str | None) -> int:
 def hung(written: str | None) -> bool:
     """Whether the last attempt of a trial was ended for hanging, by its log."""
     *_, last = (written or "").rpartition(f"\n{ATTEMPT}")
-    return any(line.startswith(alarm.RUNG) for line in last.splitlines())
+    return any(line.startswith(watchdog.RUNG) for line in last.splitlines())
 
 
 @functools.cache

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trainer.problems import Problem, RequestError, did_you_mean
+from search_spaces import machine
+from search_spaces.errors import Problem, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from search_spaces.space import Resources  # with pydantic, which no worker needs
@@ -56,7 +56,7 @@ class Share:
 
 def this_machine(gpus: int) -> Node:
     """This machine, of which Ray is told what the affinity mask of this process leaves of it."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = machine.cores()
     return Node(cpus, gpus)
 
 

@@ -17,26 +17,27 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator import environment, trackers
-from orchestrator.leaving import GRACE_S, Departure
 from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.progress import Progress
 from orchestrator.record import Job, refuse
 from orchestrator.resources import Node, Share, share, slow_precision, this_machine
+from orchestrator.shutdown import GRACE_S, Departure
 from orchestrator.trackers import Trackers
 from orchestrator.watcher import Watcher
-from results import schema, submissions
-from results.claim import Claim
-from results.store import RunFolder
+from results import submissions
+from results.store import schema
+from results.store.folder import RunFolder
+from results.store.lease import Claim
+from search_spaces import machine
+from search_spaces.errors import Problem, RequestError, did_you_mean, gather
+from search_spaces.grid import BASELINE, CANDIDATE, Grid, Planned
+from search_spaces.pool import slug
 from search_spaces.space import Space
-from trainer import code
-from trainer import data as datasets
+from search_spaces.trial import CHANGES, PROTOCOL
+from trainer import data
 from trainer.data import Dataset
-from trainer.examination import Cost
-from trainer.gate import Gate, Report
-from trainer.grid import BASELINE, CANDIDATE, Grid, Planned
-from trainer.pool import slug
-from trainer.problems import Problem, RequestError, did_you_mean, gather
-from trainer.trial import CHANGES, PROTOCOL
+from trainer.gate import Gate
+from trainer.gate.report import Cost, Report
 
 FILTERS: Mapping[str, Callable[[Planned], str]] = {
     "pool": lambda planned: planned.trial.pool.label,
@@ -132,7 +133,7 @@ def sweep(
         shares = [("", lambda: share(space.resources, [this_machine(gate.report.gpus)]))] if local else []
         refusals = [] if space.skip_invalid else [("", lambda: gate.report.refuse())]
         trained = sorted({planned.trial.dataset for planned in plan.planned})
-        apart = ("", functools.partial(datasets.refuse_shared, trained, data_dir))
+        apart = ("", functools.partial(data.refuse_shared, trained, data_dir))
         loggers = ("loggers", functools.partial(trackers.check, space.loggers, run))
         claim = Claim(run, say)
         folder = [("", claim.check), ("", run.create)]
@@ -150,8 +151,10 @@ def sweep(
         run.write_same_functions(report.same_function())
         todo = _set_aside(plan.todo, report, run, say)
         if todo:
-            data: dict[str, Dataset] = dict(zip(names, loaded, strict=False))
-            _run(space, run, dataclasses.replace(plan, todo=todo), data, report, claim, address, console, leave_at)
+            loaded_data: dict[str, Dataset] = dict(zip(names, loaded, strict=False))
+            _run(
+                space, run, dataclasses.replace(plan, todo=todo), loaded_data, report, claim, address, console, leave_at
+            )
         run.tidy()
 
 
@@ -203,7 +206,7 @@ def _run(
             threads=each.cpus,
             checkpoint_every=space.checkpoint_every,
             compiled=space.compiled,
-            git_commit=code.commit(),
+            git_commit=machine.commit(),
             costs=_costs(space.grid, report),
             keep_weights=space.keep_weights,
             stall_timeout=space.stall_timeout,
@@ -248,7 +251,7 @@ def _packs(
     say: Callable[[str], None],
 ) -> list[list[Planned]]:
     """The trials that are to run, by the process that they run in. On the CPU each has its own."""
-    from orchestrator import ray_tune, worker
+    from orchestrator import ray_tune
 
     asked = space.resources.trials_per_gpu
     if not each.gpus:
@@ -258,14 +261,14 @@ def _packs(
         return group(todo, lambda _: asked, gpus)
 
     def measure(pack: Pack) -> list[dict[str, Any]]:
-        return ray_tune.on_worker(worker.measure, each, pack, data[pack[0].trial.dataset], job)
+        return ray_tune.on_worker("measure", each, pack, data[pack[0].trial.dataset], job)
 
-    sizes = measured_sizes(todo, run, ray_tune.on_worker(worker.device_name, each, job), measure, say)
+    sizes = measured_sizes(todo, run, ray_tune.on_worker("device_name", each, job), measure, say)
     return group(todo, sizes.__getitem__, gpus)
 
 
 def _load(name: str, data_dir: Path, space: Space, say: Callable[[str], None]) -> Dataset:
-    dataset = datasets.load(name, data_dir, say)
+    dataset = data.load(name, data_dir, say)
     if problems := space.grid.recipe.problems_with(len(dataset.train_labels)):
         raise RequestError(problem.under("recipe") for problem in problems)
     say(str(dataset))

@@ -29,10 +29,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from results import schema
-from results.store import RunFolder
-from trainer.grid import Planned
-from trainer.problems import RequestError, gather
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces.errors import RequestError, gather
+from search_spaces.grid import Planned
 
 METRICS = ("train_loss", "train_acc", "test_loss", "test_acc", "lr")
 OUTCOME = ("best_test_acc", "final_test_acc")

@@ -9,9 +9,9 @@ from orchestrator.packs import Pack
 from orchestrator.progress import Progress
 from orchestrator.record import FolderError, Job, folder_faults, give_up
 from orchestrator.trackers import Trackers
-from results import schema
-from results.claim import Claim
-from trainer.grid import Planned
+from results.store import schema
+from results.store.lease import Claim
+from search_spaces.grid import Planned
 
 
 class Watcher:

@@ -23,21 +23,21 @@ import torch
 from torch import nn
 
 from orchestrator import record
-from orchestrator.alarm import Alarm
 from orchestrator.packs import MOST
 from orchestrator.record import FolderError, Job, folder_faults
-from results import schema
-from results.claim import Leash
-from results.store import RunFolder
+from orchestrator.watchdog import Alarm
+from results.store import schema
+from results.store.folder import RunFolder
+from results.store.lease import Leash
+from search_spaces.grid import Planned
 from trainer import log
 from trainer.augment import Images
 from trainer.checkpoint import Slot
 from trainer.data import Dataset
+from trainer.device.pack import probe
+from trainer.device.program import Program
 from trainer.epoch import Epoch
-from trainer.grid import Planned
 from trainer.network import count_parameters
-from trainer.pack import probe
-from trainer.program import Program
 from trainer.train import turns
 
 # Rewriting a trial's epochs costs some 2 ms, a report to the driver as much: neither may be paid by an epoch of 10 ms.

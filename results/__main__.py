@@ -14,11 +14,12 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from results import leaderboard, published, reproduce, status, submissions, topup, views
+from results import status, submissions
 from results.audit import verify
 from results.run import load
-from trainer import process
-from trainer.problems import RequestError, seconds
+from results.table import leaderboard, published, render, reproduce, topup
+from search_spaces import process
+from search_spaces.errors import RequestError, seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_choice(add)
     add("--baseline", nargs="+", metavar="POOL", help="show differences to these, and not to the best of each column")
     add("--pools", nargs="+", metavar="POOL", help="only these rows")
-    add("--sort", choices=views.SORTS, default=views.SORTS[0], help="within baselines and candidates (default: gain)")
-    add("--format", choices=views.FORMATS, default="text")
+    add("--sort", choices=render.SORTS, default=render.SORTS[0], help="within baselines and candidates (default: gain)")
+    add("--format", choices=render.FORMATS, default="text")
     add("--output", metavar="FILE", type=Path, help="write it there instead of to the terminal")
 
     add = command("report", _report, "one page with the table, the curves and every trial, to read or to mail")
@@ -119,7 +120,7 @@ def _add_choice(add: Callable[..., argparse.Action]) -> None:
 def _leaderboard(args: argparse.Namespace) -> None:
     run = load(args.run)
     frame = run.leaderboard(**_chosen(args), baselines=args.baseline, pools=args.pools)
-    text = views.FORMATS[args.format](frame, args.metric, run.notes(), args.sort, bool(args.baseline))
+    text = render.FORMATS[args.format](frame, args.metric, run.notes(), args.sort, bool(args.baseline))
     if not args.output:
         print(text, end="")
         return
@@ -131,13 +132,13 @@ def _leaderboard(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from results import report  # only here, and below: matplotlib takes most of a second
+    from results.page import report  # only here, and below: matplotlib takes most of a second
 
     print(report.write(load(args.run), args.output, **_chosen(args)))
 
 
 def _curves(args: argparse.Namespace) -> None:
-    from results import figures
+    from results.page import figures
 
     print(figures.save(load(args.run), args.output, args.format, **_chosen(args)))
 
@@ -180,7 +181,7 @@ def _watch(args: argparse.Namespace) -> None:
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, vertical_overflow="visible") as live:
         while True:
             now = status.status(run.folder)
-            table = views.to_text(run.leaderboard(**_chosen(args)), args.metric, run.notes())
+            table = render.to_text(run.leaderboard(**_chosen(args)), args.metric, run.notes())
             live.update(Text(f"{table}\n{now}"), refresh=True)
             if process.unread() or (not now.counts["running"] and not now.counts["to do"]):
                 return
@@ -208,7 +209,7 @@ def _submit(args: argparse.Namespace) -> None:
 
 
 def _cam(args: argparse.Namespace) -> None:
-    from results import cam  # only here: it needs torch, which takes seconds
+    from results.page import cam  # only here: it needs torch, which takes seconds
 
     folder = load(args.run).folder
     how = {"wrong": args.wrong, "trust": args.trust, "output": args.output}

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from results import leaderboard, several, submissions, topup, views
-from results.store import RunFolder
-from trainer.problems import RequestError
+from results import several, submissions
+from results.store.folder import RunFolder
+from results.table import leaderboard, render, topup
+from search_spaces.errors import RequestError
 
 RUN = "run"  # the column that tells several folders apart
 
@@ -43,7 +44,7 @@ class Run:
         return folder
 
     def trials(self, columns: Sequence[str] | None = None, **where: Any) -> pd.DataFrame:
-        """One row for each trial that has ended: the columns of `results.schema.TRIALS`.
+        """One row for each trial that has ended: the columns of `results.store.schema.TRIALS`.
 
         Args:
             columns: only these.
@@ -56,7 +57,7 @@ class Run:
         return self._frame(RunFolder.read_trials, columns, where)
 
     def epochs(self, columns: Sequence[str] | None = None, **where: Any) -> pd.DataFrame:
-        """One row for each epoch on record, those of running trials too: `results.schema.EPOCHS`; as `trials`."""
+        """One row for each epoch on record, those of running trials too: `results.store.schema.EPOCHS`; as `trials`."""
         return self._frame(RunFolder.read_epochs, columns, where)
 
     def leaderboard(
@@ -66,10 +67,10 @@ class Run:
         latest: bool = False,
         **selection: Any,
     ) -> pd.DataFrame:
-        """The tidy table, one row for each (pool, arch, dataset, baseline); see `results.leaderboard.cells`.
+        """The tidy table, one row for each (pool, arch, dataset, baseline); see `results.table.leaderboard.cells`.
 
         Args:
-            selection: `baselines`, `pools`, `pairs`, `seeds`: see `results.leaderboard.Selection`.
+            selection: `baselines`, `pools`, `pairs`, `seeds`: see `results.table.leaderboard.Selection`.
 
         A trial that several folders have counts once, as the first of them has it.
         """
@@ -96,7 +97,7 @@ class Run:
         """How a Jupyter cell shows it: the leaderboard."""
         metric = leaderboard.METRICS[0]
         try:
-            return views.to_html(self.leaderboard(metric), metric, self.notes())
+            return render.to_html(self.leaderboard(metric), metric, self.notes())
         except RequestError as error:
             return f"<pre>{html.escape(str(error))}</pre>"
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import object_store
-from results.object_store import ObjectStore, is_uri
-from results.store import RunFolder
-from trainer.grid import Entry, Grid, Pair, Planned
-from trainer.problems import Problem, RequestError
+from results.store import s3
+from results.store.folder import RunFolder
+from results.store.s3 import ObjectStore, is_uri
+from search_spaces.errors import Problem, RequestError
+from search_spaces.grid import Entry, Grid, Pair, Planned
 
 Place = tuple[int, int, int]
 
@@ -42,7 +42,7 @@ def find(asked: Sequence[str | Path]) -> dict[str, RunFolder]:
 def is_pattern(path: str | Path) -> bool:
     """Whether to look for folders by it; one that is there is itself, whatever it is called."""
     if is_uri(path):
-        return object_store.is_pattern(str(path))
+        return s3.is_pattern(str(path))
     return glob.has_magic(str(path)) and not Path(path).is_dir()
 
 
@@ -106,7 +106,7 @@ def _at(path: str) -> dict[str, RunFolder]:
             raise RequestError.of(f"{shown} is no run folder: it has no `trials` in it; give the --out of a sweep")
         return {path: folder}
     if is_uri(path):
-        like, shown = object_store.find(path), ObjectStore(path).spell()
+        like, shown = s3.find(path), ObjectStore(path).spell()
     else:
         like, shown = sorted(glob.glob(path)), path  # noqa: PTH207 - Path.glob takes no absolute one
     here = {one: folder for one in like if (folder := RunFolder(one)).exists()}

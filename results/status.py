@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from results import schema
-from results.store import RunFolder
-from trainer.grid import Grid, Planned
-from trainer.printable import visible
-from trainer.problems import RequestError
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces.errors import RequestError
+from search_spaces.grid import Grid, Planned
+from search_spaces.text import visible
 
 NO_SPACE = (
     "{run} has no space.yaml: no sweep has begun there, or it was deleted: the sweep's command writes it again, and "

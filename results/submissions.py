@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from results import schema
-from results.store import RunFolder
-from trainer.grid import CANDIDATE
-from trainer.pool import Pool, slug
-from trainer.problems import RequestError, did_you_mean
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces.errors import RequestError, did_you_mean
+from search_spaces.grid import CANDIDATE
+from search_spaces.pool import Pool, slug
 
 
 def submit(run: RunFolder, spec: str) -> Pool:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from trainer import strict_yaml
-from trainer.printable import unprintable
-from trainer.problems import Problem, RequestError, meant_number, short
+from search_spaces import strict_yaml
+from search_spaces.errors import Problem, RequestError, meant_number, short
+from search_spaces.text import unprintable
 
 KeyPath = tuple[str | int, ...]
 

@@ -25,14 +25,21 @@ from pydantic import (
     model_validator,
 )
 
+from search_spaces import pool, registry
 from search_spaces.document import Document, KeyPath, spell
-from trainer import arch as archs
-from trainer import data
-from trainer import pool as pools
-from trainer.grid import CANDIDATE, MOST_TRIALS, Entry, Grid, Pair
-from trainer.pool import Pool, PoolGrid
-from trainer.problems import Problem, RequestError, did_you_mean, gather, meant_boolean, meant_number, short, unknown
-from trainer.recipe import Recipe
+from search_spaces.errors import (
+    Problem,
+    RequestError,
+    did_you_mean,
+    gather,
+    meant_boolean,
+    meant_number,
+    short,
+    unknown,
+)
+from search_spaces.grid import CANDIDATE, MOST_TRIALS, Entry, Grid, Pair
+from search_spaces.pool import Pool, PoolGrid
+from search_spaces.recipe import Recipe
 
 SHIPPED = Path(__file__).parent
 LOGGERS = ("tensorboard", "mlflow", "wandb")
@@ -165,8 +172,8 @@ def _logger(name: str) -> None:
         raise RequestError.of(unknown("logger", name, LOGGERS))
 
 
-_Arch = Annotated[str, _known(archs.get)]
-_Dataset = Annotated[str, _known(data.get)]
+_Arch = Annotated[str, _known(registry.arch)]
+_Dataset = Annotated[str, _known(registry.dataset)]
 
 
 class _PairPart(_Part):
@@ -193,7 +200,7 @@ class _PoolPart(_Part):
         if (self.name is None) == (self.file is None):
             raise RequestError.of("give either `name`, a pool of the shelf, or `file`, a pool of your own")
         spec = self.name or _expanded(str(self.file), root)
-        grid = pools.grid(spec, self.params, class_name=self.class_name, label=self.label, root=root)
+        grid = pool.grid(spec, self.params, class_name=self.class_name, label=self.label, root=root)
         if problems := list(_meant_otherwise(grid)):
             raise RequestError(problems)
         return grid
@@ -390,18 +397,18 @@ def _problems_of_pools(document: Mapping[str, Any], grids: Sequence[PoolGrid | R
     by_pool: dict[Pool, int] = {}
     by_label: dict[str, int] = {}
     for index, grid in enumerate(grids):
-        for pool in grid if isinstance(grid, PoolGrid) else ():
+        for one in grid if isinstance(grid, PoolGrid) else ():
             here = ("pools", index)
-            if pool in by_pool:
-                first = f"first in pools[{by_pool[pool]}]"
-                what = f"{pool.label} stands twice ({first}), so each of its trials would; take one out"
+            if one in by_pool:
+                first = f"first in pools[{by_pool[one]}]"
+                what = f"{one.label} stands twice ({first}), so each of its trials would; take one out"
                 yield here, Problem(spell(here), what)
-            elif pool.label in by_label:
-                other = f"pools[{by_label[pool.label]}]"
-                what = f"is shown as {pool.label!r}, and so is another pool, {other}; give one of them a label"
+            elif one.label in by_label:
+                other = f"pools[{by_label[one.label]}]"
+                what = f"is shown as {one.label!r}, and so is another pool, {other}; give one of them a label"
                 yield here, Problem(spell(here), what)
-            by_pool.setdefault(pool, index)
-            by_label.setdefault(pool.label, index)
+            by_pool.setdefault(one, index)
+            by_label.setdefault(one.label, index)
 
 
 def _too_many(document: Mapping[str, Any], count: int) -> Problem | None:

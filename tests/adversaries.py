@@ -213,8 +213,8 @@ ADVERSARIES: dict[str, str] = {
     "trainer": _file(
         "Imported, it wraps the trainer's own step, and keeps the learning rate from falling.",
         imported="""
-            from trainer.program import Program
-            from trainer.recipe import Recipe
+            from trainer.device.program import Program
+            from search_spaces.recipe import Recipe
             before = Program.step_before = getattr(Program, "step_before", Program.step)
             Program.step = lambda self, images, labels: before(self, images * 1.1, labels)
             Recipe.lr_after = lambda self, epoch: self.lr
@@ -223,7 +223,7 @@ ADVERSARIES: dict[str, str] = {
     "rows": _file(
         "Constructed, it wraps what writes the rows of epochs: everybody is at 99 %.",
         constructed="""
-            from results.store import RunFolder
+            from results.store.folder import RunFolder
             before = RunFolder.before = getattr(RunFolder, "before", RunFolder.write_epochs)
             RunFolder.write_epochs = lambda self, trial, rows: before(
                 self, trial, [{**row, "test_acc": 99.0} for row in rows]
@@ -366,10 +366,10 @@ def train(folder: Path, data: Any) -> None:
     """A pool of the shelf, in this process."""
     from orchestrator.record import Job
     from orchestrator.worker import run_pack
-    from results.store import RunFolder
-    from trainer import pool
-    from trainer.grid import BASELINE, Entry, Grid, Pair
-    from trainer.recipe import Recipe
+    from results.store.folder import RunFolder
+    from search_spaces import pool
+    from search_spaces.grid import BASELINE, Entry, Grid, Pair
+    from search_spaces.recipe import Recipe
 
     recipe = Recipe(epochs=2, batch_size=BATCH, lr=0.02, train_samples=64, test_samples=40)
     (gap,) = pool.expand("gap")

@@ -34,9 +34,9 @@ from rich.table import Table
 from orchestrator import cli
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
-from results import schema
 from results.audit import verify
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
 from search_spaces import space as spaces
 from tests.kills import identity
 from trainer import data

@@ -14,11 +14,12 @@ import pytest
 import torch
 from pyarrow import fs
 
-from results.store import RunFolder
-from trainer import chance, data, pool
+from results.store.folder import RunFolder
+from search_spaces import chance, pool
+from search_spaces.recipe import Recipe
+from search_spaces.trial import Trial
+from trainer import data
 from trainer.data import Dataset
-from trainer.recipe import Recipe
-from trainer.trial import Trial
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared: what it computes is tested without a GPU too

@@ -31,12 +31,13 @@ import torchvision.models  # noqa: F401 - here, so that no child has to: half of
 
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
-from results import schema
-from results.store import RunFolder
-from trainer import chance, checkpoint, data, pool
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces import chance, pool
+from search_spaces.grid import BASELINE, Entry, Grid, Pair
+from search_spaces.recipe import Recipe
+from trainer import checkpoint, data
 from trainer.data import Dataset
-from trainer.grid import BASELINE, Entry, Grid, Pair
-from trainer.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=8, lr=0.02, train_samples=16, test_samples=8)  # 0.1 s
 POOLS = ("gap", "stochastic")  # the second draws numbers of its own

@@ -20,14 +20,14 @@ import pytest
 
 from orchestrator import cli
 from orchestrator import sweep as sweeps
-from results import schema
+from results.store import schema
+from search_spaces import pool
+from search_spaces.grid import BASELINE, Entry, Grid, Pair
+from search_spaces.pool import Pool
+from search_spaces.recipe import Recipe
 from tests.adversaries import ADVERSARIES, NOBODY
-from trainer import pool
-from trainer.examination import Examination
 from trainer.gate import Gate
-from trainer.grid import BASELINE, Entry, Grid, Pair
-from trainer.pool import Pool
-from trainer.recipe import Recipe
+from trainer.gate.report import Examination
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(batch_size=32)  # the size that some of them wait for

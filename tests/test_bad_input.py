@@ -20,13 +20,13 @@ from odd_data import ODD_TEXTS, broken
 
 from orchestrator import cli
 from orchestrator.sweep import FILTERS, make_plan
-from results.store import RunFolder
+from results.store.folder import RunFolder
 from search_spaces import space as spaces
+from search_spaces import user_code
 from search_spaces.document import MOST_VALUES
+from search_spaces.errors import RequestError
+from search_spaces.grid import MOST_TRIALS
 from search_spaces.space import MAX_TRIALS
-from trainer import source
-from trainer.grid import MOST_TRIALS
-from trainer.problems import RequestError
 
 ROOT = Path(__file__).parents[1]
 FEW = settings(
@@ -213,7 +213,7 @@ def test_a_name_that_no_file_can_have(plan: Callable[..., list[str]], tmp_path: 
         ("-" * 200_000 + "1", "nested too deeply"),
         ("(" * 1000, "is not Python"),
         ("x = '\0'", "is not Python"),
-        ("#" * (source.MOST_BYTES + 1), "is too long"),
+        ("#" * (user_code.MOST_BYTES + 1), "is too long"),
         ("class CustomPool:\n    def __init__(self, p=" + "+".join("1" * 3000) + "): ...", ""),
         ("".join(f"class C{i}(C{i + 1}, D{i + 1}): ...\nclass D{i}(C{i + 1}, D{i + 1}): ...\n" for i in range(60))
          + "class CustomPool(C0): ...", ""),

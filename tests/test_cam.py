@@ -20,17 +20,20 @@ from torch import Tensor
 from orchestrator import record
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
-from results import __main__, cam, schema
-from results.store import RunFolder
+from results import __main__
+from results.page import cam
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces import pool
 from search_spaces import space as spaces
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 from trainer import cam as maps
-from trainer import data, network, pool
+from trainer import data, network
 from trainer.augment import Images
 from trainer.data import Dataset, subset
-from trainer.grid import Entry, Grid, Pair
 from trainer.network import Network
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 RECIPE = Recipe(epochs=1, batch_size=32, lr=0.02, train_samples=80, test_samples=40)

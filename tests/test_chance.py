@@ -13,14 +13,16 @@ import results
 from orchestrator.record import Job
 from orchestrator.sweep import make_plan
 from orchestrator.worker import run_pack
-from results import __main__, schema, views
-from results.store import RunFolder
+from results import __main__
+from results.store import schema
+from results.store.folder import RunFolder
+from results.table import render
+from search_spaces import chance, pool
 from search_spaces import space as spaces
-from trainer import chance, pool
+from search_spaces.grid import BASELINE, Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 from trainer.data import Dataset
-from trainer.epoch import Epoch
-from trainer.grid import BASELINE, Entry, Grid, Pair
-from trainer.recipe import Recipe
+from trainer.epoch import Epoch, collapsed
 
 DEAD = (
     "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3)) * 0\n"
@@ -39,11 +41,11 @@ def history(*accuracies: float, loss: float = 2.3) -> list[Epoch]:
 
 def test_a_trial_has_collapsed_if_its_best_epoch_is_no_better_than_guessing() -> None:
     """Of CIFAR-100's 10,000 test images 132 may be guessed; of 79 public runs on VGG-16 the lost ones read 1.00."""
-    assert chance.collapsed(history(1.0, 1.0, 1.0), 100, 10_000)
-    assert chance.collapsed(history(1.0, 1.32, 1.0), 100, 10_000)
-    assert not chance.collapsed(history(1.0, 1.33, 1.0), 100, 10_000)
-    assert not chance.collapsed(history(1.0, 40.0, 1.0), 100, 10_000), "it did learn, and lost it again"
-    assert not chance.collapsed(history(1.0, 1.0, loss=float("nan")), 100, 10_000), "that is diverged"
+    assert collapsed(history(1.0, 1.0, 1.0), 100, 10_000)
+    assert collapsed(history(1.0, 1.32, 1.0), 100, 10_000)
+    assert not collapsed(history(1.0, 1.33, 1.0), 100, 10_000)
+    assert not collapsed(history(1.0, 40.0, 1.0), 100, 10_000), "it did learn, and lost it again"
+    assert not collapsed(history(1.0, 1.0, loss=float("nan")), 100, 10_000), "that is diverged"
     for hits in range(41):  # exact in hits, however the percentage rounds
         assert chance.is_guessing(100 * hits / 359, 10, 359) == (hits <= 55)
 
@@ -92,7 +94,7 @@ def test_it_is_a_status_of_its_own(run: RunFolder, tmp_path: Path, capsys: pytes
     frame = results.load(run.path).leaderboard()
     (row,) = frame[frame["pool"] == "dead"].to_dict("records")
     assert (row["n"], row["collapsed"], row["n_pairs"], row["completed"]) == (0, 2, 0, 0)
-    text = " ".join(views.to_text(frame, "best_test_acc").split())
+    text = " ".join(render.to_text(frame, "best_test_acc").split())
     assert "2 collapsed" in text
     assert "Collapsed, not in any mean: dead on resnet20-digits (2)." in text
     for command, says in (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import record
-from results import schema
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
 from search_spaces import space as spaces
 from tests import chaos
 

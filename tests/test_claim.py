@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from results import claim
-from results.claim import Claim, Driver, Leash, holder
-from results.store import RunFolder
-from trainer.problems import RequestError
+from results.store import lease
+from results.store.folder import RunFolder
+from results.store.lease import Claim, Driver, Leash, holder
+from search_spaces.errors import RequestError
 
 CLAIMANT = """
 import sys, time
-from results.claim import Claim
-from results.store import RunFolder
+from results.store.lease import Claim
+from results.store.folder import RunFolder
 with Claim(RunFolder(sys.argv[1])):
     print("claimed", flush=True)
     time.sleep(600)
@@ -30,9 +30,9 @@ with Claim(RunFolder(sys.argv[1])):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats and looks that a test need not wait for."""
-    monkeypatch.setattr(claim, "BEAT_S", 0.02)
-    monkeypatch.setattr(claim, "SETTLE_S", {True: 0.05})
-    monkeypatch.setattr(claim, "LOOK_EVERY_S", {True: 0.0})
+    monkeypatch.setattr(lease, "BEAT_S", 0.02)
+    monkeypatch.setattr(lease, "SETTLE_S", {True: 0.05})
+    monkeypatch.setattr(lease, "LOOK_EVERY_S", {True: 0.0})
 
 
 def elsewhere() -> Driver:
@@ -58,7 +58,7 @@ def test_a_claim_ends_with_its_block(run: RunFolder) -> None:
         assert found.token == mine.token
         assert mine.stands()
     assert holder(run) is None
-    assert not run.files.exists(claim.NAME)
+    assert not run.files.exists(lease.NAME)
 
 
 def test_the_second_is_refused_with_who_holds_it(run: RunFolder) -> None:
@@ -159,7 +159,7 @@ def test_a_driver_that_slept_too_long_learns_who_has_its_folder_and_leaves_it_to
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"token": 3}', b"\xff\xfe", b"null"])
 def test_what_is_no_claim_holds_nobody_up(run: RunFolder, content: bytes) -> None:
-    run.files.write(claim.NAME, content)
+    run.files.write(lease.NAME, content)
     assert holder(run) is None
     with Claim(run) as mine:
         assert mine.stands()
@@ -169,6 +169,6 @@ def test_a_leash_looks_now_and_then_only(run: RunFolder, monkeypatch: pytest.Mon
     with Claim(run) as mine:
         leash = Leash(run, mine.token)
         assert leash.word() == "go on"
-        monkeypatch.setattr(claim, "holder", lambda _: pytest.fail("looked again"))
+        monkeypatch.setattr(lease, "holder", lambda _: pytest.fail("looked again"))
         assert leash.word() == "go on"
         monkeypatch.undo()

@@ -11,12 +11,12 @@ import pytest
 
 from orchestrator import cli
 from orchestrator.resources import Node, Share, share, slow_precision
-from results.store import RunFolder
+from results.store.folder import RunFolder
 from search_spaces import space as spaces
+from search_spaces.equivalence import SameFunction
+from search_spaces.errors import RequestError
 from search_spaces.space import Resources
-from trainer.examination import SameFunction
 from trainer.gate import Gate
-from trainer.problems import RequestError
 
 ROOT = Path(__file__).parents[1]
 SPACE = """

@@ -22,10 +22,10 @@ import pytest
 
 from orchestrator import cli, cluster
 from orchestrator.resources import Node, Share, share
-from results import schema
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces.errors import RequestError
 from search_spaces.space import Resources
-from trainer.problems import RequestError
 
 ROOT = Path(__file__).parents[1]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer import cpu, network, pool
+from search_spaces import pool
+from trainer import network
+from trainer.device import cpu
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

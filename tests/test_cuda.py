@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import network, pool
+from search_spaces import pool
+from trainer import network
+from trainer.device import gpu
 
 pytest.importorskip("triton")
-from trainer import cuda
 
 
 @pytest.mark.parametrize("arch", ["resnet20", "vgg11bn", "mobilenetv2_s32"])
@@ -20,7 +21,7 @@ def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
     plain = network.build(pool.expand("gem")[0], arch, 10, 1)
     plain.head.eval()  # or dropout would draw other masks for each
     fast = copy.deepcopy(plain)
-    together = cuda.speed_up(fast.features, "fp32")
+    together = gpu.speed_up(fast.features, "fp32")
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         together.after()
@@ -38,7 +39,7 @@ def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
 
 def test_norms_take_counts_from_a_checkpoint() -> None:
     net = network.build(pool.expand("gap")[0], "resnet20", 10, 1)
-    together = cuda.speed_up(net.features, "fp32")
+    together = gpu.speed_up(net.features, "fp32")
     net.load_state_dict({name: torch.ones_like(tensor) * 7 for name, tensor in net.state_dict().items()})
     together.after()
     counts = [tensor.item() for name, tensor in net.named_buffers() if name.endswith("num_batches_tracked")]
@@ -51,15 +52,15 @@ def test_no_two_borrowers_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> Non
     class Borrower:
         pass
 
-    turn = itertools.cycle(range(cuda.STREAMS))
+    turn = itertools.cycle(range(gpu.STREAMS))
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: next(turn))
-    monkeypatch.setattr(cuda, "_free", {})
+    monkeypatch.setattr(gpu, "_free", {})
     device = torch.device("cuda", 0)
     living: dict[Borrower, Any] = {}
     for number in range(200):
         borrower = Borrower()
-        living[borrower] = cuda.lend_stream(device, borrower)
+        living[borrower] = gpu.lend_stream(device, borrower)
         assert len(set(living.values())) == len(living)
         del borrower
-        if number % 3 == 0 or len(living) == cuda.STREAMS:
+        if number % 3 == 0 or len(living) == gpu.STREAMS:
             del living[next(iter(living))]

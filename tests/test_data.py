@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
+from search_spaces.errors import RequestError
 from trainer import data
-from trainer.data import PAD, SIZE, Dataset
-from trainer.problems import RequestError
+from trainer.data import PAD, SIZE, Dataset, dataset
 
 
 def inner(dataset: Dataset) -> np.ndarray:
@@ -82,7 +82,7 @@ def test_real_fashion_mnist_is_resized_as_torchvision_does(shared_data: Path) ->
 @pytest.mark.parametrize("size", [28, 8, 1])
 def test_small_images_are_resized_as_torchvision_does(size: int, channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, size, size, channels), np.uint8)
-    for mine, original in zip(data._resized(images), images, strict=True):
+    for mine, original in zip(dataset._resized(images), images, strict=True):
         theirs = transforms.Resize(32)(Image.fromarray(original.squeeze(2) if channels == 1 else original))
         assert np.array_equal(mine.squeeze(), np.asarray(theirs))
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from trainer import data, decoded
+from search_spaces import machine
+from trainer import data
 from trainer.data import Dataset
 
 
@@ -130,4 +131,4 @@ def test_without_a_place_for_it_there_is_none(tmp_path: Path, images: Path, monk
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("POOLSWEEP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert decoded.folder() == tmp_path / "poolsweep"
+    assert machine.cache() == tmp_path / "poolsweep"

@@ -16,13 +16,13 @@ import pytest
 
 from orchestrator import cli, environment
 from orchestrator.record import epoch_rows, row
-from results import schema
-from results.store import RunFolder
-from trainer import code, pool
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces import machine, pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 from trainer.epoch import Epoch
-from trainer.grid import Entry, Grid, Pair
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 LABEL = "caf\u00e9 \u2260 \U0001f600"
@@ -257,9 +257,9 @@ def shadows(tmp_path: Path) -> Path:
 def test_the_path_depends_on_no_place_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", "../" + tmp_path.name, "sub", "/abs", ""]))
-    assert code.python_path().split(os.pathsep) == [str(ROOT), str(tmp_path / "sub"), "/abs"]
+    assert machine.python_path().split(os.pathsep) == [str(ROOT), str(tmp_path / "sub"), "/abs"]
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert code.python_path().split(os.pathsep) == [str(ROOT), str(tmp_path)], "who names it whole means it"
+    assert machine.python_path().split(os.pathsep) == [str(ROOT), str(tmp_path)], "who names it whole means it"
 
 
 @pytest.mark.parametrize("path", ["", ":", ".:", f"{ROOT}:"])

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from orchestrator import worker
 from orchestrator.record import FolderError, Job
 from orchestrator.worker import run_pack
-from results import claim, schema
-from results.store import RunFolder
-from trainer import checkpoint, pool, train
+from results.store import lease, schema
+from results.store.folder import RunFolder
+from search_spaces import pool
+from search_spaces.grid import BASELINE, Entry, Grid, Pair
+from search_spaces.recipe import Recipe
+from trainer import checkpoint, train
 from trainer.checkpoint import CheckpointError
 from trainer.data import Dataset
-from trainer.grid import BASELINE, Entry, Grid, Pair
-from trainer.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 ROOT = Path(__file__).parents[1]
@@ -112,7 +113,7 @@ def test_a_gpu_that_is_never_done_counts_as_hanging_too(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     before = """
 import itertools
-from trainer.program import Program
+from trainer.device.program import Program
 Program._done = lambda self: itertools.repeat(None)
 """
     left = in_a_process(run, "gap", "stall_timeout=1.5", before)
@@ -248,7 +249,7 @@ def stop_when(it_is_time: Callable[[], bool], run: RunFolder, planned: Any, digi
         assert "status" not in told, "it has not ended"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(claim.Leash, "word", word)
+        patch.setattr(lease.Leash, "word", word)
         run_pack([planned], digits, make_job(run), report)
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from results.files import TEMPORARY, Disk, Files
-from results.object_store import ObjectStore
+from results.store.disk import TEMPORARY, Disk, Files
+from results.store.s3 import ObjectStore
 
 MIB = 2**20
 EACH = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

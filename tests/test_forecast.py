@@ -10,8 +10,9 @@ import pytest
 from orchestrator.forecast import forecast
 from orchestrator.record import row
 from orchestrator.sweep import make_plan
-from results import published, schema, stats
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
+from results.table import published, stats
 from search_spaces import space as spaces
 from trainer.epoch import Epoch
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from trainer import pool
-from trainer.contract import check
-from trainer.cost import measure
-from trainer.examination import Examination, SameFunction
-from trainer.gate import Gate, Report, _Examiner
-from trainer.problems import RequestError
-from trainer.subject import Subject
+from search_spaces import pool, registry
+from search_spaces.equivalence import SameFunction
+from search_spaces.errors import RequestError
+from trainer.gate.case import Subject
+from trainer.gate.checks import check
+from trainer.gate.cost import measure
+from trainer.gate.report import Examination, Report
+from trainer.gate.validate import Gate, _Examiner
 
 ARCHS = ["resnet56", "vgg16bn", "mobilenetv2", "mobilenetv2_s32"]
 HOG = "import os\nos.sched_setaffinity(0, {{{core}}})\nprint(flush=True)\nwhile True: pass"
@@ -49,12 +50,12 @@ def test_a_broken_candidate_is_refused_under_the_right_name(
 
 @pytest.fixture(scope="module")
 def shelf() -> Report:
-    with Gate([pool.expand(name)[0] for name in pool.names()], ARCHS) as gate:
+    with Gate([pool.expand(name)[0] for name in registry.pools()], ARCHS) as gate:
         return gate.report
 
 
 def test_there_is_no_false_alarm_on_the_shelf(shelf: Report) -> None:
-    assert len(shelf.examinations) == len(pool.names()) * len(ARCHS)
+    assert len(shelf.examinations) == len(registry.pools()) * len(ARCHS)
     assert shelf.refused == []
     assert shelf.notes == []
 

@@ -19,20 +19,21 @@ import torch
 
 from orchestrator.record import Job
 from orchestrator.worker import measure, run_pack
-from results.store import RunFolder
+from results.store.folder import RunFolder
+from search_spaces import pool, registry
+from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
+from search_spaces.recipe import Recipe
+from search_spaces.trial import Trial
 from tests.compare import numbers
 from tests.memory import Memory
 from tests.test_pools import RANDOM_IN_TRAINING, build, loss, maps
-from trainer import graphs, pool
 from trainer.augment import Images
 from trainer.data import Dataset
+from trainer.device import graphs
+from trainer.device.pack import take_turns
+from trainer.device.program import Program, set_matmul_precision
 from trainer.epoch import Epoch
-from trainer.grid import BASELINE, Entry, Grid, Pair, Planned
-from trainer.pack import take_turns
-from trainer.program import Program, set_matmul_precision
-from trainer.recipe import Recipe
 from trainer.train import train
-from trainer.trial import Trial
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 Make = Callable[..., Trial]
@@ -196,7 +197,7 @@ def test_the_heads_dropout_depends_on_the_seed_alone(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", pool.names())
+@pytest.mark.parametrize("name", registry.pools())
 def test_every_pool_of_the_shelf_is_recorded(name: str) -> None:
     set_matmul_precision("fp32")
     module, inputs = build(name, 64).train(), maps("random", (4, 64, 8, 8)).requires_grad_()
@@ -345,10 +346,11 @@ def test_a_lost_gpu_ends_the_process_and_no_trial(tmp_path: Path, digits: Datase
 from pathlib import Path
 from orchestrator.record import Job
 from orchestrator.worker import DeviceLostError, run_pack
-from results.store import RunFolder
-from trainer import data, pool
-from trainer.grid import BASELINE, Entry, Grid, Pair
-from trainer.recipe import Recipe
+from results.store.folder import RunFolder
+from search_spaces import pool
+from trainer import data
+from search_spaces.grid import BASELINE, Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 run = RunFolder({str(tmp_path / "run")!r})
 run.create()
 entries = tuple(Entry(pool.expand(s)[0], BASELINE) for s in ("gap", {written(tmp_path, "lost", spoil)!r}))

@@ -23,18 +23,21 @@ from odd_data import ODD, broken
 
 from orchestrator import cli
 from orchestrator.record import epoch_rows, row
-from results import leaderboard, load, published, reproduce, schema, views
+from results import load
 from results.__main__ import main
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
+from results.table import leaderboard, published, render, reproduce
+from search_spaces import pool
 from search_spaces import space as spaces
-from trainer import pool
-from trainer.candidate import Source
+from search_spaces.equivalence import SameFunction
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.pool import Pool, own_slug
+from search_spaces.recipe import Recipe
+from trainer import pools
 from trainer.epoch import Epoch
-from trainer.examination import SameFunction
-from trainer.grid import Entry, Grid, Pair
-from trainer.pool import Pool, own_slug
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
+from trainer.user_module import Source
 
 LABELS = [
     *("../../etc/passwd", "a b", "a/b", "a_b", "A B", "x" * 300, "x" * 299 + "y"),
@@ -380,13 +383,13 @@ def test_names_that_would_be_paths(tmp_path: Path, change: dict[str, Any], says:
 def test_a_pool_of_the_shelf_is_one(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("class CustomPool: ...")
     with pytest.raises(RequestError, match="unknown pool"):
-        pool.load_class(Pool("_checks"))
+        pools.load_class(Pool("_checks"))
 
 
 def test_the_views_of_one_frame_agree(run: RunFolder) -> None:
     """Who reads CSV again finds every label: what was put in front can be taken away."""
     frame = load(run.path).leaderboard()
-    again = csv.DictReader(io.StringIO(views.to_csv(frame)))
+    again = csv.DictReader(io.StringIO(render.to_csv(frame)))
     assert [entry["pool"].removeprefix("'") if entry["pool"][:2] in QUOTED else entry["pool"] for entry in again] == [
         *frame["pool"]
     ]

@@ -23,7 +23,7 @@ import pytest
 
 import results
 from orchestrator import cli
-from results import schema
+from results.store import schema
 
 ROOT = Path(__file__).parents[1]
 PORT = 6399

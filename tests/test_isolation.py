@@ -136,8 +136,8 @@ def test_a_file_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.Monk
     """Neither at the end of a process, nor, once another comes, of one that was killed."""
     text = "from torch import nn\nclass CustomPool(nn.Module): ...\n"
     code = (
-        "import os, sys\nfrom trainer.candidate import load_class\nfrom trainer.isolation import Child\n"
-        "from trainer.source import Source\ndef serve(requests):\n    requests.recv()\n"
+        "import os, sys\nfrom trainer.user_module import load_class\nfrom trainer.isolation import Child\n"
+        "from search_spaces.user_code import Source\ndef serve(requests):\n    requests.recv()\n"
         f"    load_class(Source({text!r}))\n    requests.send(None)\n    requests.recv()\n"
         "process = Child(serve)\nlist(process.ask(1))\nprint(len(os.listdir(os.environ['TMPDIR'])))\n"
         "process.kill() if 'kill' in sys.argv else process.close()\nprint(len(os.listdir(os.environ['TMPDIR'])))\n"

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer import network, pool
+from search_spaces import pool
+from trainer import network
 from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
+from trainer.device import gpu
 
 pytest.importorskip("triton")
-from trainer import cuda
-from trainer.kernels import convolution, crops, depthwise, norm
+from trainer.device.kernels import convolution, crops, depthwise, norm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -147,8 +148,8 @@ def test_a_network_computes_what_it_did(
     plain = network.build(pool.expand("gap")[0], arch, 10, 1).to(DEVICE)
     plain.head.eval()  # or dropout would draw other masks for each
     fast = copy.deepcopy(plain)
-    together = cuda.speed_up(fast.features, precision)
-    monkeypatch.setattr(cuda, "_by_kernel", lambda _: True)
+    together = gpu.speed_up(fast.features, precision)
+    monkeypatch.setattr(gpu, "_by_kernel", lambda _: True)
     x, labels = maps((images, 3, size, size), 1), torch.arange(images, device=DEVICE) % 10
     losses = []
     for net in (plain, fast):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from results import schema
 from results.audit import verify
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
 from tests.kills import Campaign, Death, identity
 
 ROOT = Path(__file__).parents[1]

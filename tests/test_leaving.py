@@ -9,20 +9,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator import leaving
-from orchestrator.leaving import Departure, interruptible
+from orchestrator import shutdown
+from orchestrator.shutdown import Departure, interruptible
 
 
 @pytest.fixture(autouse=True)
 def _as_at_a_terminal() -> Iterator[None]:
     """Whoever runs the tests may have some of the signals ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in leaving.SIGNALS}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in shutdown.SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", leaving.SIGNALS)
+@pytest.mark.parametrize("number", shutdown.SIGNALS)
 def test_the_first_signal_asks_once_and_the_second_does_not_wait(number: int) -> None:
     asked: list[bool] = []
     with Departure(lambda: asked.append(True)) as departure:
@@ -66,13 +66,13 @@ def test_handlers_are_taken_back_and_given_back() -> None:
     def theirs(*_: object) -> None:
         raise AssertionError
 
-    before = [signal.getsignal(number) for number in leaving.SIGNALS]
+    before = [signal.getsignal(number) for number in shutdown.SIGNALS]
     with Departure(lambda: None) as departure:
         signal.signal(signal.SIGUSR1, theirs)  # as Tune does
         departure.insist()
         os.kill(os.getpid(), signal.SIGUSR1)
         assert departure.asked
-    assert [signal.getsignal(number) for number in leaving.SIGNALS] == before
+    assert [signal.getsignal(number) for number in shutdown.SIGNALS] == before
 
 
 def test_what_is_ignored_stays_ignored() -> None:
@@ -84,7 +84,7 @@ def test_what_is_ignored_stays_ignored() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-@pytest.mark.parametrize("number", leaving.SIGNALS)
+@pytest.mark.parametrize("number", shutdown.SIGNALS)
 def test_before_ray_runs_a_signal_ends_it_at_once(number: int) -> None:
     with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), interruptible():
         os.kill(os.getpid(), number)

@@ -14,13 +14,14 @@ import pytest
 
 import results
 from orchestrator.record import epoch_rows, row
-from results import schema, views
-from results.store import RunFolder
-from trainer import pool
+from results.store import schema
+from results.store.folder import RunFolder
+from results.table import render
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 from trainer.epoch import Epoch
-from trainer.grid import Entry, Grid, Pair
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 README = Path(__file__).parents[1] / "README.md"
 RECIPE = Recipe(epochs=3)
@@ -126,7 +127,7 @@ def test_the_newer_row_of_a_trial_is_asked_not_the_one_that_matches(fill: Fill) 
 
 
 def test_merged_files_have_row_groups_that_a_filter_can_skip(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("results.store.ROW_GROUP", 9)
+    monkeypatch.setattr("results.store.folder.ROW_GROUP", 9)
     run = results.load(fill("a"))
     run.folder.compact()
     (file,) = (run.folder.path / "epochs").iterdir()
@@ -212,7 +213,7 @@ def test_recipes_of_several_folders_are_not_mixed(fill: Fill) -> None:
 def test_a_notebook_shows_the_table(fill: Fill) -> None:
     run = results.load(fill("a"))
     shown = run._repr_html_()
-    text = views.to_text(run.leaderboard(), "best_test_acc")
+    text = render.to_text(run.leaderboard(), "best_test_acc")
     cell = re.search(r"\d\d\.\d\d ± \S+ \(3\)", text)
     assert cell
     assert cell[0] in shown

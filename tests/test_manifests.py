@@ -329,7 +329,7 @@ def test_the_image_has_what_a_sweep_needs() -> None:
     said = instructions()
     copied = [word for name, rest in said if name == "COPY" for word in rest.split()[:-1] if not word.startswith("--")]
     assert all((ROOT / path).exists() for path in copied)
-    from trainer.code import PACKAGES
+    from search_spaces.machine import PACKAGES
 
     assert {*PACKAGES, "run_sweep.py", "requirements.lock"} <= set(copied)
     (base,) = [rest for name, rest in said if name == "FROM"]

@@ -20,15 +20,16 @@ from faulty_proxy import FaultyProxy, some
 import results
 from orchestrator import cli
 from orchestrator.record import epoch_rows, row
-from results import object_store, report, schema
 from results.__main__ import main
-from results.object_store import ObjectStore, StoreError
-from results.store import RunFolder
-from trainer import pool
+from results.page import report
+from results.store import schema
+from results.store.folder import RunFolder
+from results.store.s3 import ObjectStore, StoreError
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 from trainer.epoch import Epoch
-from trainer.grid import Entry, Grid, Pair
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = (
@@ -177,7 +178,7 @@ def test_a_log_of_a_killed_process_is_found_again(s3: str) -> None:
     run = RunFolder(f"{s3}/run")
     code = f"""
         import os
-        from results.store import RunFolder
+        from results.store.folder import RunFolder
         log = RunFolder({run.where!r}).open_log("t")
         print("attempt 1", file=log)
         log.save()
@@ -227,7 +228,7 @@ def test_a_cache_that_cannot_be_written_costs_no_log(s3: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_bad_network_loses_nothing(s3: str, through, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(s3, "FIRST_PAUSE_S", 0.01)
     with through(some(seed, 0.3, ["500", "503", "drop before", "drop after"])) as proxy:
         run = fill(RunFolder(f"{s3}/run"), dataclasses.replace(GRID, seeds=(1,)))
         run.compact()
@@ -240,7 +241,7 @@ def test_a_bad_network_loses_nothing(s3: str, through, seed: int, monkeypatch: p
 
 
 def test_many_readers_and_writers_on_a_bad_network(s3: str, through, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(s3, "FIRST_PAUSE_S", 0.01)
     with through(some(7, 0.2, ["500", "503", "drop before", "drop after"])):
         store = ObjectStore(f"{s3}/run")
         names = [f"trials/{number}" for number in range(60)]
@@ -251,7 +252,7 @@ def test_many_readers_and_writers_on_a_bad_network(s3: str, through, monkeypatch
 
 
 def test_a_store_that_falls_silent(s3: str, through, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "ANSWER_S", 1.0)
+    monkeypatch.setattr(s3, "ANSWER_S", 1.0)
     faults = iter(["silence"])
     with through(lambda: next(faults, None)) as proxy:
         ObjectStore(f"{s3}/run").write("file", b"x" * 1000)
@@ -354,7 +355,7 @@ def test_what_is_secret_in_a_uri_is_shown_nowhere(
     folders = [*results.load(uri, uri.replace("/run", "/*")).folders]
     assert folders == [str(run)]
     kept = [run.files.read(name) for name in run.files.names("")]
-    for text in (captured.out, captured.err, str(folders), str(kept), report.render(results.load(uri))):
+    for text in (captured.out, captured.err, str(folders), str(kept), report.page(results.load(uri))):
         assert not any(secret in text for secret in ("pass%2Fword", "pass/word", "someone-s-key"))
 
 
@@ -365,7 +366,7 @@ def test_what_is_secret_in_a_uri_is_shown_nowhere(
 def test_children_use_it_and_end(s3: str, how: str, tmp_path: Path) -> None:
     code = f"""
         import multiprocessing
-        from results.object_store import ObjectStore
+        from results.store.s3 import ObjectStore
 
         def child(store):
             store.write("child", b"of " + store.read("parent"))

@@ -13,21 +13,22 @@ import pytest
 import torch
 
 from benchmarks.idle import idle_pack
-from orchestrator.packs import group, measured_sizes
+from orchestrator.packs import best, group, measured_sizes
 from orchestrator.record import Job
 from orchestrator.worker import DeviceLostError, measure, run_pack
-from results import schema
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces import pool
+from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
+from search_spaces.recipe import Recipe
+from search_spaces.trial import Trial
 from tests.compare import numbers
-from trainer import pack, pool
 from trainer.augment import Images
 from trainer.data import Dataset
-from trainer.grid import BASELINE, Entry, Grid, Pair, Planned
-from trainer.pack import Measurement, best, take_turns
-from trainer.program import Program
-from trainer.recipe import Recipe
+from trainer.device import pack
+from trainer.device.pack import Measurement, take_turns
+from trainer.device.program import Program
 from trainer.train import train
-from trainer.trial import Trial
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 CPU = torch.device("cpu")
@@ -275,7 +276,7 @@ def test_sizes_differ_by_pair(two_pairs: Grid) -> None:
 
 
 def test_the_best_size_is_the_smallest_that_is_as_fast() -> None:
-    found = [Measurement(k, 1.0, 1.0, rate, None) for k, rate in ((1, 100.0), (2, 180.0), (4, 200.0), (8, 202.0))]
+    found = [{"size": k, "images_per_s": rate} for k, rate in ((1, 100.0), (2, 180.0), (4, 200.0), (8, 202.0))]
     assert best(found) == 4
     assert best(found[:1]) == 1
     assert best([]) == 1

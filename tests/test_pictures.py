@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from search_spaces.errors import RequestError
 from tests.parquet_images import as_read_by_pandas, cells, encoded, noise, write, write_both
-from trainer import data, pictures
-from trainer.data import PAD
-from trainer.pictures import CellError
-from trainer.problems import RequestError
+from trainer import data
+from trainer.data import PAD, pictures
+from trainer.data.pictures import CellError
 
 GREY, RGB, RGBA = noise(1, 1, (32, 32))[0], noise(2, 1)[0], noise(3, 1, (32, 32, 4))[0]
 DEEP = np.random.default_rng(4).integers(0, 65536, (32, 32)).astype(np.uint16)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import network, pool
-from trainer.problems import RequestError
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from trainer import network, pools
 
 MINE = """
 import torch
@@ -78,10 +79,10 @@ def test_a_file_of_ones_own(mine: Path) -> None:
     (found,) = pool.expand(str(mine), {"k": 5})
     assert (found.name, found.label) == ("mine", "mine(k=5)")
     assert found.params == (("k", 5), ("scale", 0.5)), "channels is the architecture's, not a parameter"
-    module = pool.build(found, channels=7)
+    module = pools.build(found, channels=7)
     assert module(torch.ones(2, 7, 3, 3)).tolist() == [[0.5] * 7] * 2
     assert pool.expand(f"{mine}:Child")[0].name == "mine.Child"
-    assert pool.build(pool.expand("mine.py", class_name="Child", root=mine.parent)[0], 3)(
+    assert pools.build(pool.expand("mine.py", class_name="Child", root=mine.parent)[0], 3)(
         torch.ones(1, 3, 1, 1)
     ).shape == (1, 3)
 
@@ -92,8 +93,8 @@ def test_two_revisions_live_side_by_side(mine: Path) -> None:
     after = pool.expand(str(mine))[0]
     assert before != after
     ones = torch.ones(1, 2, 1, 1)
-    assert pool.build(before, 2)(ones).sum() == 1
-    assert pool.build(after, 2)(ones).sum() == 0
+    assert pools.build(before, 2)(ones).sum() == 1
+    assert pools.build(after, 2)(ones).sum() == 0
 
 
 def test_reading_a_file_runs_none_of_it(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_the_name_of_the_file_is_in_the_traceback(tmp_path: Path) -> None:
     )
     (found,) = pool.expand(str(path))
     with pytest.raises(AttributeError) as caught:
-        pool.build(found, 3)(torch.ones(1))
+        pools.build(found, 3)(torch.ones(1))
     assert "return x.nope" in "".join(traceback.format_exception(caught.value))
 
 
@@ -177,7 +178,7 @@ def test_modules_beside_the_file_travel_with_it(helped: Path) -> None:
     assert [name for name, _ in found.source.beside] == ["more.py", "weights.py"]
     for file in helped.parent.glob("*.py"):
         file.unlink()  # as on another machine
-    assert pool.build(found, 1)(torch.ones(1, 1, 1, 1)).item() == 1 * 6 + 3 + 3 + 6
+    assert pools.build(found, 1)(torch.ones(1, 1, 1, 1)).item() == 1 * 6 + 3 + 3 + 6
 
 
 def test_an_edited_helper_is_a_new_revision(helped: Path) -> None:
@@ -186,7 +187,7 @@ def test_an_edited_helper_is_a_new_revision(helped: Path) -> None:
     after = pool.expand(str(helped))[0]
     assert before != after
     ones = torch.ones(1, 1, 1, 1)
-    assert (pool.build(before, 1)(ones).item(), pool.build(after, 1)(ones).item()) == (18, 24)
+    assert (pools.build(before, 1)(ones).item(), pools.build(after, 1)(ones).item()) == (18, 24)
 
 
 def test_a_helper_that_is_not_python_is_said(helped: Path) -> None:

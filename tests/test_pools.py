@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import cpu, pool
-from trainer.arch import ARCHS
+from search_spaces import pool, registry
+from search_spaces.registry import ARCHS
+from trainer import pools
+from trainer.device import cpu
 from trainer.network import count_parameters
 from trainer.pools._tokens import Attention, largest_divisor, resize
 
@@ -34,7 +36,7 @@ RANDOM_IN_TRAINING = {"stochastic"}
 def build(spec: str, channels: int, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return pool.build(pool.expand(spec)[0], channels)
+        return pools.build(pool.expand(spec)[0], channels)
 
 
 def maps(kind: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -50,7 +52,7 @@ def loss(out: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
-@pytest.mark.parametrize("name", pool.names())
+@pytest.mark.parametrize("name", registry.pools())
 def test_shape_and_finite_values_and_gradients(name: str, shape: tuple[int, int, int]) -> None:
     module = build(name, shape[0])
     for kind, batch, autocast in itertools.product(INPUTS, (1, 2), (False, True)):
@@ -90,7 +92,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     return held
 
 
-@pytest.mark.parametrize("name", pool.names())
+@pytest.mark.parametrize("name", registry.pools())
 class TestEveryPool:
     def test_samples_do_not_see_each_other(self, name: str) -> None:
         module = build(name, 8)
@@ -161,7 +163,7 @@ class TestEveryPool:
 
     def test_says_what_it_computes_and_every_argument(self, name: str) -> None:
         """A default that is no literal would not be part of a trial's identity."""
-        cls = pool.load_class(pool.expand(name)[0])
+        cls = pools.load_class(pool.expand(name)[0])
         assert inspect.getmodule(cls).__doc__
         arguments = [] if cls.__init__ is nn.Module.__init__ else list(inspect.signature(cls).parameters)
         bound = dict(pool.expand(name)[0].params)
@@ -538,7 +540,7 @@ def test_formulas_at_chosen_parameters(spec: str) -> None:
 def test_every_pool_has_a_formula_here() -> None:
     tested = {spec.partition("(")[0] for spec in LEARNED} | {"gap", "global_max", "avg_max", "gem"}
     tested |= {"lp", "log_sum_exp", "softpool", "top_k", "median", "stochastic", "deformable"}
-    assert tested == set(pool.names())
+    assert tested == set(registry.pools())
 
 
 def test_deformable_convolution_samples_where_its_offsets_say() -> None:

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from orchestrator import progress
 from orchestrator.progress import Progress
-from trainer import pool
-from trainer.grid import Entry, Grid, Pair
-from trainer.recipe import Recipe
+from search_spaces import pool
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 
 GRID = Grid("g", (Entry(pool.expand("gap")[0]),), (Pair("resnet20", "digits"),), (1, 2), Recipe(epochs=100))
 TRIALS = list(GRID)

@@ -9,14 +9,15 @@ import yaml
 
 from orchestrator import cli
 from orchestrator.record import epoch_rows, row
-from results import __main__, load, schema
-from results.store import RunFolder
-from trainer import pool
+from results import __main__, load
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import BASELINE, Entry, Grid, Pair
+from search_spaces.recipe import Recipe
+from search_spaces.trial import CHANGES, PROTOCOL
 from trainer.epoch import Epoch
-from trainer.grid import BASELINE, Entry, Grid, Pair
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
-from trainer.trial import CHANGES, PROTOCOL
 
 ENTRIES = (Entry(pool.expand("gap")[0], BASELINE), Entry(pool.expand("gem")[0]))
 HISTORY = [Epoch(n, 1.0, 50.0, 1.0, 60.0 + n, Recipe(epochs=2).lr_after(n), 2.0, 100.0) for n in (1, 2)]

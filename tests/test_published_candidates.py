@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from results import published
+from results.table import published
+from search_spaces import pool
 from search_spaces import space as spaces
-from trainer import pool
+from trainer import pools
 from trainer.gate import Gate
 
 Maps = np.ndarray
@@ -98,7 +99,7 @@ def test_formulas(formula: Callable[..., Maps], size: tuple[int, int, int]) -> N
     """Beside numpy in float64, at the parameters that they start with and at others."""
     (candidate,) = (found for found in entries().values() if found.name == formula.__name__)
     torch.manual_seed(0)
-    module = pool.build(candidate, size[0])
+    module = pools.build(candidate, size[0])
     maps = torch.randn(3, *size) + 0.3
     if formula is channel_adaptive and size[1:] == (1, 1):
         assert module(maps).isnan().all()
@@ -123,8 +124,8 @@ def test_what_they_start_from() -> None:
     }
     by_name = {found.name: found for found in entries().values()}
     for name, values in starts.items():
-        module = pool.build(by_name[name], 64)
+        module = pools.build(by_name[name], 64)
         assert {key: module.get_parameter(key).item() for key in values} == values
-    assert not pool.build(by_name["channel_gate"], 64).get_parameter("w").any()
-    mlp = pool.build(by_name["channel_adaptive"], 64).get_submodule("mlp")
+    assert not pools.build(by_name["channel_gate"], 64).get_parameter("w").any()
+    mlp = pools.build(by_name["channel_adaptive"], 64).get_submodule("mlp")
     assert [tuple(layer.weight.shape) for layer in mlp.children() if isinstance(layer, nn.Linear)] == [(16, 3), (1, 16)]

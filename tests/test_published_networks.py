@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from search_spaces import pool
+from search_spaces.recipe import Recipe
+from search_spaces.trial import Trial
 from tests.compare import numbers
 from tests.memory import Memory
-from trainer import pool
 from trainer.augment import Images, epoch_draws
 from trainer.data import PAD, SIZE, Dataset
-from trainer.program import Program
-from trainer.recipe import Recipe
+from trainer.device.program import Program
 from trainer.train import train
-from trainer.trial import Trial
 
 CPU = torch.device("cpu")
 # Powers of two, which the trainer's float32 learning rate holds exactly: cosine over two epochs halves it after one.

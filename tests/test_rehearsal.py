@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import arch as archs
-from trainer import network, pool
-from trainer.examination import Examination
+from search_spaces import pool, registry
+from search_spaces.recipe import Recipe
+from trainer import archs, network
 from trainer.gate import Gate
-from trainer.recipe import Recipe
-from trainer.rehearsal import Rehearsal, Whole, resume
+from trainer.gate.report import Examination
+from trainer.gate.resume import Rehearsal, Whole, resume
 
 HEAD = "import collections, itertools, os, random, numpy as np, torch\nfrom pathlib import Path\nfrom torch import nn\n"
 POOL = "class CustomPool(nn.Module):\n    def __init__(self):\n        super().__init__()\n        {init}\n"
@@ -248,7 +248,7 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
 def test_the_whole_shelf_can_be_rehearsed(tmp_path: Path) -> None:
     """In this process, where its pools share their state with nobody."""
     rehearsal = Rehearsal(Recipe(batch_size=4, lr=0.02))
-    for name in pool.names():
+    for name in registry.pools():
         one = pool.expand(name)[0]
         whole = Whole(Recipe(batch_size=4, lr=0.02))
         whole._before = {}  # there is no file to watch
@@ -257,13 +257,13 @@ def test_the_whole_shelf_can_be_rehearsed(tmp_path: Path) -> None:
         assert resume(rehearsal, one, "resnet20", tmp_path / "it.pt", found) == [], name
 
 
-@pytest.mark.parametrize("arch", archs.ARCHS)
+@pytest.mark.parametrize("arch", registry.ARCHS)
 def test_the_last_layer_makes_the_feature_map_of_the_whole(arch: str) -> None:
-    spec = archs.get(arch)
+    spec = registry.arch(arch)
     tail = network.build(pool.expand("gap")[0], arch, 10, 0, tail=True)
     assert tail.features(torch.rand(2, 3, 32, 32)).shape == (2, *spec.feature_map)
-    last, _ = spec.last()
-    features = spec.features()
+    last, _ = archs.last(spec)
+    features = archs.features(spec)
     assert isinstance(features, nn.Sequential)
 
     def kinds(module: nn.Module) -> list[type]:

@@ -20,13 +20,13 @@ import pytest
 from PIL import Image
 
 from orchestrator.record import epoch_rows, row
-from results import schema
 from results.__main__ import main
-from results.store import RunFolder
-from trainer import pool
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces import pool
+from search_spaces.grid import Entry, Grid, Pair, Planned
+from search_spaces.recipe import Recipe
 from trainer.epoch import Epoch
-from trainer.grid import Entry, Grid, Pair, Planned
-from trainer.recipe import Recipe
 
 HOSTILE = "<script>alert(1)</script>"
 QUOTES = """"&' $x$ _"""

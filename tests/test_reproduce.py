@@ -13,15 +13,16 @@ import pytest
 
 import results
 from orchestrator.record import row
-from results import published as tables
-from results import reproduce, schema, stats, views
 from results.__main__ import main
-from results.reproduce import AGREES, CANNOT_TELL, DIFFERS
-from results.store import RunFolder
-from trainer import pool
-from trainer.grid import Entry, Grid, Pair
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
+from results.store import schema
+from results.store.folder import RunFolder
+from results.table import published as tables
+from results.table import render, reproduce, stats
+from results.table.reproduce import AGREES, CANNOT_TELL, DIFFERS
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 
 PAIRS = (Pair("resnet56", "cifar100"), Pair("vgg16bn", "cifar100"), Pair("mobilenetv2", "fmnist"))
 Measure = Callable[..., RunFolder]
@@ -74,7 +75,7 @@ def test_the_published_seeds_through_our_table(measure: Measure) -> None:
     assert not frame["worse"].any(), "three seeds prove nothing here, on VGG-16 least of all"
     flagged = frame[frame["flags"].notna()].drop_duplicates("pool")
     assert flagged[["pool", "arch", "flags"]].to_numpy().tolist() == [["global_max", "mobilenetv2", "seed 123: 61.22"]]
-    text = " ".join(views.to_text(frame, "best_test_acc").split())
+    text = " ".join(render.to_text(frame, "best_test_acc").split())
     assert "+0.79 [-0.40, +1.99]" in text
     assert "83.26 ± 19.09 (3) ⚑" in text
     assert "global_max on mobilenetv2-fmnist (seed 123: 61.22)" in text

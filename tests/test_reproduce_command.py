@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 
 from benchmarks import reproduce
 from results.audit import verify
-from results.store import RunFolder
-from trainer.problems import RequestError
+from results.store.folder import RunFolder
+from search_spaces.errors import RequestError
 
 SPACE = """
 name: piece

@@ -18,14 +18,15 @@ from scipy import stats as scipy_stats
 
 import results
 from orchestrator.record import row
-from results import leaderboard, schema, seal, stats, views
 from results.__main__ import main
-from results.files import Disk
-from results.store import RunFolder
-from trainer import pool
-from trainer.grid import Entry, Grid, Pair
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
+from results.store import schema, seal
+from results.store.disk import Disk
+from results.store.folder import RunFolder
+from results.table import leaderboard, render, stats
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.recipe import Recipe
 
 PAIRS = (Pair("resnet20", "digits"), Pair("vgg11bn", "digits", hidden=True))
 ENTRIES = (
@@ -154,7 +155,7 @@ def test_gaps_are_counted_and_differences_are_of_the_seeds_that_both_have(fill: 
     assert math.isnan(row["diff_lo"])
     assert row_of(frame, "gap", "global_max")["failed"] == 1
     assert row_of(frame, "global_max", "gap")["missing"] == 1
-    text = views.to_text(results.load(run.path).leaderboard(), "best_test_acc")
+    text = render.to_text(results.load(run.path).leaderboard(), "best_test_acc")
     for said in (
         "Diverged, not in any mean: gem on resnet20-digits (1).",
         "Failed, not in any mean: gap on resnet20-digits (1).",
@@ -244,7 +245,7 @@ def test_revisions_of_a_file_are_rows_of_their_own(fill: Fill, tmp_path: Path) -
                 )
     frame = results.load(run.path).leaderboard()
     assert frame[frame["pool"] == "mine"]["revision"].nunique() == 2
-    assert views.to_markdown(frame, "best_test_acc").count("| mine @") == 2
+    assert render.to_markdown(frame, "best_test_acc").count("| mine @") == 2
 
 
 def test_recipes_are_not_mixed(fill: Fill) -> None:
@@ -288,7 +289,7 @@ def test_an_empty_run_folder_has_an_empty_table(tmp_path: Path) -> None:
     run.create()
     frame = results.load(run.path).leaderboard()
     assert frame.empty
-    assert views.to_text(frame, "best_test_acc")
+    assert render.to_text(frame, "best_test_acc")
 
 
 @pytest.mark.parametrize("n", range(2, 9))
@@ -323,7 +324,7 @@ def test_asking_results_never_imports_torch() -> None:
 
 def test_csv_is_every_digit(fill: Fill) -> None:
     frame = results.load(fill().path).leaderboard()
-    again = pd.read_csv(StringIO(views.to_csv(frame)))
+    again = pd.read_csv(StringIO(render.to_csv(frame)))
     assert again["diff_lo"].tolist() == pytest.approx(frame["diff_lo"].tolist(), rel=0, abs=0, nan_ok=True)
 
 

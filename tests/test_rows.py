@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from search_spaces.errors import RequestError
 from tests.parquet_images import cells, noise, write, write_both
 from trainer import data
-from trainer.problems import RequestError
 
 LABELS = [3, 0, 9, 3, 1, 2]
 CELLS = cells(noise())

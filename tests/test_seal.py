@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from results import seal
+from results.store import seal
 
 ROWS = pa.table({"name": ["gem", "gap", None], "acc": [70.5, None, 71.25]})
 

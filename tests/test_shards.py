@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from search_spaces.errors import RequestError
 from tests.parquet_images import as_read_by_pandas, cells, noise, write, write_both
 from trainer import data
 from trainer.data import PAD, Dataset
-from trainer.problems import RequestError
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import pool
-from trainer.problems import RequestError
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from trainer import pools
 
 FORWARD = "    def forward(self, x):\n        return x.mean((2, 3)) * self.p\n"
 INIT = (
@@ -55,11 +56,11 @@ def test_however_it_is_made(mine: Path, way: str) -> None:
     mine.write_text(WAYS[way])
     ones = torch.ones(1, 4, 2, 2)
     (plain,) = pool.expand(str(mine))
-    module = pool.build(plain, 4)
+    module = pools.build(plain, 4)
     assert module(ones)[0].tolist() == [2.0] * 4
     assert module.channels == 4
     three, four = pool.expand(str(mine), {"p": [3.0, 4.0]})
-    assert [pool.build(each, 4)(ones)[0, 0].item() for each in (three, four)] == [3.0, 4.0]
+    assert [pools.build(each, 4)(ones)[0, 0].item() for each in (three, four)] == [3.0, 4.0]
 
 
 def test_what_is_certain_is_said_at_once(mine: Path) -> None:
@@ -76,7 +77,7 @@ def test_which_class_is_meant(mine: Path) -> None:
         pool.expand(str(mine))
     assert pool.expand(str(mine), class_name="Other")[0].name == "mine.Other"
     mine.write_text("from layers import *\n")
-    assert type(pool.build(pool.expand(str(mine))[0], 3)).__name__ == "Base"
+    assert type(pools.build(pool.expand(str(mine))[0], 3)).__name__ == "Base"
     mine.write_text("from layers import *\nclass Mine(Base): ...\nclass Yours(Base): ...\n")
     with pytest.raises(AttributeError, match=r"of nn\.Module it has Mine, Yours; name one"):
-        pool.build(pool.expand(str(mine))[0], 3)
+        pools.build(pool.expand(str(mine))[0], 3)

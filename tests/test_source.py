@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import pool
-from trainer.pool import Pool
-from trainer.problems import RequestError
-from trainer.source import Source
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from search_spaces.pool import Pool
+from search_spaces.user_code import Source
+from trainer import pools
 
 HEAD = "import torch\nfrom torch import nn\n"
 BODY = "class CustomPool(nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3)) * SCALE\n"
@@ -37,7 +38,7 @@ def beside(path: Path) -> list[str]:
 
 def output(one: Pool, channels: int = 2) -> float:
     """Of ones, after a journey as plain data."""
-    return pool.build(Pool.from_dict(one.to_dict()), channels)(torch.ones(1, channels, 2, 2))[0, 0].item()
+    return pools.build(Pool.from_dict(one.to_dict()), channels)(torch.ones(1, channels, 2, 2))[0, 0].item()
 
 
 IMPORTS = {
@@ -186,9 +187,10 @@ def test_a_body_runs_once_a_process(tmp_path: Path) -> None:
 def test_what_is_drawn_on_import_is_the_same_in_every_trial(tmp_path: Path) -> None:
     write(tmp_path, {"mine": HEAD + "SCALE = torch.rand(()).item()\n" + BODY})
     code = (
-        f"import sys, torch; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\nfrom trainer import pool\n"
+        f"import sys, torch; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from search_spaces import pool\nfrom trainer import pools\n"
         f"torch.manual_seed(int(sys.argv[1]))\nstate = torch.get_rng_state()\n"
-        f"print(pool.build(pool.expand({str(tmp_path / 'mine.py')!r})[0], 1)(torch.ones(1, 1, 1, 1)).item())\n"
+        f"print(pools.build(pool.expand({str(tmp_path / 'mine.py')!r})[0], 1)(torch.ones(1, 1, 1, 1)).item())\n"
         "assert torch.equal(state, torch.get_rng_state())"
     )
     run = [

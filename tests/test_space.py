@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from search_spaces import space as spaces
+from search_spaces.errors import RequestError
+from search_spaces.recipe import Recipe
 from search_spaces.space import SHIPPED, Space
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 MINIMAL = """
 name: mine

@@ -15,7 +15,7 @@ from scipy import stats as reference
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from results import stats
+from results.table import stats
 
 SEEDS = [3, 5, 10]
 SD = 0.37  # of seeds, published: ResNet-56 on CIFAR-100

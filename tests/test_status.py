@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.record import epoch_rows, row
-from results import schema
 from results.__main__ import main
 from results.status import status
-from results.store import RunFolder
-from trainer import pool
+from results.store import schema
+from results.store.folder import RunFolder
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair, Planned
+from search_spaces.recipe import Recipe
 from trainer.epoch import Epoch
-from trainer.grid import Entry, Grid, Pair, Planned
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 GRID = Grid(
     "g",

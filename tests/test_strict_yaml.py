@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from results.store import RunFolder
+from results.store.folder import RunFolder
 from search_spaces import space as spaces
-from trainer import strict_yaml
-from trainer.problems import RequestError
+from search_spaces import strict_yaml
+from search_spaces.errors import RequestError
 
 # YAML 1.2.2, section 10.3.2, Core Schema: its table of tag resolution, from top to bottom.
 TABLE = [

@@ -11,12 +11,14 @@ import pytest
 import results
 from orchestrator.record import row
 from orchestrator.sweep import make_plan
-from results import schema, submissions, views
+from results import submissions
 from results.__main__ import main
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
+from results.table import render
 from search_spaces import space as spaces
+from search_spaces.errors import RequestError
 from search_spaces.space import Space
-from trainer.problems import RequestError
 
 SPACE = """
 name: hidden
@@ -137,7 +139,7 @@ def test_the_latest_revision_alone(train: Train, run: RunFolder) -> None:
     assert loaded.leaderboard().query("pool == 'mine'")["revision"].nunique() == 2
     latest = loaded.leaderboard(latest=True)
     assert set(latest["pool"]) == set(loaded.leaderboard()["pool"])
-    assert views.to_text(latest, "best_test_acc").count("mine") < views.to_text(
+    assert render.to_text(latest, "best_test_acc").count("mine") < render.to_text(
         loaded.leaderboard(), "best_test_acc"
     ).count("mine")
     assert latest.query("pool == 'mine'")["revision"].nunique() == 1

@@ -18,9 +18,9 @@ import results
 from orchestrator import cli
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
-from results import schema
 from results.__main__ import main as results_command
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
 from search_spaces import space as spaces
 from trainer import checkpoint, data
 

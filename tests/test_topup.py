@@ -11,12 +11,13 @@ import pytest
 import results
 from orchestrator.record import row
 from orchestrator.sweep import make_plan
-from results import schema, stats, topup, views
 from results.__main__ import main
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
+from results.table import render, stats, topup
 from search_spaces import space as spaces
-from trainer.examination import SameFunction
-from trainer.grid import Planned
+from search_spaces.equivalence import SameFunction
+from search_spaces.grid import Planned
 
 SPACE = """
 name: looked
@@ -121,7 +122,7 @@ def test_every_table_says_so_once_they_are_trained(run: RunFolder) -> None:
     assert not loaded.notes(), "who only asks has not looked and added"
     first = make_plan(spaces.load(path), run).todo[0]
     run.write_trial(measured(first))
-    text = " ".join(views.to_text(loaded.leaderboard(), "best_test_acc", loaded.notes()).split())
+    text = " ".join(render.to_text(loaded.leaderboard(), "best_test_acc", loaded.notes()).split())
     assert "Seeds were added after looking on resnet44-digits: intervals and p there err more often" in text
 
 

@@ -23,15 +23,15 @@ from orchestrator.progress import Progress
 from orchestrator.record import Job, epoch_rows, row
 from orchestrator.trackers import Curve, Trackers
 from orchestrator.watcher import Watcher
-from results import schema
-from results.claim import Claim
-from results.store import RunFolder
+from results.store import schema
+from results.store.folder import RunFolder
+from results.store.lease import Claim
+from search_spaces import pool
 from search_spaces import space as spaces
-from trainer import pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair, Planned
+from search_spaces.recipe import Recipe
 from trainer.epoch import Epoch
-from trainer.grid import Entry, Grid, Pair, Planned
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, lr=0.1)
 ENTRIES = (Entry(pool.expand("gap")[0], "baseline"), Entry(pool.expand("gem", {"p": 2}, label="ours, <p>")[0]))
@@ -139,7 +139,7 @@ def test_logging_to_tensorboard_takes_no_torch(run: RunFolder) -> None:
     code = f"""
         import sys, orchestrator.sweep
         from orchestrator.trackers import Trackers, check
-        from results.store import RunFolder
+        from results.store.folder import RunFolder
         run = RunFolder({str(run.path)!r})
         (planned, _) = run.grid()
         check(["tensorboard"], run)

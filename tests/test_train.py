@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from benchmarks.plain import PlainTrainer
+from search_spaces.errors import RequestError
+from search_spaces.trial import Trial
 from tests.compare import numbers
 from tests.memory import Memory
 from trainer import checkpoint, log, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
+from trainer.device.program import Program
 from trainer.epoch import Epoch
-from trainer.problems import RequestError
-from trainer.program import Program
 from trainer.train import train
-from trainer.trial import Trial
 
 CPU = torch.device("cpu")
 Make = Callable[..., Trial]

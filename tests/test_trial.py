@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import pool, trial
-from trainer.grid import Entry, Grid, Pair
-from trainer.pool import Pool, Source
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
-from trainer.trial import Trial
+from search_spaces import pool, trial
+from search_spaces.errors import RequestError
+from search_spaces.grid import Entry, Grid, Pair
+from search_spaces.pool import Pool, Source
+from search_spaces.recipe import Recipe
+from search_spaces.trial import Trial
 
 BASE = Trial(pool.expand("gem")[0], "resnet56", "cifar100", 42, Recipe())
 

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from orchestrator import record
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
-from results import reading, schema, seal
 from results.__main__ import main
 from results.audit import rows as audit_rows
 from results.audit import verify
-from results.store import ROW_GROUP, RunFolder
-from trainer import pool
+from results.store import parquet, schema, seal
+from results.store.folder import ROW_GROUP, RunFolder
+from search_spaces import pool
+from search_spaces.errors import RequestError
+from search_spaces.grid import BASELINE, CANDIDATE, Entry, Grid, Pair, Planned
+from search_spaces.recipe import Recipe
 from trainer.data import Dataset
-from trainer.grid import BASELINE, CANDIDATE, Entry, Grid, Pair, Planned
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.02, train_samples=64, test_samples=40)
@@ -228,7 +228,7 @@ def test_epochs_that_no_trial_can_have(either: RunFolder, name: str) -> None:
     path = edit(either, "epochs", trial_id, change)
     findings = verify.audit(either).findings
     assert {one.name for one in findings} == {f"epochs/{path.name}"}
-    assert {one.aside for one in findings} == {() if reading.is_merged(path.name) else (f"epochs/{path.name}",)}
+    assert {one.aside for one in findings} == {() if parquet.is_merged(path.name) else (f"epochs/{path.name}",)}
     assert all(trial_id in str(one) for one in findings)
     assert any(one.kind == kind and what in one.what for one in findings), findings
 

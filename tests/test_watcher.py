@@ -11,12 +11,12 @@ from rich.console import Console
 from orchestrator.progress import Progress
 from orchestrator.record import FolderError, Job
 from orchestrator.watcher import Watcher
-from results import claim, schema
-from results.claim import Claim, Driver
-from results.store import RunFolder
-from trainer import pool
-from trainer.grid import BASELINE, Entry, Grid, Pair, Planned
-from trainer.recipe import Recipe
+from results.store import lease, schema
+from results.store.folder import RunFolder
+from results.store.lease import Claim, Driver
+from search_spaces import pool
+from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
+from search_spaces.recipe import Recipe
 
 ENTRIES = tuple(Entry(each, BASELINE) for name in ("gap", "gem", "avg_max") for each in pool.expand(name))
 PACK: list[Planned] = list(Grid("few", ENTRIES, (Pair("resnet20", "digits"),), (1,), Recipe(epochs=2)))
@@ -108,6 +108,6 @@ def test_a_driver_that_has_lost_its_folder_marks_nothing(watcher: Watcher, run: 
     assert run.ended() == {}
     with pytest.raises(FolderError, match="taken over by process"):
         watcher.step()
-    found = claim.holder(run)
+    found = lease.holder(run)
     assert found is not None
     assert found.token == other.token != mine.token

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,28 +12,29 @@ from typing import Any
 import torch
 import yaml
 
-from trainer import arch, data, log, pool, process, strict_yaml
+from search_spaces import machine, pool, process, registry, strict_yaml
+from search_spaces.errors import RequestError, first_line, gather, short
+from search_spaces.pool import Pool
+from search_spaces.recipe import Recipe
+from search_spaces.trial import Trial
+from trainer import data, log
 from trainer.augment import Images
+from trainer.device.program import Program, default_device
 from trainer.gate import Gate
-from trainer.pool import Pool
-from trainer.problems import RequestError, first_line, gather, short
-from trainer.program import Program, default_device
-from trainer.recipe import Recipe
 from trainer.train import train
-from trainer.trial import Trial
 
 UNREAD = 141  # what a shell says of a command that ended because nobody reads it any more: 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Trains one trial.")
-    parser.add_argument("--arch", required=True, help=", ".join(arch.ARCHS))
-    parser.add_argument("--dataset", required=True, help=", ".join(data.DATASETS))
+    parser.add_argument("--arch", required=True, help=", ".join(registry.ARCHS))
+    parser.add_argument("--dataset", required=True, help=", ".join(registry.DATASETS))
     parser.add_argument("--pool", required=True, help="gem, 'gem(p=1)', mine.py or mine.py:Class")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a field of the recipe")
     parser.add_argument("--data-dir", metavar="DIR", type=Path, help="where the images are, or go (default: data)")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     parser.add_argument("--threads", type=int, default=cores, help="on a CPU: the order of sums, and the last digits")
     parser.add_argument("--check", action="store_true", help="check the pool and what it costs; train nothing")
     args = parser.parse_args(argv)
@@ -92,8 +92,8 @@ def request(
         RequestError: with every problem of it.
     """
     _, _, one_pool, recipe, _, _ = gather(
-        ("--arch", lambda: arch.get(arch_name)),
-        ("--dataset", lambda: data.get(dataset)),
+        ("--arch", lambda: registry.arch(arch_name)),
+        ("--dataset", lambda: registry.dataset(dataset)),
         ("--pool", lambda: _one_pool(pool_spec)),
         ("--set", lambda: _recipe(overrides)),
         ("--seed", lambda: _at_least(0, seed)),

@@ -61,7 +61,7 @@ class Images:
     def crops(self, draws: Tensor) -> Tensor:
         """Training images by rows of `epoch_draws` [B, 4], cropped, flipped and normalised: see `normalise`."""
         if self.device.type == "cuda":
-            from trainer.kernels import crops
+            from trainer.device.kernels import crops
 
             windows = {"area": self._area, "row": self._row, "size": SIZE}
             return crops.crops(self._pixels, draws, self._shift, self._scale, **windows)

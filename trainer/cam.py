@@ -11,24 +11,33 @@ reading of it; of the average pool it is relu(CAM) / (H W).
 
 Zhou et al., Learning Deep Features for Discriminative Localization (CVPR 2016). Selvaraju et al., Grad-CAM: Visual
 Explanations from Deep Networks via Gradient-based Localization (ICCV 2017).
+
+`python -m trainer.cam` reads from stdin a line of JSON, {trial, data_dir, images, wrong}, and after it the weights; it
+writes an `.npz` to stdout, or, with exit code 2, the problems of the request.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from trainer import network
+from search_spaces import registry
+from search_spaces.errors import RequestError
+from search_spaces.trial import Trial
+from trainer import data, network
 from trainer.augment import Images
 from trainer.data import Dataset
 from trainer.network import Network
-from trainer.problems import RequestError
-from trainer.trial import Trial
 
 BATCH = 128
 
@@ -140,3 +149,38 @@ def _chosen(net: Network, images: Images, count: int, wrong: bool) -> tuple[Tens
         if found == count:
             break
     return torch.cat(index), torch.cat(maps)
+
+
+def _answer(asked: dict[str, Any], weights: bytes) -> dict[str, Any]:
+    """All that a picture is drawn from, as arrays."""
+    trial, data_dir = Trial.from_dict(asked["trial"]), Path(asked["data_dir"])
+    if registry.dataset(trial.dataset).torchvision and not data_dir.is_dir():
+        what = f"there is no folder {data_dir}; give the one that the sweep read {trial.dataset} from"
+        raise RequestError.of(what, "--data-dir")
+    dataset = data.load(trial.dataset, data_dir, lambda line: print(line, file=sys.stderr), download=False)
+    seen = look(trial, weights, dataset, asked["images"], asked["wrong"])
+    names = data.class_names(trial.dataset, data_dir) or []
+    return {
+        **{field.name: getattr(seen, field.name) for field in dataclasses.fields(seen)},
+        "images": dataset.test_images[seen.index],
+        "labels": dataset.test_labels[seen.index],
+        "names": np.array(names, str),
+    }
+
+
+def main() -> int:
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # what a pool prints does not get between them
+    asked, weights = json.loads(sys.stdin.buffer.readline()), sys.stdin.buffer.read()
+    try:
+        arrays = _answer(asked, weights)
+    except RequestError as error:
+        answers.write(json.dumps([dataclasses.asdict(problem) for problem in error.problems]).encode())
+        return 2
+    sink = io.BytesIO()
+    np.savez(sink, **arrays)
+    answers.write(sink.getvalue())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

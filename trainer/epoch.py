@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from search_spaces.chance import is_guessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +32,13 @@ class Epoch:
     @property
     def diverged(self) -> bool:
         return not (math.isfinite(self.train_loss) and math.isfinite(self.test_loss))
+
+
+def collapsed(history: Sequence[Epoch], classes: int, images: int) -> bool:
+    """Whether a trial has ended without ever being better than guessing, though its losses are finite.
+
+    Args:
+        history: its epochs.
+        images: in the test set.
+    """
+    return not history[-1].diverged and is_guessing(max(epoch.test_acc for epoch in history), classes, images)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
+from search_spaces.trial import Trial
 from trainer.epoch import Epoch
-from trainer.trial import Trial
 
 
 def epoch_line(epoch: Epoch) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from trainer import arch as archs
-from trainer import pool as pools
-from trainer.arch import Arch
-from trainer.pool import Pool
+from search_spaces import registry
+from search_spaces.pool import Pool
+from search_spaces.registry import Arch
+from trainer import archs, pools
 from trainer.randomness import Purpose, seeded
 
 
@@ -35,9 +35,12 @@ def build(pool: Pool, arch: str, classes: int, seed: int, *, tail: bool = False)
     Args:
         tail: of the features, the last layer alone.
     """
-    spec = archs.get(arch)
+    spec = registry.arch(arch)
     with seeded(seed, Purpose.BACKBONE):
-        features, head = initialise(_tail(spec) if tail else spec.features()), initialise(spec.head(classes))
+        features, head = (
+            initialise(_tail(spec) if tail else archs.features(spec)),
+            initialise(archs.head(spec, classes)),
+        )
     with seeded(seed, Purpose.POOL):
         module = materialise(pools.build(pool, spec.channels), spec.feature_map)
     return Network(features, module, head)
@@ -45,7 +48,7 @@ def build(pool: Pool, arch: str, classes: int, seed: int, *, tail: bool = False)
 
 def _tail(spec: Arch) -> nn.Module:
     """[B, 3, 32, 32] -> [B, C, H, W], as the features are, by their last layer and next to nothing before it."""
-    last, (channels, *size) = spec.last()
+    last, (channels, *size) = archs.last(spec)
     return nn.Sequential(nn.AdaptiveAvgPool2d(tuple(size)), nn.Conv2d(3, channels, 1), last)
 
 

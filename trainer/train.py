@@ -9,8 +9,8 @@ from collections.abc import Callable, Generator, Iterator
 
 from trainer import checkpoint
 from trainer.checkpoint import Slot
+from trainer.device.program import Program
 from trainer.epoch import Epoch
-from trainer.program import Program
 
 CHECKPOINT_EVERY_S = 60.0  # what a machine that is taken away costs at most, beside the epoch it is in
 

@@ -11,13 +11,13 @@ import yaml
 
 from results.audit import finding
 from results.audit.finding import Finding
-from results.object_store import StoreError
-from results.store import RunFolder
-from trainer import strict_yaml
-from trainer.grid import Grid
-from trainer.pool import Pool
-from trainer.problems import RequestError, first_line
-from trainer.recipe import Recipe
+from results.store.folder import RunFolder
+from results.store.s3 import StoreError
+from search_spaces import strict_yaml
+from search_spaces.errors import RequestError, first_line
+from search_spaces.grid import Grid
+from search_spaces.pool import Pool
+from search_spaces.recipe import Recipe
 
 T = TypeVar("T")
 

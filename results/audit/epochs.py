@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from results import reading, schema
 from results.audit import finding
 from results.audit.finding import Finding
 from results.audit.rows import IDENTITY, SUMMARY, Rows
-from results.files import Files
-from trainer.recipe import Recipe
+from results.store import parquet, schema
+from results.store.disk import Files
+from search_spaces.recipe import Recipe
 
 BLOCK = 512  # small files at a time
 MEASURED = ("train_loss", "train_acc", "test_loss", "test_acc", "lr", "epoch_s")
@@ -55,8 +55,8 @@ class Epochs:
         self._check_missing()
 
     def _blocks(self, names: Sequence[str]) -> Iterator[_Block]:
-        small = [name for name in names if not reading.is_merged(name)]
-        opened = reading.each(
+        small = [name for name in names if not parquet.is_merged(name)]
+        opened = parquet.each(
             self._files, functools.partial(finding.open_small, self._files, wanted=schema.EPOCHS), small
         )
         named = zip(small, opened, strict=True)
@@ -64,7 +64,7 @@ class Epochs:
             for name, found in part:
                 if isinstance(found, Finding):
                     self.findings.append(found)
-                    self._unknown.add(reading.trial_id(name))
+                    self._unknown.add(parquet.trial_id(name))
             if tables := [(name, found) for name, found in part if isinstance(found, pa.Table)]:
                 yield _Block(tables)
         for name in names[len(small) :]:
@@ -104,8 +104,8 @@ class Epochs:
     def _is_new(self, block: _Block, trial: int) -> bool:
         """Whether a trial stands in a file that may have it, and has not stood anywhere else."""
         trial_id, name = block.ids[trial], block.name(trial)
-        if trial_id is None or (not reading.is_merged(name) and trial_id != reading.trial_id(name)):
-            self._unknown.add(reading.trial_id(name))
+        if trial_id is None or (not parquet.is_merged(name) and trial_id != parquet.trial_id(name)):
+            self._unknown.add(parquet.trial_id(name))
             self.findings.append(finding.misplaced(name, block.rows_of_file(trial)))
             return False
         before = self.found.get(trial_id)
@@ -114,7 +114,7 @@ class Epochs:
         if before == name:
             self._find("epochs", block, trial, "its rows do not stand together")
             return False
-        first = None if reading.is_merged(before) else finding.open_small(self._files, before, schema.EPOCHS)
+        first = None if parquet.is_merged(before) else finding.open_small(self._files, before, schema.EPOCHS)
         is_alike = isinstance(first, pa.Table) and finding.alike(first, block.rows(trial))
         if found := finding.twice(trial_id, before, name, is_alike):
             self.findings.append(found)

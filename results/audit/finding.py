@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from results import reading, schema, seal
-from results.files import Files
-from trainer.printable import visible
-from trainer.problems import first_line
+from results.store import parquet, schema, seal
+from results.store.disk import Files
+from search_spaces.errors import first_line
+from search_spaces.text import visible
 
 AGAIN = "set its files aside (--set-aside) and run the sweep again, which then trains it anew"
 RESTORE = "restore the file from a copy, or set it aside (--set-aside) and run the sweep again"
@@ -38,7 +38,7 @@ class Finding:
     @classmethod
     def of_trial(cls, kind: str, trial_id: str | None, what: str, name: str, row_in: str) -> Finding:
         """About what a file says of one trial, which is trained anew once its row, in the file `row_in`, is gone."""
-        if reading.is_merged(name) or reading.is_merged(row_in):
+        if parquet.is_merged(name) or parquet.is_merged(row_in):
             return cls(kind, name, f"{trial_id}: {what}; {RESTORE_MERGED}")
         return cls(kind, name, f"{what}; {AGAIN}", (name,))
 
@@ -48,9 +48,9 @@ class Finding:
 
 def twice(trial_id: str, first: str, second: str, alike: bool) -> Finding | None:
     """About a trial that stands in a second file; None where `compact` has left it so, for a moment or when killed."""
-    if alike and reading.is_merged(second) and not reading.is_merged(first):
+    if alike and parquet.is_merged(second) and not parquet.is_merged(first):
         return None
-    aside = () if reading.is_merged(first) else (first,)
+    aside = () if parquet.is_merged(first) else (first,)
     how = "too, alike" if alike else "too, and is not the same there"
     do = (
         "keep one of them (--set-aside moves the small one)"

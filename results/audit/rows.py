@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from results import reading, schema
 from results.audit import finding
 from results.audit.finding import Finding
-from results.files import Files
-from trainer import data
-from trainer.chance import is_guessing
-from trainer.grid import ROLES
-from trainer.pool import Pool
-from trainer.problems import RequestError
-from trainer.recipe import Recipe
-from trainer.trial import PROTOCOL, Trial
+from results.store import parquet, schema
+from results.store.disk import Files
+from search_spaces import registry
+from search_spaces.chance import is_guessing
+from search_spaces.errors import RequestError
+from search_spaces.grid import ROLES
+from search_spaces.pool import Pool
+from search_spaces.recipe import Recipe
+from search_spaces.trial import PROTOCOL, Trial
 
 IDENTITY = ("pool", "arch", "dataset", "seed")
 SUMMARY = (
@@ -87,10 +87,10 @@ class Rows:
         return self._table[column].cast(pa.float64()).to_numpy()
 
     def _read(self, files: Files, names: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-        small = [name for name in names if not reading.is_merged(name)]
-        opened = reading.each(files, functools.partial(finding.open_small, files, wanted=schema.TRIALS), small)
+        small = [name for name in names if not parquet.is_merged(name)]
+        opened = parquet.each(files, functools.partial(finding.open_small, files, wanted=schema.TRIALS), small)
         for name, found in zip(small, opened, strict=True):
-            trial_id = reading.trial_id(name)
+            trial_id = parquet.trial_id(name)
             if isinstance(found, pa.Table):
                 if found["trial_id"].to_pylist() == [trial_id]:
                     yield name, found
@@ -175,8 +175,8 @@ def _problems_of_learning(status: str, best: float, images: int | None, dataset:
         yield f"its best_test_acc is {best}, allowed is 0 to 100"
     elif images is not None and not 1 <= images <= MOST_IMAGES:
         yield f"its test_images is {images}, allowed is 1 to {MOST_IMAGES:,}"
-    elif images is not None and dataset in data.DATASETS:
-        guesses = is_guessing(best, data.DATASETS[dataset].classes, images)
+    elif images is not None and dataset in registry.DATASETS:
+        guesses = is_guessing(best, registry.DATASETS[dataset].classes, images)
         if guesses != (status == schema.COLLAPSED):
             yield f"it is {status} at a best accuracy of {best:.2f} % over {images} images"
 

@@ -5,7 +5,7 @@ those of their epochs, bit for bit, ids are those of their contents, and nothing
 What it finds, by `Finding.kind`:
 
     unreadable  a file that is cut off, or of which bits have turned over, or that is of another kind
-    schema      a Parquet file that has not the columns of `results.schema`
+    schema      a Parquet file that has not the columns of `results.store.schema`
     foreign     a file that no sweep writes
     misplaced   a file that holds another trial than its name says
     twice       a trial that stands in two places and is not the same in both, or for good
@@ -34,14 +34,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from results import reading, schema
 from results.audit import finding
 from results.audit.documents import Documents
 from results.audit.epochs import Epochs
 from results.audit.finding import Finding
 from results.audit.rows import Rows
-from results.files import Files
-from results.store import RunFolder
+from results.store import parquet, schema
+from results.store.disk import Files
+from results.store.folder import RunFolder
 
 SET_ASIDE = "set-aside"
 SETTLE_S = 1.0  # longer than anything stands that a process at work takes away: its temporary files, a checkpoint
@@ -49,7 +49,7 @@ KINDS = re.findall(r"^    ([a-z]+)  ", __doc__ or "", re.MULTILINE)
 
 _UNNEEDED = "nothing needs it: set it aside (--set-aside)"
 _ID = "[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-s[0-9]+-[0-9a-f]{8}"
-_PARQUET = re.compile(rf"({_ID}|{re.escape(reading.MERGED)}[0-9a-f]+)\.parquet")
+_PARQUET = re.compile(rf"({_ID}|{re.escape(parquet.MERGED)}[0-9a-f]+)\.parquet")
 _OWN = {  # folder: the names that files have there
     "trials": _PARQUET,
     "epochs": _PARQUET,
@@ -129,9 +129,9 @@ def unreadable(run: RunFolder) -> list[Finding]:
     found: list[Finding] = []
     for folder, wanted in (("trials", schema.TRIALS), ("epochs", schema.EPOCHS)):
         small, merged = [], []
-        for name in reading.listed(run.files, folder):
-            (merged if reading.is_merged(name) else small).append(name)
-        opened = reading.each(run.files, functools.partial(finding.open_small, run.files, wanted=wanted), small)
+        for name in parquet.listed(run.files, folder):
+            (merged if parquet.is_merged(name) else small).append(name)
+        opened = parquet.each(run.files, functools.partial(finding.open_small, run.files, wanted=wanted), small)
         parts = itertools.chain.from_iterable(finding.open_merged(run.files, name, wanted) for name in merged)
         found += [one for one in itertools.chain(opened, parts) if isinstance(one, Finding)]
     return found
@@ -163,7 +163,7 @@ def set_aside(run: RunFolder, names: Iterable[str]) -> list[str]:
 def _with_companion(name: str) -> list[str]:
     folder, _, own = name.partition("/")
     other = {"trials": "epochs", "epochs": "trials"}.get(folder)
-    return [name] if other is None or reading.is_merged(name) else [name, f"{other}/{own}"]
+    return [name] if other is None or parquet.is_merged(name) else [name, f"{other}/{own}"]
 
 
 def _free(files: Files, name: str) -> str:
@@ -173,7 +173,7 @@ def _free(files: Files, name: str) -> str:
 
 
 def _paths(folder: str, own: Mapping[str, Sequence[str]]) -> list[str]:
-    return reading.small_first(f"{folder}/{name}" for name in own[folder])
+    return parquet.small_first(f"{folder}/{name}" for name in own[folder])
 
 
 def _foreign(listing: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
@@ -198,7 +198,7 @@ def _without_row(own: Mapping[str, Sequence[str]], rows: Rows, epochs: Epochs) -
 
 def _orphan(name: str) -> Finding:
     what = "its trial has no row, no checkpoint to go on from, and no place in space.yaml"
-    if reading.is_merged(name):
+    if parquet.is_merged(name):
         return Finding("orphan", name, f"of one of its trials: {what}; {finding.RESTORE_MERGED}")
     return Finding("orphan", name, f"{what}; {_UNNEEDED}", (name,))
 

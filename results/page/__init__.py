@@ -1,0 +1,1 @@
+"""The pages: pictures, the report, class activation maps."""

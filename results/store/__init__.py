@@ -1,0 +1,1 @@
+"""The run folder: every name in it, and what keeps it whole."""

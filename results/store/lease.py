@@ -1,0 +1,256 @@
+"""Whose run folder it is: one driver at a time, and workers that know whether theirs is still the one.
+
+    RUN/driver.json   who runs the sweep: host, process, a token, a count that goes up while it lives
+
+Nobody has to break a lock by hand. A driver that died on this machine is known by its process, one on another machine
+by a count that no longer moves; no clock is compared with another. A store of objects has no exclusive create, so a
+claim is written, left to settle, and read again: of two that write at once, the later one stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from results.store.folder import RunFolder
+from search_spaces.errors import RequestError
+
+NAME = "driver.json"
+BEAT_S = 10.0
+DEAD_AFTER_S = 45.0  # four beats without one: a store that is slow, or a machine that swaps, misses one or two
+SETTLE_S = {True: 0.2, False: 2.0}  # on a disk, in a store: longer than a write takes
+LOOK_EVERY_S = {True: 0.5, False: 5.0}  # a look costs 0.05 ms, or a request
+
+Word = Literal["go on", "leave", "not yours"]
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """Who claims a run folder.
+
+    Attributes:
+        machine: host name, boot and process namespace: where `pid` means something.
+        started: the process's start, in the kernel's ticks since boot, since a pid is used again.
+        since: for people.
+        beat: goes up every `BEAT_S`.
+        leaving: whether its workers are to write checkpoints and go.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    since: str
+    beat: int = 0
+    leaving: bool = False
+
+    @classmethod
+    def here(cls) -> Driver:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), _started(os.getpid()) or "", since)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+class Claim:
+    """This process's claim to a run folder, for the length of the block.
+
+    Attributes:
+        token: what workers of this driver show.
+        lost_to: who has taken the folder over meanwhile, which happens only to a driver that did not run for
+            `DEAD_AFTER_S` (a laptop that slept).
+
+    Args:
+        say: hears why it takes longer.
+        here: who claims; this process.
+        patience_s: how long a driver on another machine may be silent.
+
+    Raises:
+        RequestError: on entering, if the folder is another driver's who lives.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        say: Callable[[str], None] = lambda _: None,
+        here: Driver | None = None,
+        patience_s: float = DEAD_AFTER_S,
+    ):
+        self._run = run
+        self._say = say
+        self._mine = here or Driver.here()
+        self._patience_s = patience_s
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
+        self._dead: Driver | None = None
+        self.token = self._mine.token
+        self.lost_to: Driver | None = None
+
+    def check(self) -> None:
+        """Whether it would be granted; to be asked early, before anything that takes long.
+
+        Raises:
+            RequestError: as on entering.
+        """
+        found = holder(self._run)
+        if found and found != self._dead:
+            refuse_if_alive(found, self._run, self._say, self._patience_s)
+            self._dead = found
+
+    def __enter__(self) -> Self:
+        self.check()
+        self._write()
+        time.sleep(SETTLE_S[self._run.on_disk])
+        found = holder(self._run)
+        if found is None or found.token != self.token:
+            raise _refusal(self._run, found)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        with self._lock, contextlib.suppress(OSError):
+            if (found := holder(self._run)) and found.token == self.token:
+                self._run.files.remove(NAME)
+
+    def stands(self) -> bool:
+        """Whether it is this process's still, looking anew."""
+        with self._lock, contextlib.suppress(OSError):
+            if (found := holder(self._run)) and found.token != self.token:
+                self.lost_to = found
+        return self.lost_to is None
+
+    def ask_to_leave(self) -> None:
+        """Tells the workers of this driver to write checkpoints and go.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        with self._lock:
+            self._mine = dataclasses.replace(self._mine, leaving=True)
+            self._write()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_S):
+            if not self.stands():
+                return
+            with self._lock, contextlib.suppress(OSError):  # a disk that is full now may not be at the next
+                self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1)
+                self._write()
+
+    def _write(self) -> None:
+        self._run.files.write(NAME, json.dumps(dataclasses.asdict(self._mine), indent=1).encode())
+
+
+class Leash:
+    """What a worker knows of its driver: `word` says whether it may go on, looking now and then.
+
+    Args:
+        token: of the driver's claim; None for a worker without one, which always goes on.
+    """
+
+    def __init__(self, run: RunFolder, token: str | None):
+        self._run = run
+        self._token = token
+        self._word: Word = "go on"
+        self._looked = float("-inf")
+
+    def word(self) -> Word:
+        """`leave`: write a checkpoint and go. `not yours`: go, and write nothing, for another driver is at work."""
+        now = time.monotonic()
+        if self._token is not None and now - self._looked >= LOOK_EVERY_S[self._run.on_disk]:
+            self._looked = now
+            with contextlib.suppress(OSError):  # whoever cannot read cannot write either, and hears of it there
+                found = holder(self._run)
+                if found is None or found.token != self._token:
+                    self._word = "not yours"
+                else:
+                    self._word = "leave" if found.leaving else "go on"
+        return self._word
+
+
+def holder(run: RunFolder) -> Driver | None:
+    """Who claims a run folder, alive or not; None where nobody does, or what stands there is no claim.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        return Driver(**json.loads(run.files.read(NAME)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def refuse_if_alive(found: Driver, run: RunFolder, say: Callable[[str], None], patience_s: float) -> None:
+    """Looks whether the driver that claims a folder still lives; waits for a sign if it is on another machine.
+
+    Raises:
+        RequestError: it does.
+    """
+    if found.machine == _machine():
+        if _started(found.pid) == found.started:
+            raise _refusal(run, found)
+        say(f"the run folder {run} was left by {found}, which has died; it is taken over")
+        return
+    say(f"the run folder {run} is claimed by {found}; waiting {patience_s:.0f} s for a sign of life ...")
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, patience_s / 20))
+        now = holder(run)
+        if now is None:
+            return
+        if now != found:
+            raise _refusal(run, now)
+    say("there was none; it is taken over")
+
+
+def _refusal(run: RunFolder, by: Driver | None) -> RequestError:
+    return RequestError.of(
+        f"the run folder {run} is in use by another sweep: {by or 'one that has just ended'}; wait for it to end, or "
+        f"end it with Ctrl-C or SIGTERM{f' (kill {by.pid})' if by else ''}, or give another --out"
+    )
+
+
+def _machine() -> str:
+    """Where process numbers mean the same: a container has its own, and may have the host's name."""
+    parts: list[Any] = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
+        parts.append(Path("/proc/self/ns/pid").readlink())
+    return " ".join(map(str, parts))
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine was started, in ticks since boot; None if there is none, or only its remains."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None if Path("/proc/self/stat").exists() or not _exists(pid) else "?"
+    return None if state in "ZX" else rest[18]
+
+
+def _exists(pid: int) -> bool:
+    """Where there is no /proc."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,99 @@
+"""A log, open for appending: a text file on a disk, and where it belongs elsewhere, a copy that is uploaded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from search_spaces import machine
+
+
+class Log(io.TextIOWrapper):
+    """A text file that takes any text, and is written line by line.
+
+    A lone surrogate is written as an escape: what a candidate prints must not raise. `fileno()` is a real file's, into
+    which `faulthandler` can write.
+
+    Args:
+        file: open for appending.
+    """
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+    def save(self) -> None:
+        """Makes visible what was written so far, where the log belongs.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.flush()
+
+
+class UploadedLog(Log):
+    """A log that belongs into a store, whose objects cannot be added to: kept on this machine, uploaded whole.
+
+    What a writer that was killed did not upload is found by the next one on this machine.
+
+    Args:
+        where: what it belongs to, of all there is in the world.
+        uploaded: what is there.
+        upload: replaces it.
+    """
+
+    def __init__(self, where: str, uploaded: bytes, upload: Callable[[bytes], None]):
+        self._path = _kept_at(where)
+        super().__init__(_opened(self._path, recovered(where, uploaded)))
+        self._upload = upload
+        self._uploaded = len(uploaded)
+
+    def save(self) -> None:
+        super().save()
+        size = os.fstat(self.fileno()).st_size  # faulthandler passes Python's buffer by
+        if size != self._uploaded:
+            self._upload(os.pread(self.fileno(), size, 0))
+            self._uploaded = size
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            self.save()
+            with contextlib.suppress(OSError):  # of a cache that cannot be written
+                self._path.unlink()
+        finally:
+            super().close()
+
+
+def recovered(where: str, uploaded: bytes) -> bytes:
+    """What was uploaded, or what this machine keeps of it if that is the same and more."""
+    try:
+        kept = _kept_at(where).read_bytes()
+    except OSError:
+        return uploaded
+    return kept if kept.startswith(uploaded) else uploaded
+
+
+def _kept_at(where: str) -> Path:
+    return machine.cache() / "logs" / f"{hashlib.sha256(where.encode()).hexdigest()[:32]}.log"
+
+
+def _opened(path: Path, content: bytes) -> BinaryIO:
+    """A file with that content, for reading and appending; one without a name where the cache cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_bytes() != content:
+            path.unlink(missing_ok=True)  # whoever still writes into it keeps a file of its own
+            path.write_bytes(content)
+        return path.open("ab+")
+    except OSError:
+        file = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - the log that is made of it closes it
+        file.write(content)
+        file.flush()
+        return file

@@ -1,0 +1,184 @@
+"""Many small Parquet files as one table, and the few large ones that `RunFolder.compact` makes of them.
+
+A file of one trial is named by its id; of each only what a filter may keep is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from results.store import seal
+from results.store.disk import Files
+from search_spaces.errors import Problem, RequestError, did_you_mean
+
+MERGED = "merged."  # a trial's id has no dot
+SUFFIX = ".parquet"
+Where = Mapping[str, Any]  # {column: a value, or an iterable of those that are allowed}
+_IN_NAME = ("arch", "dataset", "seed")
+
+
+def read(files: Files, folder: str, whole: pa.Schema, columns: Sequence[str] | None, where: Where | None) -> pa.Table:
+    """The rows in a folder that `where` asks for, each trial's or epoch's once.
+
+    Raises:
+        RequestError: there is no such column, or a value in `where` is none of its type, or a file cannot be read.
+    """
+    allowed = _allowed_values(whole, columns or (), where or {})
+    shown = list(columns or whole.names)
+    while True:
+        names = list(filter(_by_name(allowed), listed(files, folder)))
+        keys = [key for key in ("trial_id", "epoch") if key in whole.names] if any(map(is_merged, names)) else []
+        wanted = pa.schema([whole.field(column) for column in dict.fromkeys([*shown, *allowed, *keys])])
+        try:
+            with of_a_sweep(files, folder):
+                table = concatenated(files, names, wanted, allowed)
+        except FileNotFoundError:
+            continue  # `compact` has just put what was in it elsewhere
+        table = _without_repeats(table, keys) if keys else table  # before the filter: the newer row may not match
+        return _matching(table, allowed).select(shown)
+
+
+@contextlib.contextmanager
+def of_a_sweep(files: Files, folder: str) -> Iterator[None]:
+    """Around what reads files that may be anybody's: the error of one that no sweep wrote becomes a RequestError."""
+    try:
+        yield
+    except (FileNotFoundError, RequestError):  # the second of a store, which has said what to do
+        raise
+    except (OSError, pa.ArrowException, LookupError) as error:
+        mend = f"`python -m results verify {files.spell()} --set-aside` lists what is wrong there, and moves it away"
+        raise RequestError.of(f"{files.spell(folder)} cannot be read: {error}; {mend}") from None
+
+
+def listed(files: Files, folder: str) -> list[str]:
+    """The Parquet files of a folder, small ones first."""
+    return small_first(f"{folder}/{name}" for name in files.names(folder) if name.endswith(SUFFIX))
+
+
+def small_first(names: Iterable[str]) -> list[str]:
+    """Where a trial stands in a file of its own and in a merged one, its own is the newer."""
+    return sorted(names, key=is_merged)
+
+
+def concatenated(
+    files: Files, names: Sequence[str], wanted: pa.Schema, allowed: Mapping[str, pa.Array] | None = None
+) -> pa.Table:
+    """The rows of all files, and of merged ones only those with the allowed values."""
+    filters = (
+        functools.reduce(operator.and_, (pc.field(name).isin(allowed[name]) for name in allowed)) if allowed else None
+    )
+    read = functools.partial(_read_file, files, wanted=wanted, filters=filters)
+    # Whatever an older version of this project did not write yet is null.
+    table = pa.concat_tables([*each(files, read, names), wanted.empty_table()], promote_options="permissive")
+    return table.select(wanted.names).cast(wanted).combine_chunks()
+
+
+def each(files: Files, function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
+    """Of every file, in order, as many at once as pays where they are."""
+    with ThreadPoolExecutor(files.at_once) as threads:
+        yield from threads.map(function, names)
+
+
+def value(files: Files, column: str, name: str) -> Any:
+    """What the first row of a file of one trial has in a column; None if there is no such file."""
+    try:
+        return _read_small(files, name, [column])[column][0].as_py()
+    except FileNotFoundError:
+        return None
+
+
+def is_merged(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(MERGED)
+
+
+def trial_id(name: str) -> str:
+    return name.rpartition("/")[2].removesuffix(SUFFIX)
+
+
+def _read_file(files: Files, name: str, wanted: pa.Schema, filters: pc.Expression | None) -> pa.Table:
+    if not is_merged(name):
+        return _read_small(files, name, wanted.names)
+
+    def read(file: pa.NativeFile) -> pa.Table:
+        if filters is None:
+            return seal.opened(file).read(columns=wanted.names)
+        seal.check(file)
+        # half a second for pyarrow.dataset
+        return pq.read_table(file, schema=wanted, filters=filters, page_checksum_verification=True)
+
+    return _named(name, lambda: files.scan(name, read))
+
+
+def _read_small(files: Files, name: str, columns: Sequence[str]) -> pa.Table:
+    # From memory, on one thread: for a file of one row, twice as fast as pyarrow's own reading of it.
+    data = pa.BufferReader(files.read(name))
+    return _named(name, lambda: seal.opened(data).read(columns=list(columns), use_threads=False))
+
+
+def _named(name: str, read: Callable[[], pa.Table]) -> pa.Table:
+    try:
+        return read()
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # it is not the file's contents that are wrong: a page's checksum is an OSError without a number
+        raise pa.ArrowInvalid(f"{name.rpartition('/')[2]}: {error}") from None
+
+
+def _allowed_values(whole: pa.Schema, columns: Sequence[str], where: Where) -> dict[str, pa.Array]:
+    """`where` with its values as arrays of their columns' types."""
+    problems = [Problem(name, f"no such column; {did_you_mean(name, whole.names)}") for name in columns]
+    problems = [problem for problem in problems if problem.where not in whole.names]
+    allowed = {}
+    for name, given in where.items():
+        if name not in whole.names:
+            problems.append(Problem(name, f"no such column; {did_you_mean(name, whole.names)}"))
+            continue
+        several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+        kind = whole.field(name).type
+        try:
+            allowed[name] = pa.array(list(given) if several else [given], kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            problems.append(Problem(name, f"found {given!r}, allowed is a value of type {kind}, or a list of such"))
+    if problems:
+        raise RequestError(problems)
+    return allowed
+
+
+def _by_name(allowed: Mapping[str, pa.Array]) -> Callable[[str], bool]:
+    """Whether a file may have such rows: a trial's file is named by its id, <pool>-<arch>-<dataset>-s<seed>-<hash>."""
+    texts = {name: set(map(str, allowed[name].to_pylist())) for name in ("trial_id", *_IN_NAME) if name in allowed}
+
+    def may_match(name: str) -> bool:
+        if is_merged(name):
+            return True
+        own = trial_id(name)
+        if "trial_id" in texts and own not in texts["trial_id"]:
+            return False
+        parts = own.split("-")
+        if len(parts) != 5:
+            return True
+        told = dict(zip(_IN_NAME, (parts[1], parts[2], parts[3].removeprefix("s")), strict=True))
+        return all(told[name] in texts[name] for name in _IN_NAME if name in texts)
+
+    return may_match
+
+
+def _matching(table: pa.Table, allowed: Mapping[str, pa.Array]) -> pa.Table:
+    for name, values in allowed.items():
+        table = table.filter(pc.is_in(table[name], value_set=values))  # pyright: ignore
+    return table
+
+
+def _without_repeats(table: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """The first row of each trial, or of each epoch of it, where `compact` was at work at the same moment."""
+    repeated = table.select(keys).to_pandas().duplicated()
+    return table.filter(pa.array(~repeated)) if repeated.any() else table

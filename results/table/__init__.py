@@ -1,0 +1,1 @@
+"""The table: its statistics, its cells, and how they are shown."""

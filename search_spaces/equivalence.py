@@ -1,0 +1,48 @@
+"""Pools that are one and the same function, as the gate found them; who reads a table has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from search_spaces import plain
+from search_spaces.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class SameFunction:
+    """Pools that compute one function in an architecture, at initialisation.
+
+    Attributes:
+        pools: their labels.
+        parting: {label: the parameters that may part it from the others later}; not those that have none.
+    """
+
+    arch: str
+    pools: tuple[str, ...]
+    parting: Mapping[str, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        """`vgg16bn: gap and mine start as the same function; learning may part mine by weight`."""
+        learned = ", ".join(f"{pool} by {', '.join(names)}" for pool, names in self.parting.items())
+        later = f"; learning may part {learned}" if learned else ", and nothing that they learn parts them: chance does"
+        return f"{self.arch}: {', '.join(self.pools[:-1])} and {self.pools[-1]} start as the same function{later}"
+
+    def to_dict(self) -> dict[str, Any]:
+        parting = {pool: list(names) for pool, names in self.parting.items()}
+        return {"arch": self.arch, "pools": list(self.pools), "parting": parting}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """From `to_dict`, as it comes back from a file.
+
+        Raises:
+            RequestError: it is nothing that `to_dict` makes; says where.
+        """
+        pools = plain.each(plain.take(data, "pools", list), plain.line, "pools")
+        parting = plain.take(data, "parting", Mapping)
+        named = {plain.line(pool): tuple(plain.each(names, plain.line, "parting")) for pool, names in parting.items()}
+        if len(pools) < 2:
+            raise RequestError.of(f"found {len(pools)}, allowed are two and more", "pools")
+        return cls(plain.name(data, "arch"), tuple(pools), named)

@@ -1,0 +1,122 @@
+"""What is wrong with a request: every problem at once, each with the place, the fault and what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.text import visible
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of a request.
+
+    `where` is the path of the key that is at fault (`recipe.lr`, `pools[2].file`; empty: the whole
+    request), `what` says what was found, what is allowed and what to do next. Either may quote whatever somebody wrote,
+    and is shown on a terminal: what would act there is spelled out.
+    """
+
+    where: str
+    what: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", visible(self.where))
+        object.__setattr__(self, "what", visible(self.what, keep="\n"))
+
+    def under(self, prefix: str) -> Problem:
+        """The same problem, seen from the outside of `prefix`."""
+        joint = "." if prefix and self.where and not self.where.startswith("[") else ""
+        return Problem(prefix + joint + self.where, self.what)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out; holds every problem that was found, not just the first."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)  # not by its text: an error of a worker's travels pickled
+
+    @classmethod
+    def of(cls, what: str, where: str = "") -> RequestError:
+        return cls([Problem(where, what)])
+
+
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """The nearest of `choices` to `name`, as a phrase, and the whole list of them."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
+    """The message for a `name` that is not among `choices`."""
+    return f"unknown {kind} {name!r}; {did_you_mean(name, choices)}"
+
+
+def short(value: object) -> str:
+    """A value as it was found, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def meant_number(found: object) -> str:
+    """How a number is written that somebody wrote as a text, as the end of a message; empty where none was meant."""
+    if not isinstance(found, str):
+        return ""
+    if re.fullmatch(r"[-+]?[0-9]+,[0-9]+([eE][-+]?[0-9]+)?", found):
+        thousands = f", and thousands have nothing: {found.replace(',', '')}" if re.search(r",[0-9]{3}$", found) else ""
+        return f"; a decimal has a point: {found.replace(',', '.')}{thousands}"
+    if re.fullmatch(r"[-+]?[0-9]+([_ ',][0-9]+)+", found):
+        return "; digits have nothing between them: " + re.sub("[_ ',]", "", found)
+    return f"; a number has no quotes: {found}" if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", found) else ""
+
+
+def meant_boolean(found: object) -> str:
+    """The same of a boolean: `on` and `yes` were booleans in YAML 1.1, and are texts in 1.2."""
+    word = str(found).lower()
+    if word in ("on", "yes", "y", "true"):
+        return "; write true"
+    return "; write false" if word in ("off", "no", "n", "false") else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Of what it says; what it is, where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0, as the type of a command line's option."""
+    try:
+        if 0 < (found := float(text)) < float("inf"):
+            return found
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number of seconds above 0")
+
+
+def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:
+    """What each attempt, a place and a function, comes to, in order.
+
+    Raises:
+        RequestError: with the problems of all attempts, each under its place; none is left untried.
+    """
+    values, problems = [], []
+    for where, attempt in attempts:
+        try:
+            values.append(attempt())
+        except RequestError as error:
+            problems += [problem.under(where) for problem in error.problems]
+    if problems:
+        raise RequestError(problems)
+    return values

@@ -1,0 +1,288 @@
+"""Pools by name: from what a person writes to a pool with an identity, and from that to a module.
+
+Everything but `load_class` and `build` works on the source text, without importing torch and without running
+any code of a candidate, so that a plan, a status or a table can be made from files that nobody trusts yet.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from search_spaces import plain, registry, user_code
+from search_spaces.errors import Problem, RequestError, short, unknown
+from search_spaces.plain import is_plain
+from search_spaces.signature import NO_LITERAL, Signature, choose_class, signature
+from search_spaces.user_code import DEFAULT_CLASS, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A global pooling layer, [B, C, H, W] -> [B, C], with its parameters bound.
+
+    Attributes:
+        name: the file's name on the shelf (`gem`), or the stem of a user's file (`mine`, and
+            `mine.Other` for a class that is not called CustomPool).
+        params: (name, value) of every constructor argument, defaults included, sorted by name.
+        source: the user's file; None for a pool of the shelf.
+        label: how tables call it. Not part of the identity.
+    """
+
+    name: str
+    params: tuple[tuple[str, Any], ...] = ()
+    source: Source | None = None
+    label: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two pools different pools, as plain data."""
+        return {"pool": self.name, "params": dict(self.params), "source": self.source.sha if self.source else None}
+
+    @property
+    def revision(self) -> str:
+        """The short hash of a user's file; empty for a pool of the shelf."""
+        return self.source.sha[:8] if self.source else ""
+
+    @property
+    def code(self) -> str:
+        """Whose code it is: the hash of a user's file, or empty for the shelf. What has run one runs no other."""
+        return self.source.sha if self.source else ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(name, parameters, revision), as a trial's id and row spell them."""
+        return slug(self.name), self.params_json, self.revision
+
+    @property
+    def params_json(self) -> str:
+        return json.dumps(dict(self.params), sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        source = self.source and _source_to(self.source)
+        return {"name": self.name, "params": dict(self.params), "source": source, "label": self.label}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Pool:
+        """From `to_dict`, as it comes back from a file.
+
+        Raises:
+            RequestError: it is nothing that `to_dict` makes; says where.
+        """
+        name, label = plain.name(data, "name"), plain.name(data, "label")
+        params = plain.take(data, "params", Mapping)
+        if strange := [key for key, value in params.items() if not isinstance(key, str) or not is_plain(value)]:
+            raise RequestError.of(f"found {short(params[strange[0]])}, allowed is plain data", f"params.{strange[0]}")
+        source = None if data.get("source") is None else _source_from(plain.take(data, "source", Mapping))
+        if source is None and not re.fullmatch("[a-z0-9_]+", name):
+            raise RequestError.of(f"found {short(name)}, allowed is the name of a pool of the shelf", "name")
+        return cls(name, _frozen(params), source, label)
+
+
+def _source_to(source: Source) -> dict[str, Any]:
+    """As plain data: Python as text, anything else in base64."""
+    modules = {name: _text(content) for name, content in source.beside if name.endswith(".py")}
+    found: dict[str, Any] = {"text": source.text, "class_name": source.class_name, "path": source.path}
+    found["helpers"] = {name: text for name, text in modules.items() if text is not None}
+    found["place"] = source.place
+    data = {name: base64.b64encode(content).decode() for name, content in source.beside if modules.get(name) is None}
+    return found | ({"data": data} if data else {})
+
+
+def _text(content: bytes) -> str | None:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _source_from(data: Mapping[str, Any]) -> Source:
+    beside = {}
+    for key in ("helpers", "data"):
+        for name, text in (plain.take(data, key, Mapping) if key in data else {}).items():
+            content = plain.expect(text, str, f"{key}.{name}")
+            # Before there were packages and data, a helper stood under its module's name.
+            spelled = f"{name}.py" if key == "helpers" and not str(name).endswith(".py") else name
+            _check_place(spelled, f"{key}.{name}")
+            try:
+                beside[spelled] = content.encode() if key == "helpers" else base64.b64decode(content, validate=True)
+            except (UnicodeEncodeError, binascii.Error, ValueError):
+                raise RequestError.of(f"found {short(content)}, allowed is base64", f"{key}.{name}") from None
+    text, path = plain.take(data, "text", str), plain.take(data, "path", str)
+    place = plain.take(data, "place", str) if "place" in data else re.split(r"[/\\]", path)[-1]
+    _check_place(place, "place")
+    return Source(text, plain.name(data, "class_name"), path, tuple(sorted(beside.items())), place)
+
+
+def _check_place(found: Any, where: str) -> None:
+    """It becomes a file's path wherever the pool is run."""
+    if not isinstance(found, str) or not user_code.is_place(found):
+        raise RequestError.of(f"found {short(found)}, allowed is a path below the pool file's folder", where)
+
+
+@cache
+def slug(name: str) -> str:
+    """A name as a harmless part of a file name: lower-case letters, digits and underscores, at most 40."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] or "pool"
+
+
+def own_slug(name: str) -> str:
+    """A slug that no other name has: with the beginning of a hash where something of the name is not in it."""
+    return slug(name) if slug(name) == name else f"{slug(name)}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolGrid:
+    """The pools that one request stands for: every combination of the values of its parameters.
+
+    Attributes:
+        values: {argument: the values that it takes}.
+        label: how tables call it, with the parameters that vary; None is the name, with those that are no default.
+        constructor: what it takes.
+    """
+
+    name: str
+    source: Source | None
+    values: Mapping[str, Sequence[Any]]
+    label: str | None
+    constructor: Signature
+
+    @property
+    def count(self) -> int:
+        """How many pools there are. They may be too many to be made, so look here first."""
+        return math.prod(map(len, self.values.values()))
+
+    def __iter__(self) -> Iterator[Pool]:
+        varies = {key for key, values in self.values.items() if len(values) > 1}
+        defaults = self.constructor.defaults
+        for values in itertools.product(*self.values.values()):
+            bound = self.constructor.bind(dict(zip(self.values, values, strict=True)))
+            shown = {k: v for k, v in bound.items() if (k in varies if self.label else defaults.get(k) != v)}
+            yield Pool(self.name, _frozen(bound), self.source, (self.label or self.name) + _spell(shown))
+
+
+def expand(
+    spec: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    class_name: str | None = None,
+    label: str | None = None,
+    root: Path | None = None,
+) -> list[Pool]:
+    """The pools of `grid`, which has the same arguments."""
+    return list(grid(spec, params, class_name=class_name, label=label, root=root))
+
+
+def grid(
+    spec: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    class_name: str | None = None,
+    label: str | None = None,
+    root: Path | None = None,
+) -> PoolGrid:
+    """The pools that `spec` asks for: one, or a grid where a parameter is a list of values.
+
+    Args:
+        spec: `gem`, `gem(p=3)`, or a path to a user's file, `mine.py`, `mine.py:Other`.
+        params: constructor arguments; a list is a grid (`{"p": [1, 3, 5]}`), so a parameter
+            that is itself a list is written as `[[1, 2, 4]]`.
+        class_name: the class of a user's file, `CustomPool` unless given.
+        label: how tables call it; in a grid, the parameters that vary are added.
+        root: what a relative path of a user's file starts from; the working directory by default.
+
+    Raises:
+        RequestError: an unknown pool (with the nearest name), a file that cannot be read or parsed, a class that
+            is not in it, an unknown or missing argument.
+    """
+    name, called_with = _parse_call(spec)
+    given = {**called_with, **(params or {})}
+    source = None
+    if name.endswith(".py") or ".py:" in name:
+        file, _, after = name.partition(".py:")
+        source = _read_source((root or Path()) / (file.removesuffix(".py") + ".py"), class_name or after or None)
+        stem = Path(source.path).stem
+        name = stem if source.class_name == DEFAULT_CLASS else f"{stem}.{source.class_name}"
+    elif class_name:
+        raise RequestError.of(f"class {class_name!r} goes with `file`, not with the pool {name!r} of the shelf")
+    elif name not in registry.pools():
+        raise RequestError.of(unknown("pool", name, registry.pools()))
+
+    values = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+    problems = [Problem(f"params.{key}", "the list of values is empty") for key, some in values.items() if not some]
+    problems += [
+        Problem(f"params.{key}", f"found {short(value)}, allowed is a finite number, text, true, false, null or a list")
+        for key, some in values.items()
+        for value in some
+        if not is_plain(value)
+    ]
+    constructor = signature(source or builtin_source(name))
+    problems += constructor.problems_with(name, given)
+    if problems:
+        raise RequestError(problems)
+    return PoolGrid(name, source, values, label, constructor)
+
+
+@cache
+def builtin_source(name: str) -> Source:
+    """The file of a shelf pool, and its one public class."""
+    path = registry.POOLS / f"{name}.py"
+    text = path.read_text(encoding="utf-8")
+    public = [n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+    if len(public) != 1:
+        raise RuntimeError(f"{path.name} must hold exactly one public class, found {public}")
+    return Source(text, public[0], str(path))
+
+
+def _read_source(path: Path, class_name: str | None) -> Source:
+    _, text, tree = user_code.read(path)
+    try:
+        chosen = choose_class(tree, class_name)
+    except RequestError as error:
+        raise RequestError.of(f"the pool file {path} {error}") from None
+    place, beside = user_code.gather_beside(path, tree)
+    return Source(text, chosen, str(path.resolve()), beside, place)
+
+
+def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
+    """`gem(p=3)` -> ("gem", {"p": 3}); a path keeps its slashes."""
+    if file := re.fullmatch(r"(.*\.py(?::[\w.]*)?)(\(.*)?", spec.strip(), re.DOTALL):  # a path may have brackets too
+        head, bracket, tail = file[1], file[2] or "", (file[2] or "")[1:]
+    else:
+        head, bracket, tail = spec.strip().partition("(")
+    if not bracket:
+        return head, {}
+    try:
+        call = ast.parse(f"_({tail}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError
+        return head.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except NO_LITERAL:
+        raise RequestError.of(f"cannot read {spec!r}; write a pool as name or name(key=value, ...)") from None
+
+
+def _spell(params: Mapping[str, Any]) -> str:
+    inner = ", ".join(f"{key}={value:g}" if type(value) is float else f"{key}={value}" for key, value in params.items())
+    return f"({inner})" if inner else ""
+
+
+def _frozen(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Parameters as a hashable, sorted tuple; lists become tuples, which JSON spells alike."""
+
+    def freeze(value: Any) -> Any:
+        return tuple(map(freeze, value)) if isinstance(value, (list, tuple)) else value
+
+    return tuple(sorted((key, freeze(value)) for key, value in params.items()))

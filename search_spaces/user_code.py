@@ -1,0 +1,262 @@
+"""A user's file and what lies beside it that it needs: as content, with one hash over all of it. Runs none of it.
+
+What a file needs is read off its text. An import is resolved as Python resolves it for a script: first beside the file,
+or in the package that the file is part of, then in the environment; but a name of the standard library or of what this
+project itself imports is always theirs, and never a sibling's. A data file is needed if its name stands in the text.
+What neither rule finds, the gate does (`trainer.gate.reads`), and refuses by name.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import io
+import itertools
+import os
+import re
+import sys
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from search_spaces.errors import RequestError
+
+DEFAULT_CLASS = "CustomPool"
+MOST_BYTES = 2**20  # of a file of Python
+MOST_BYTES_BESIDE = 4 * 2**20  # of all that travels with it: every run folder has it, as text
+ENVIRONMENT = frozenset(
+    {"orchestrator", "results", "run_sweep", "search_spaces", "trainer"}
+    | {"numpy", "pandas", "PIL", "pyarrow", "ray", "rich", "scipy", "sklearn", "torch", "torchvision", "yaml"}
+)  # what our own processes have imported, so that no sibling of that name would be
+
+PATTERN = re.compile(r"[^*?]*\*[^*?/]*\.\w+")  # `data/*.npy`; a star alone is no pattern but a row of them
+MAIN = ("__name__ == '__main__'", "'__main__' == __name__")
+
+Files = tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A pool in a user's file: its content and not its path, so that it reaches a worker on any machine.
+
+    Attributes:
+        text: of the file, decoded as Python would.
+        path: for messages only.
+        beside: (path relative to the folder that they share, content) of the modules and data that it needs.
+        place: the file's own path there: its name, or `lab/pools/mine.py` if it is part of a package.
+    """
+
+    text: str = field(repr=False)
+    class_name: str = DEFAULT_CLASS
+    path: str = field(default="<candidate>", compare=False)
+    beside: Files = field(default=(), repr=False)
+    place: str = "candidate.py"
+
+    @property
+    def sha(self) -> str:
+        """SHA-256 of the text and of all that lies beside, 64 hex digits: the candidate's revision."""
+        return _sha(self.text, self.beside, self.place)
+
+    @property
+    def content(self) -> bytes:
+        """The file, in the encoding that its text declares."""
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(self.text.encode()).readline)
+        return self.text.encode(encoding)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha(text: str, beside: Files, place: str) -> str:
+    parts = [text.encode()]
+    if "/" in place:  # elsewhere it says nothing, and a file that was only renamed keeps its revision
+        parts.append(b"\0\0" + place.encode())
+    for name, content in beside:
+        spelled = name.removesuffix(".py") if "/" not in name else name
+        parts += [b"\0" + spelled.encode() + b"\0", content]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def read(path: Path) -> tuple[bytes, str, ast.Module]:
+    """A file of Python: its content, its text, and that parsed. A byte order mark and a declared encoding are heeded.
+
+    Raises:
+        RequestError: it cannot be read, is too long, or is not Python; says where.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise RequestError.of(f"the pool file {path} is no file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RequestError.of(f"the pool file {path} cannot be read: {reason}") from None
+    if len(content) > MOST_BYTES:
+        raise RequestError.of(f"the pool file {path} is too long; allowed are {MOST_BYTES:,} bytes")
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        text = re.sub("\r\n?", "\n", content.decode(encoding))
+        return content, text, ast.parse(text)
+    except (MemoryError, RecursionError):
+        raise RequestError.of(f"the pool file {path} is nested too deeply") from None
+    except (SyntaxError, ValueError, LookupError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise RequestError.of(f"the pool file {path}{line} is not Python: {error}") from None
+
+
+def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
+    """The file's place, and what lies beside it that it needs: what it imports, what that imports, and data.
+
+    Raises:
+        RequestError: one of these files cannot be read, or they are more than can travel.
+    """
+    path = path.resolve()  # as Python does for a script
+    root = _root(path.parent)
+    found: dict[str, bytes] = {}
+    data: dict[str, int] = {}
+    waiting = [(path, tree)]
+    seen = {path}
+    while waiting:
+        file, parsed = waiting.pop()
+        for module in _modules(file, parsed, path.parent, root):
+            if module not in seen:
+                seen.add(module)
+                content, _, inner = read(module)
+                found[module.relative_to(root).as_posix()] = content
+                waiting.append((module, inner))
+        for item in _data(file, parsed):
+            data[item.relative_to(root).as_posix()] = item.stat().st_size
+    if (size := sum(map(len, found.values())) + sum(data.values())) > MOST_BYTES_BESIDE:
+        largest = max(data or {name: len(content) for name, content in found.items()}, key=lambda n: data.get(n, 0))
+        raise RequestError.of(
+            f"what the pool file {path} needs from beside it is {size:,} bytes, {largest} above all; allowed are "
+            f"{MOST_BYTES_BESIDE:,}, for all of it is copied into every run folder"
+        )
+    found |= {name: (root / name).read_bytes() for name in data}
+    return path.relative_to(root).as_posix(), tuple(sorted(found.items()))
+
+
+def texts(source: Source) -> set[str]:
+    """The short texts that stand in a source's files of Python."""
+    modules = [content for name, content in source.beside if name.endswith(".py")]
+    return {text for content in (source.text, *modules) for text in _texts(ast.parse(content))}
+
+
+def names_a_pattern(source: Source) -> bool:
+    """Whether `*.npy`, say, stands in one: what it matched has travelled."""
+    return any(PATTERN.fullmatch(text) for text in texts(source))
+
+
+def is_environment(name: str) -> bool:
+    """Whether an import of that name is the standard library's or this project's own, whatever lies beside a file."""
+    top = name.partition(".")[0]
+    return top in sys.stdlib_module_names or top in ENVIRONMENT
+
+
+def is_place(text: str) -> bool:
+    """Whether a text is a path that stays below the folder that it is relative to."""
+    parts = text.split("/")
+    return (
+        bool(text)
+        and len(text) < 1000
+        and not any(part in ("", ".", "..") or "\\" in part or "\0" in part or ":" in part for part in parts)
+    )
+
+
+def _root(folder: Path) -> Path:
+    """The folder above the package that this one is part of; itself, if it is part of none."""
+    while os.path.isfile(folder / "__init__.py") and folder.parent != folder:  # noqa: PTH113 - a name too long is none
+        folder = folder.parent
+    return folder
+
+
+def _modules(file: Path, tree: ast.Module, script: Path, root: Path) -> Iterator[Path]:
+    """The files of the modules that a file imports, of those that lie beside: packages' own `__init__` included."""
+    for base, name in _imported(file, tree, (script, root)):
+        at = base
+        for part in filter(None, name.split(".")):
+            if init := _file(at / "__init__.py"):
+                yield init
+            at = at / part
+        yield from filter(None, (_file(at.with_name(f"{at.name}.py")), _file(at / "__init__.py")))
+    for folder in file.parents:  # to import lab.pools.mine is to import lab and lab.pools
+        if folder == root or root not in folder.parents:
+            break
+        if init := _file(folder / "__init__.py"):
+            yield init
+
+
+def _imported(file: Path, tree: ast.Module, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """(the folder it starts from, dotted name) of all that a file may import from beside; what is no module is passed
+    over later."""
+    for node in _run(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _absolute(alias.name, roots)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:  # which may be a module of the package, or a name in it
+                yield from _absolute(f"{node.module}.{alias.name}", roots)
+            yield from _absolute(str(node.module), roots)
+        elif isinstance(node, ast.ImportFrom) and node.level <= len(file.parents):
+            base = file.parents[node.level - 1]
+            if base == roots[1] or roots[1] in base.parents:
+                yield base, node.module or ""
+                for alias in node.names:
+                    yield base, f"{node.module}.{alias.name}" if node.module else alias.name
+
+
+def _absolute(name: str, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    if is_environment(name):
+        return
+    top = name.partition(".")[0]
+    for root in roots:
+        if _file(root / f"{top}.py") or os.path.isdir(root / top):  # noqa: PTH112 - a name too long is none
+            yield root, name
+            return
+
+
+def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
+    """The files beside whose names stand in the text of a file: whole, as a pattern, joined to a folder's, or as its
+    own ending."""
+    named = sorted(set(_texts(tree)))
+    folders = [""] + [text for text in named if _is_folder(file.parent, text)]
+    for folder, text in itertools.product(folders, named):
+        names = [text.removeprefix("./").lstrip("/")] + ([file.stem + text] if text.startswith(".") else [])
+        for name in names:
+            relative = str(PurePosixPath(folder) / name)
+            usable = is_place(relative) and not relative.endswith((".py", ".pyc"))
+            if usable and PATTERN.fullmatch(relative):
+                yield from (found for found in file.parent.glob(relative) if _is_data(found))
+            elif usable and (found := _file(file.parent / relative)):
+                yield found
+
+
+def _run(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of a file that run when it is imported, or later: all but `if __name__ == "__main__"`."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        is_main = isinstance(node, ast.If) and ast.unparse(node.test) in MAIN
+        waiting += node.orelse if isinstance(node, ast.If) and is_main else ast.iter_child_nodes(node)
+
+
+def _is_data(path: Path) -> bool:
+    return path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
+
+
+def _texts(tree: ast.Module) -> Iterator[str]:
+    """The short texts of a file but for its docstrings, which may well name a README."""
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in _run(tree):
+        text = node.value if isinstance(node, ast.Constant) and id(node) not in said else None
+        if isinstance(text, str) and 0 < len(text) <= 200 and "\0" not in text:
+            yield text
+
+
+def _is_folder(root: Path, text: str) -> bool:
+    return is_place(text) and os.path.isdir(root / text)  # noqa: PTH112 - a name too long is none
+
+
+def _file(path: Path) -> Path | None:
+    return path if os.path.isfile(path) else None  # noqa: PTH113 - likewise

@@ -1,0 +1,249 @@
+"""A column of pictures, encoded or as numbers, as one array of uint8; training and test images alike.
+
+Encoded pictures are PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or JPEG 2000. They are turned as their EXIF orientation says,
+which is what viewers do, and then become grey or RGB:
+
+- 8 bits of grey are grey as they are, and 1 bit is 0 and 255;
+- 16 bits of grey are divided by 257 and rounded, so that 65535 becomes 255 (of 16-bit colour Pillow takes the upper 8);
+- transparency is dropped: the colours are those that are stored, whatever hides them;
+- a palette is RGB, by its colours, and so is all else, such as CMYK, by Pillow's own conversion.
+
+Floats, and greys beyond 16 bits, are refused: they do not say what is black and what is white. Pictures as numbers are
+integers from 0 to 255, pixels in rows (HxW or HxWx1: grey; HxWx3: RGB), as nested lists or tensors of a fixed shape.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.errors import first_line, short
+
+LARGEST = 32  # pixels a side
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # none that Pillow starts a program for
+ALLOWED = (
+    "allowed are encoded images (PNG, JPEG, ...) as binary or struct<bytes, path>, paths as strings, and integers as "
+    "nested lists of HxW or HxWxC"
+)
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class CellError(ValueError):
+    """A column, or rows of it, that cannot be taken; `rows` are counted from 0, and the first is named."""
+
+    def __init__(self, what: str, rows: Sequence[int] | npt.NDArray[np.int64] = ()):
+        where = f"row {rows[0]} (counted from 0): " if len(rows) else ""
+        more = f" ({len(rows) - 1} more rows are at fault)" if len(rows) > 1 else ""
+        super().__init__(f"{where}{what}{more}")
+
+
+def decode(column: Any, folders: Sequence[Path]) -> tuple[Bytes, bool]:
+    """The pictures of a chunked array of Arrow's, and whether some of them are in files of their own.
+
+    They are [N, S, S] where all are grey, else [N, S, S, 3].
+
+    Args:
+        folders: where the files are that a row names.
+
+    Raises:
+        CellError: a column whose type holds no pictures, or rows that hold none.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    if isinstance(column.type, pa.BaseExtensionType) or _is_list(column.type):
+        return _numbers(column), False
+    encoded = paths = pa.nulls(len(column))
+    if pa.types.is_struct(column.type):
+        fields = {field.name: pc.struct_field(column, field.name) for field in column.type}  # type: ignore[attr-defined]
+        encoded, paths = fields.get("bytes", encoded), fields.get("path", paths)
+    elif _is_text(column.type):
+        paths = column
+    else:
+        encoded = column
+    if not encoded.null_count:
+        paths = pa.nulls(len(column))  # where the images once were, in whatever form
+    checks = ((encoded, _is_binary), (paths, _is_text))
+    if not all(fits(part.type) or pa.types.is_null(part.type) for part, fits in checks):
+        raise CellError(f"found the type {kind}; {ALLOWED}")
+    cells = zip(encoded.to_pylist(), paths.to_pylist(), strict=True)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = list(threads.map(lambda cell: _decoded(cell[0], cell[1], folders), cells))
+    return _stacked(found), encoded.null_count > 0
+
+
+def to_rgb(images: Bytes) -> Bytes:
+    """[..., S, S] -> [..., S, S, 3]."""
+    return np.repeat(images[..., None], 3, axis=-1)
+
+
+def check_size(height: int, width: int) -> None:
+    """
+    Raises:
+        CellError: no square, or too large.
+    """
+    if height != width or not 0 < height <= LARGEST:
+        raise CellError(f"found {height}x{width} pixels, allowed are squares of {LARGEST}x{LARGEST} at most")
+
+
+def _stacked(found: Sequence[Bytes | str]) -> Bytes:
+    """Of pictures, and of what is wrong with those that are none."""
+    images = [image for image in found if not isinstance(image, str)]
+    size = _by(images[0].shape[:2]) if images else ""
+    faults = {}
+    for row, image in enumerate(found):
+        if isinstance(image, str):
+            faults[row] = image
+        elif _by(image.shape[:2]) != size:
+            faults[row] = f"found {_by(image.shape[:2])} pixels, and {size} above; allowed is one size for all"
+    if faults:
+        raise CellError(next(iter(faults.values())), list(faults))
+    if not images:
+        return np.zeros((0, 0, 0), np.uint8)
+    grey = all(image.ndim == 2 for image in images)
+    return np.stack(images if grey else [to_rgb(image) if image.ndim == 2 else image for image in images])
+
+
+def _decoded(data: bytes | None, path: str | None, folders: Sequence[Path]) -> Bytes | str:
+    """A picture, [S, S] or [S, S, 3]; what is wrong with it, as text. Pillow lets go of the interpreter's lock."""
+    from PIL import Image
+
+    try:
+        data = _read(path, folders) if data is None else data
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_size(image.height, image.width)  # before it is unpacked: a few bytes may be a great many pixels
+            return _pixels(image)
+    except CellError as error:
+        return str(error)
+    except Image.UnidentifiedImageError:
+        return f"found {len(data or b'')} bytes that are no image; allowed are {', '.join(FORMATS)}"
+    except Exception as error:  # of damaged bytes Pillow raises what its parts raise: SyntaxError, struct.error, ...
+        return f"found an image that cannot be read: {first_line(error)}; replace it, or remove the row"
+
+
+def _read(path: str | None, folders: Sequence[Path]) -> bytes:
+    either = " or ".join(dict.fromkeys(map(str, folders)))
+    if not path:
+        raise CellError("found no image, neither bytes nor a path; fill it, or remove the row")
+    what = f"found no bytes, and the path {short(path)}"
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise CellError(f"{what}; allowed is one that leads down from {either}")
+    for folder in folders:
+        if (folder / path).is_file():
+            return (folder / path).read_bytes()
+    raise CellError(f"{what}, which is no file in {either}; copy the images there")
+
+
+def _pixels(image: Any) -> Bytes:
+    """[S, S] or [S, S, 3], by the rules at the top of this file."""
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(image, in_place=True)
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return np.asarray(image)
+    if mode == "1":
+        return np.asarray(image.convert("L"))
+    if mode in ("LA", "La"):
+        return np.asarray(image.convert("LA").convert("L"))
+    if mode.startswith("I"):  # I;16, I;16B; I is what older Pillows make of a PNG of 16 bits
+        levels = np.asarray(image).astype(np.int64)
+        if not 0 <= levels.min() <= levels.max() <= 65535:
+            raise CellError(f"found greys of {levels.min()} to {levels.max()}, allowed are 0 to 65535")
+        return ((levels + 128) // 257).astype(np.uint8)
+    if mode == "F":
+        raise CellError("found an image of floats, allowed are 8 or 16 bits")
+    if mode in ("P", "PA", "RGBA", "RGBa"):
+        image = image.convert("RGBA")  # a palette with transparency is warned of on its straight way to RGB
+    return np.asarray(image.convert("RGB"))
+
+
+def _numbers(column: Any) -> Bytes:
+    """Nested lists or tensors, without a Python object a pixel: 50,000 images of 32x32x3 have 154 million."""
+    import pyarrow as pa
+
+    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    if array.null_count:
+        raise CellError("found no image; fill it, or remove the row", _true(array.is_null()))
+    shape, values = _flattened(array.storage if isinstance(array, pa.ExtensionArray) else array)
+    each = int(np.prod(shape))
+    if not pa.types.is_integer(values.type):
+        raise CellError(f"found the type {column.type}; {ALLOWED}")
+    if values.null_count:
+        raise CellError("found a pixel without a value", _rows(_true(values.is_null()), each))
+    if not len(array):
+        return np.zeros((0, 0, 0), np.uint8)
+    if isinstance(array, pa.FixedShapeTensorArray):
+        shape, order = list(array.type.shape), array.type.permutation
+        if order not in (None, sorted(order or ())):  # of which pyarrow 26 writes one and reads another
+            raise CellError(f"found tensors whose axes are stored in the order {order}; allowed is their own")
+    if len(shape) not in (2, 3) or shape[2:] not in ([], [1], [3]):
+        raise CellError(f"found lists of {_by(shape)} numbers; allowed are HxW, HxWx1 and HxWx3, in that order")
+    try:
+        check_size(*shape[:2])
+    except CellError as error:
+        raise CellError(str(error), range(len(array))) from None
+    pixels = values.to_numpy(zero_copy_only=False)
+    if len(outside := np.flatnonzero((pixels < 0) | (pixels > 255))):
+        raise CellError(f"found a pixel of {pixels[outside[0]]}, allowed are 0 to 255", _rows(outside, each))
+    pixels = pixels.astype(np.uint8).reshape(len(array), *shape)
+    return pixels[..., 0] if shape[2:] == [1] else pixels
+
+
+def _flattened(values: Any) -> tuple[list[int], Any]:
+    """The shape that every row of nested lists has, and their numbers in one array of Arrow's."""
+    import pyarrow.compute as pc
+
+    shape: list[int] = []
+    while _is_list(values.type):
+        lengths = pc.list_value_length(values).fill_null(-1).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+        length = int(lengths[0]) if len(lengths) else 0
+        if len(other := np.flatnonzero((lengths != length) | (lengths < 0))):
+            what = f"found a list of {lengths[other[0]]}, and of {length} above"
+            raise CellError(f"{what}; allowed is one shape for all", _rows(other, int(np.prod(shape))))
+        shape.append(length)
+        values = values.flatten()
+    return shape, values
+
+
+def _true(mask: Any) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False))
+
+
+def _rows(places: npt.NDArray[np.int64], each: int) -> list[int]:
+    """The rows that places in a flat array are in."""
+    return np.unique(places // max(each, 1)).tolist()
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    is_one = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in is_one)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -1,0 +1,348 @@
+"""What a pool must be, checked on the CPU before any GPU is asked for.
+
+A pool maps [B, C, H, W] to [B, C] with finite values and gradients, as a function of its input, its weights and torch's
+generators, and of nothing else. Each check is named, says which input showed a fault, why it matters and how it is
+usually mended. A finding that would spoil the trials that were asked for refuses the pool; the others are notes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import itertools
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+
+from trainer import user_module
+from trainer.device.graphs import TENSOR, attributes
+from trainer.gate.case import BATCH, Shape, Subject, forward
+from trainer.gate.reads import MEND
+from trainer.gate.report import Finding
+from trainer.randomness import Noise, Purpose, same, seeded
+
+KINDS = ("random", "constant", "zero", "large")
+OTHER_SIZES = ((1, 1), (8, 8), (7, 5), (1, 3))
+WAITS_S = 0.003  # a GPU trains a batch of VGG-16 in less
+
+
+def check(subject: Subject) -> list[Finding]:
+    """What is wrong with a pool in an architecture, each check's first finding. Runs the pool's code."""
+    if findings := _structure(subject):
+        return findings
+    first: dict[str, Finding] = {}
+    for one_check in CHECKS:
+        for finding in _guarded(one_check(subject), _place(subject)):
+            first.setdefault(finding.check, finding)
+    return list(first.values())
+
+
+def _structure(subject: Subject) -> list[Finding]:
+    """Whether it can be built and run, and what comes out has the right form: without that nothing else means much."""
+    try:
+        module = subject.construct()
+    except ModuleNotFoundError as error:
+        mend = "Install it; a module of your own goes beside the pool's file, from where it travels along."
+        return [Finding("import", "construction", _spell_error(error), mend)]
+    except (Exception, SystemExit) as error:
+        mend = "The file must import, and the class be built from its params alone."
+        if isinstance(error, OSError) and str(error.filename).startswith(f"{user_module.folder()}/"):
+            mend = MEND
+        if "NVIDIA" in str(error) or "CUDA" in str(error):
+            mend = "It is made where the trainer moves it from: name no device, and in forward take x.device."
+        return [Finding("build", "construction", _spell_error(error), mend)]
+    if not isinstance(module, nn.Module):
+        return [Finding("build", "construction", f"it is a {type(module).__name__}", "Derive it from torch.nn.Module.")]
+    where = _place(subject, mode="evaluation")
+    try:
+        with torch.no_grad():
+            return list(_form(module.eval()(subject.maps()), subject.maps(), where))
+    except (Exception, SystemExit) as error:
+        return [failure(where, error)]
+
+
+def _form(out: Any, maps: Tensor, where: str) -> Iterator[Finding]:
+    wanted = maps.shape[:2]
+    if not isinstance(out, Tensor):
+        yield Finding("shape", where, f"it returns a {type(out).__name__}", "Return one tensor, [B, C].")
+    elif out.shape != wanted:
+        what = f"it returns {_spell(out.shape)}, and [B, C] is {_spell(wanted)}"
+        yield Finding("shape", where, what, "Reduce both spatial dimensions and keep the channels: .flatten(1).")
+    elif out.dtype != maps.dtype and not (maps.dtype == torch.bfloat16 and out.dtype == torch.float32):
+        yield Finding("dtype", where, f"{maps.dtype} comes back as {out.dtype}", "End with .to(x.dtype).")
+
+
+# The checks
+
+
+def _finite(subject: Subject) -> Iterator[Finding]:
+    """Values and gradients of a training step, on every kind of map."""
+    for kind in KINDS:
+        yield from _step(subject.build(), subject.maps(kind), _place(subject, kind))
+
+
+def _finite_in_bf16(subject: Subject) -> Iterator[Finding]:
+    for kind in KINDS:
+        where = _place(subject, kind, "training under bf16 autocast")
+        with torch.autocast("cpu", torch.bfloat16):
+            steps = _step(subject.build(), subject.maps(kind).bfloat16(), where)
+            if found := next(_guarded(steps, where), None):
+                yield found if subject.half else _note(found, "bf16", "The recipe's precision is another")
+                return
+
+
+def _other_sizes(subject: Subject) -> Iterator[Finding]:
+    for size, kind in itertools.product(OTHER_SIZES, ("random", "constant")):
+        shape = (subject.shape[0], *size)
+        where = _place(subject, kind, shape=shape)
+        if found := next(_guarded(_step_at(subject, kind, shape, where), where), None):
+            yield _note(found, "other-size", f"{subject.arch} has no such map, other architectures may")
+            return
+
+
+def _step_at(subject: Subject, kind: str, shape: Shape, where: str) -> Iterator[Finding]:
+    yield from _step(subject.build(shape=shape), subject.maps(kind, shape), where)
+
+
+def _step(module: nn.Module, maps: Tensor, where: str) -> Iterator[Finding]:
+    """A training step's forward and backward."""
+    out, inputs = forward(module.train(), maps)
+    if wrong := next(_form(out, maps, where), None):
+        yield wrong
+    elif not out.isfinite().all():
+        mend = "Over one position std(unbiased) is NaN: use correction=0; under roots and logarithms, add an epsilon."
+        if maps.abs().max() > 100:
+            mend = "float16 ends at 65504, and exp overflows float32 from 89 on: stay in float32, shift by the maximum."
+        yield Finding("finite-output", where, "its output is not finite, and the loss would be NaN", mend)
+    elif not out.requires_grad:
+        what = "no gradient reaches the backbone, which would keep its random weights"
+        yield Finding("gradient", where, what, "Take out .detach(), .data, torch.no_grad() and numpy.")
+    else:
+        out.float().sum().backward()
+        named = {"input": inputs.grad} | {f"parameter {name}": p.grad for name, p in module.named_parameters()}
+        if broken := [name for name, grad in named.items() if grad is not None and not grad.isfinite().all()]:
+            mend = "A root has no gradient at zero and x/|x| none at the origin: add an epsilon inside."
+            yield Finding("finite-gradient", where, f"the gradient of {', '.join(broken)} is not finite", mend)
+
+
+def _evaluation(subject: Subject) -> Iterator[Finding]:
+    """In evaluation a pool is a function of one image and the weights."""
+    module, maps, where = subject.build().eval(), subject.maps(), _place(subject, mode="evaluation")
+    before, given = copy.deepcopy(module.state_dict()), maps.clone(memory_format=torch.preserve_format)
+    with torch.no_grad():
+        out = module(given)
+        if not _same(given, maps):
+            what = "it changes its input in place, which the backbone's backward still needs"
+            yield Finding("in-place", where, what, "No relu_(), no x += ..., or work on a copy: x = x.clone().")
+        after = module.state_dict()
+        if changed := [name for name in after if name not in before or not _same(before[name], after[name])]:
+            what = f"{', '.join(changed)} change while it is evaluated, so the test set would train it"
+            yield Finding("eval-state", where, what, "Update statistics only if self.training.")
+        if not _same(module(maps.clone()), out):
+            what = "two evaluations of one input differ, and so would the test accuracies of one network"
+            yield Finding("eval-noise", where, what, "Draw random numbers only if self.training, and keep no state.")
+            return
+        alone = torch.cat([module(maps[i : i + 1]) for i in range(len(maps))])
+        if not _close(alone, out):
+            what = f"an image's output depends on the others of its batch, by {_gap(alone, out):.2g}"
+            yield Finding("batch-independence", where, what, "Reduce over dimensions 2 and 3, never over 0.")
+        if not _close(packed := module(maps.contiguous()), out):
+            what = f"its output depends on the memory layout of its input, by {_gap(packed, out):.2g}"
+            yield Finding("memory-layout", where, what, "Use flatten and reshape, not as_strided.")
+
+
+def _training(subject: Subject) -> Iterator[Finding]:
+    """A training step is a function of the input, the weights and the seed."""
+    module, where = subject.build().train(), _place(subject)
+    saved, held = copy.deepcopy(module.state_dict()), attributes(module)
+    known = set(map(id, module.parameters()))
+    outs = []
+    drawn = on_host = ()
+    for _ in range(3):
+        module.load_state_dict(saved)
+        with seeded(0, Purpose.NOISE):
+            drawn = Noise.host_state()[1:]
+            outs.append(forward(module, subject.maps())[0])
+            on_host = Noise.host_state()[1:]
+        if late := [name for name, parameter in module.named_parameters() if id(parameter) not in known]:
+            what = f"{', '.join(late)} come to life after the dry pass, where the optimizer does not know them"
+            yield Finding("late-parameter", where, what, "Make them in __init__, or in the first forward.")
+            return
+    outs[-1].float().sum().backward()
+    if idle := [name for name, parameter in module.named_parameters() if parameter.grad is None]:
+        what = f"{', '.join(idle)} receive no gradient, so they stay as they are"
+        yield Finding("idle-parameter", where, what, "Use them in forward, or take them out.", refused=False)
+    if not all(_same(out, outs[0]) for out in outs):
+        what = "one input, one set of weights and one seed give several outputs: no trial could be repeated or resumed"
+        mend = "Keep state in buffers, changed in place, and draw from torch's own generator, which is seeded."
+        yield Finding("repeatability", where, what, mend)
+    changed = {name: value for name, value in attributes(module).items() if held.get(name) != value}
+    if plain := [name for name, value in changed.items() if TENSOR not in value]:
+        what = (
+            f"{', '.join(plain)} change from step to step in Python, so that it cannot be a CUDA graph, and is slower"
+        )
+        yield Finding("python-state", where, what, "Make it a buffer, and change it in place.", refused=False)
+    elif changed:
+        what = f"{', '.join(changed)} are bound anew in every step, so that it cannot be a CUDA graph, and is slower"
+        mend = "Keep no activations, or copy them into a buffer."
+        yield Finding("rebinding", where, what, mend, refused=False)
+    if not same(drawn, on_host):
+        what = "it draws random numbers on the CPU, so that a step cannot be a CUDA graph, and is slower"
+        yield Finding("host-noise", where, what, "Draw with torch, on x.device.", refused=False)
+
+
+def _checkpoints(subject: Subject) -> Iterator[Finding]:
+    """A trial that is resumed must be the one that was stopped."""
+    module, other, where = subject.build(seed=0), subject.build(seed=1), _place(subject, mode="evaluation")
+    mend = "Keep tensors as nn.Parameter or register_buffer and modules in nn.ModuleList, all of them from the start."
+    try:
+        other.load_state_dict(module.state_dict())
+    except RuntimeError as error:
+        what = f"its state_dict does not go into a fresh one ({_first_line(error)}), so no trial could be resumed"
+        yield Finding("state-dict", where, what, mend)
+        return
+    with torch.no_grad():
+        outs = [each.eval()(subject.maps()) for each in (module, other)]
+    if not _same(*outs):
+        what = "with the state_dict of another it computes something else: weights stand outside of it"
+        yield Finding("state-dict", where, what, mend)
+
+
+def _manners(subject: Subject) -> Iterator[Finding]:
+    """What it does beside computing."""
+    module, said, waited = subject.build().train(), io.StringIO(), []
+    for _ in range(5):
+        wall, worked, gave_way = time.perf_counter(), time.process_time(), _gave_way()
+        with contextlib.redirect_stdout(said):
+            forward(module, subject.maps())[0].float().sum().backward()
+        idle = (time.perf_counter() - wall) - (time.process_time() - worked)
+        waited.append(idle if _gave_way() > gave_way else 0.0)
+    if printed := said.getvalue().strip():
+        what = f"it prints in forward ({printed.splitlines()[0][:40]!r}), 94,000 times in a trial on CIFAR-100"
+        yield Finding("prints", _place(subject), what, "Take the print out.")
+    if min(waited) > WAITS_S:  # in each call: something else may well happen in one
+        what = f"it waits for {1000 * min(waited):.0f} ms in each call: it sleeps, or reads from a disk or a network"
+        yield Finding("waits", _place(subject), what, "Take that out of forward; a step has a few milliseconds.")
+
+
+def _gave_way() -> int:
+    """How often this process has gone to sleep by itself: a loaded machine that takes the core away does not count."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+
+
+def _device(subject: Subject) -> Iterator[Finding]:
+    """What would stay behind when the network moves to a GPU. Needs none: fake tensors say where they are."""
+    module, where = subject.build().train(), _place(subject, mode="training on a GPU")
+    mend = "Use nn.Parameter, register_buffer and nn.ModuleList, and make new tensors with device=x.device."
+    before = dict(_out_of_reach(module))
+    forward(module, subject.maps())
+    kept = [name for name, held in _out_of_reach(module) if before.get(name) == held]  # not what each step puts there
+    if kept:
+        what = f"{', '.join(kept)} stay on the CPU, and out of checkpoints and of the optimizer, when the network moves"
+        yield Finding("device", where, what, mend)
+        return
+    with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+        state = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+            for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers())
+        }
+        try:
+            out = torch.func.functional_call(module, state, (torch.empty((BATCH, *subject.shape), device="cuda"),))
+        except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException):
+            what = "it looks at a value on the GPU from Python, so that every step waits for it, and is slower"
+            hint = "No .item(), no `if` on a tensor, no indexing by a mask."
+            yield Finding("host-sync", where, what, hint, refused=False)
+        except Exception as error:
+            # Whatever else fake tensors cannot do, real ones may.
+            # torch 2.13 has a type for it, 2.11 a sentence.
+            if type(error).__name__ == "FakeTensorDeviceMismatchError" or "different devices" in str(error):
+                what = f"it mixes tensors of the GPU and of the CPU: {_first_line(error)}"
+                yield Finding("device", where, what, mend)
+        else:
+            if isinstance(out, Tensor) and out.device.type != "cuda":
+                yield Finding("device", where, f"its output is on the {out.device.type}", mend)
+
+
+_OWN = frozenset(vars(nn.Module()))
+
+
+def _out_of_reach(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Tensors and modules that `module.to` does not find, by name and identity. A scalar may be on any device."""
+    for path, part in module.named_modules():
+        for key in vars(part).keys() - _OWN:
+            for item in _items(vars(part)[key]):
+                if isinstance(item, nn.Module) or (isinstance(item, Tensor) and item.dim() > 0):
+                    yield f"{path}.{key}".lstrip("."), id(item)
+
+
+def _items(value: object) -> Iterable[object]:
+    """What a list, a tuple or a mapping holds; anything else alone."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
+    _finite,
+    _finite_in_bf16,
+    _evaluation,
+    _training,
+    _checkpoints,
+    _manners,
+    _device,
+    _other_sizes,
+)
+
+
+def _guarded(findings: Iterator[Finding], where: str) -> Iterator[Finding]:
+    """The findings, and that the pool raises if it does."""
+    try:
+        yield from findings
+    except (Exception, SystemExit) as error:
+        yield failure(where, error)
+
+
+def failure(where: str, error: BaseException, check: str = "run") -> Finding:
+    """What a pool raises."""
+    return Finding(check, where, _spell_error(error), "Forward and backward must work there.")
+
+
+def _note(finding: Finding, check: str, why: str) -> Finding:
+    return dataclasses.replace(finding, check=check, what=f"{finding.what} ({why})", refused=False)
+
+
+def _place(subject: Subject, kind: str = "random", mode: str = "training", shape: Shape | None = None) -> str:
+    size = _spell((BATCH, *(shape or subject.shape)))
+    return f"{'a map' if shape else subject.arch + chr(39) + 's feature map'} {size}, {kind} values, {mode}"
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """To the bit, where NaN is NaN."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def _spell(shape: tuple[int, ...] | torch.Size) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _spell_error(error: BaseException) -> str:
+    return f"it raises {type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
