@@ -3,7 +3,7 @@
     python -m benchmarks.overhead [--trials 10 100 1000 5000] [--fresh-actors 6] [--output FILE]
 
 Ours is the real scheduler and the real worker, with its log, its epochs and its row in Parquet, around a trial that
-trains nothing and has five epochs: of pools of the shelf, and of 20 users' files in turn, each of which needs a process
+trains nothing and has five epochs: of built-in pools, and of 20 users' files in turn, each of which needs a process
 of its own. Raw Tune is a function that reports once: with reused actors and no loggers, and as
 it comes (a fresh actor a trial, its loggers on), with torch imported in the function as any trainer would. Each has
 a process and a Ray of its own. `to first trial` is from the moment at which Ray is asked to start; `longest pause` is
@@ -95,7 +95,7 @@ def ours(trials: int, in_turn: bool) -> dict[str, float]:
     from orchestrator.shutdown import Departure
     from orchestrator.watcher import Watcher
     from results.store.folder import RunFolder
-    from results.store.lease import Claim
+    from results.store.lease import Lease
     from trainer import data
 
     steps: list[float] = []
@@ -119,7 +119,7 @@ def ours(trials: int, in_turn: bool) -> dict[str, float]:
         with run.ray_log() as log, cluster.connected("local", this_machine(gpus=0), log):
             start_s = (datetime.now(UTC) - asked).total_seconds()
             began = time.perf_counter()
-            with Progress(todo, 0, Console(file=io.StringIO())) as progress, Claim(run) as claim:
+            with Progress(todo, 0, Console(file=io.StringIO())) as progress, Lease(run) as claim:
                 watcher = Timed(progress, job, claim)
                 packs = group(todo, lambda _: 1)
                 ray_tune.run(grid, packs, loaded, job, Share(1, 0), 0, watcher, Departure(claim.ask_to_leave), _idle)

@@ -23,7 +23,7 @@ from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
 from results.audit import verify
 from results.store import schema
 from results.store.folder import RunFolder
-from results.store.lease import Claim
+from results.store.lease import Lease
 from results.store.s3 import is_uri
 from results.table import leaderboard, render
 from search_spaces import process
@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
             print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}  {planned.trial.pool.label}")
         for line in forecast(plan, run):
             print(line)
-        for same in run.same_functions():
+        for same in run.equivalences():
             print(f"same function, as the last sweep found: {same}")
         print("whether its pools may be trained, and what they cost: --check, which runs their code")
         return OK
@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         sweep(space, run, plan, data_dir, args.address, console, leave_at)
         plan = planned()
     else:
-        with Claim(run):
+        with Lease(run):
             run.tidy()
             run.write_grid(space.grid)  # roles and labels may be new
         console.print("nothing to do: every trial has ended")
@@ -152,7 +152,7 @@ def _set_aside_unreadable(run: RunFolder, console: Console) -> bool:
     """Moves trials that cannot be read out of the way: a sweep that is started again at night must not end there."""
     found = [one for one in verify.unreadable(run) if one.aside]
     if found:
-        with Claim(run):
+        with Lease(run):
             verify.set_aside(run, [name for one in found for name in one.aside])
     for one in found:
         console.print(f"set aside, into {run}/{verify.SET_ASIDE}: {one}", highlight=False, soft_wrap=True)
@@ -172,7 +172,7 @@ def _check(name: str, grid: Grid, plan: Plan, console: Console) -> int:
 
 def _notes(report: Report, console: Console) -> None:
     """What a reader of the table should know of the pools before there is one."""
-    lines = [f"same function: {same}" for same in report.same_function()]
+    lines = [f"same function: {same}" for same in report.equivalences()]
     lines += [f"note: {note}" for note in report.notes]
     lines += [f"refused: {problem}" for problem in report.refused]
     for line in lines:

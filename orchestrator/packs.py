@@ -1,6 +1,6 @@
 """Which trials share a process: the missing ones, in packs of one architecture, one dataset and one code.
 
-One code is the pools of the shelf together, or a user's file by itself: whatever a file does to the process that runs
+One code is the built-in pools together, or a user's file by itself: whatever a file does to the process that runs
 it, no trial of another code is in there.
 """
 

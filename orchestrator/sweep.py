@@ -27,7 +27,7 @@ from orchestrator.watcher import Watcher
 from results import submissions
 from results.store import schema
 from results.store.folder import RunFolder
-from results.store.lease import Claim
+from results.store.lease import Lease
 from search_spaces import machine
 from search_spaces.errors import Problem, RequestError, did_you_mean, gather
 from search_spaces.grid import BASELINE, CANDIDATE, Grid, Planned
@@ -135,7 +135,7 @@ def sweep(
         trained = sorted({planned.trial.dataset for planned in plan.planned})
         apart = ("", functools.partial(data.refuse_shared, trained, data_dir))
         loggers = ("loggers", functools.partial(trackers.check, space.loggers, run))
-        claim = Claim(run, say)
+        claim = Lease(run, say)
         folder = [("", claim.check), ("", run.create)]
         try:
             loaded = gather(*loads, apart, *refusals, *folder, *shares, loggers)
@@ -148,7 +148,7 @@ def sweep(
     with claim:
         run.tidy()
         run.write_grid(space.grid)
-        run.write_same_functions(report.same_function())
+        run.write_same_functions(report.equivalences())
         todo = _set_aside(plan.todo, report, run, say)
         if todo:
             loaded_data: dict[str, Dataset] = dict(zip(names, loaded, strict=False))
@@ -162,7 +162,7 @@ def _set_aside(
     todo: Sequence[Planned], report: Report, run: RunFolder, say: Callable[[str], None]
 ) -> Sequence[Planned]:
     """The trials whose pools the gate lets pass; the others are marked as invalid."""
-    refused = {(one.pool, one.arch): one.refused for one in report.examinations if one.refused}
+    refused = {(one.pool, one.arch): one.refused for one in report.validations if one.refused}
     for problem in report.refused:
         say(f"invalid: {problem}")
     passed = []
@@ -180,7 +180,7 @@ def _run(
     plan: Plan,
     data: Mapping[str, Dataset],
     report: Report,
-    claim: Claim,
+    claim: Lease,
     address: str,
     console: Console,
     leave_at: float,
@@ -229,7 +229,7 @@ def _run(
                 packs = (single if several else []) + watcher.take_again()
 
 
-def _ask_to_leave(claim: Claim, say: Callable[[str], None]) -> None:
+def _ask_to_leave(claim: Lease, say: Callable[[str], None]) -> None:
     say(f"leaving: trials write checkpoints first, {GRACE_S:.0f} s at most; Ctrl-C again leaves at once")
     with contextlib.suppress(OSError):  # then they are ended when the time is up
         claim.ask_to_leave()
@@ -237,7 +237,7 @@ def _ask_to_leave(claim: Claim, say: Callable[[str], None]) -> None:
 
 def _costs(grid: Grid, report: Report) -> dict[tuple[int, str], Cost]:
     entry = {each.pool: index for index, each in enumerate(grid.entries)}
-    return {(entry[one.pool], one.arch): one.cost for one in report.examinations if one.cost}
+    return {(entry[one.pool], one.arch): one.cost for one in report.validations if one.cost}
 
 
 def _packs(

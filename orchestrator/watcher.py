@@ -10,14 +10,14 @@ from orchestrator.progress import Progress
 from orchestrator.record import FolderError, Job, folder_faults, give_up
 from orchestrator.trackers import Trackers
 from results.store import schema
-from results.store.lease import Claim
+from results.store.lease import Lease
 from search_spaces.grid import Planned
 
 
 class Watcher:
     """Shows how trials go, has those that end logged, and decides what becomes of those whose workers died."""
 
-    def __init__(self, progress: Progress, job: Job, claim: Claim, logged: Trackers | None = None):
+    def __init__(self, progress: Progress, job: Job, claim: Lease, logged: Trackers | None = None):
         self._progress = progress
         self._logged = logged
         self._job = job

@@ -28,7 +28,7 @@ from orchestrator.record import FolderError, Job, folder_faults
 from orchestrator.watchdog import Alarm
 from results.store import schema
 from results.store.folder import RunFolder
-from results.store.lease import Leash
+from results.store.lease import LeaseView
 from search_spaces.grid import Planned
 from trainer import log
 from trainer.augment import Images
@@ -69,7 +69,7 @@ def run_pack(
     """
     torch.set_num_threads(job.threads)
     run = RunFolder(job.run)
-    leash = Leash(run, job.driver)
+    leash = LeaseView(run, job.driver)
     waiting = deque[Planned]()
     for planned in pack:
         # A worker that dies between a row and its report is started again: nothing is trained twice. Where there is no
@@ -110,7 +110,7 @@ class _Attempt:
         images: Any,
         job: Job,
         run: RunFolder,
-        leash: Leash,
+        leash: LeaseView,
         report: Report,
         make_program: Callable[..., Program],
     ):

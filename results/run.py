@@ -79,14 +79,14 @@ class Run:
         if len(tables) > 1:
             trials = trials.drop_duplicates("trial_id", ignore_index=True)
         grid = several.union(folder.grid() for folder in self.folders.values())
-        same = [one for folder in self.folders.values() for one in folder.same_functions()]
+        same = [one for folder in self.folders.values() for one in folder.equivalences()]
         chosen = leaderboard.Selection(**selection)
         return leaderboard.cells(trials, grid, metric, allow_mixed, latest, chosen, same)
 
     def notes(self) -> list[str]:
         """What a reader of the table should know that is not in it."""
         folders = self.folders.values()
-        lines = [f"On {same}." for folder in folders for same in folder.same_functions()]
+        lines = [f"On {same}." for folder in folders for same in folder.equivalences()]
         entries = [entry for folder in folders for entry in folder.submissions().values()]
         submitted = [f"{submissions.spell(pool)} ({when})" for pool, when in entries]
         lines += [f"Submitted: {', '.join(dict.fromkeys(submitted))}."] if submitted else []

@@ -48,7 +48,7 @@ def submit(run: RunFolder, spec: str) -> Pool:
 
 
 def spell(pool: Pool) -> str:
-    """`mine@3f2a91bc`; without a hash for a pool of the shelf."""
+    """`mine@3f2a91bc`; without a hash for a built-in pool."""
     return f"{pool.label}@{pool.revision}" if pool.revision else pool.label
 
 

@@ -11,7 +11,7 @@ from search_spaces.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True)
-class SameFunction:
+class Equivalence:
     """Pools that compute one function in an architecture, at initialisation.
 
     Attributes:

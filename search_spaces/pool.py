@@ -32,10 +32,10 @@ class Pool:
     """A global pooling layer, [B, C, H, W] -> [B, C], with its parameters bound.
 
     Attributes:
-        name: the file's name on the shelf (`gem`), or the stem of a user's file (`mine`, and
+        name: the file's name of a built-in pool (`gem`), or the stem of a user's file (`mine`, and
             `mine.Other` for a class that is not called CustomPool).
         params: (name, value) of every constructor argument, defaults included, sorted by name.
-        source: the user's file; None for a pool of the shelf.
+        source: the user's file; None for a built-in pool.
         label: how tables call it. Not part of the identity.
     """
 
@@ -54,12 +54,12 @@ class Pool:
 
     @property
     def revision(self) -> str:
-        """The short hash of a user's file; empty for a pool of the shelf."""
+        """The short hash of a user's file; empty for a built-in pool."""
         return self.source.sha[:8] if self.source else ""
 
     @property
     def code(self) -> str:
-        """Whose code it is: the hash of a user's file, or empty for the shelf. What has run one runs no other."""
+        """Whose code it is: the hash of a user's file, or empty for built-in pools. What has run one runs no other."""
         return self.source.sha if self.source else ""
 
     @property
@@ -88,7 +88,7 @@ class Pool:
             raise RequestError.of(f"found {short(params[strange[0]])}, allowed is plain data", f"params.{strange[0]}")
         source = None if data.get("source") is None else _source_from(plain.take(data, "source", Mapping))
         if source is None and not re.fullmatch("[a-z0-9_]+", name):
-            raise RequestError.of(f"found {short(name)}, allowed is the name of a pool of the shelf", "name")
+            raise RequestError.of(f"found {short(name)}, allowed is the name of a built-in pool", "name")
         return cls(name, _frozen(params), source, label)
 
 
@@ -217,7 +217,7 @@ def grid(
         stem = Path(source.path).stem
         name = stem if source.class_name == DEFAULT_CLASS else f"{stem}.{source.class_name}"
     elif class_name:
-        raise RequestError.of(f"class {class_name!r} goes with `file`, not with the pool {name!r} of the shelf")
+        raise RequestError.of(f"class {class_name!r} goes with `file`, not with the built-in pool {name!r}")
     elif name not in registry.pools():
         raise RequestError.of(unknown("pool", name, registry.pools()))
 
@@ -238,7 +238,7 @@ def grid(
 
 @cache
 def builtin_source(name: str) -> Source:
-    """The file of a shelf pool, and its one public class."""
+    """The file of a built-in pool, and its one public class."""
     path = registry.POOLS / f"{name}.py"
     text = path.read_text(encoding="utf-8")
     public = [n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]

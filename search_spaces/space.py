@@ -198,7 +198,7 @@ class _PoolPart(_Part):
     def grid(self, root: Path) -> PoolGrid:
         """The pools that this entry stands for: more than one where a parameter is a grid."""
         if (self.name is None) == (self.file is None):
-            raise RequestError.of("give either `name`, a pool of the shelf, or `file`, a pool of your own")
+            raise RequestError.of("give either `name`, a built-in pool, or `file`, a pool of your own")
         spec = self.name or _expanded(str(self.file), root)
         grid = pool.grid(spec, self.params, class_name=self.class_name, label=self.label, root=root)
         if problems := list(_meant_otherwise(grid)):

@@ -6,7 +6,7 @@ moments, for what catches one moment may miss another; those that would be in th
 the batches of a trial.
 
 `python -m tests.adversaries RUNS NAME ...` shows it without Ray, and without whatever is to keep them apart: for each a
-fresh process lets it act, says so in RUNS/NAME.acted, and then trains a pool of the shelf, into RUNS/NAME. The name
+fresh process lets it act, says so in RUNS/NAME.acted, and then trains a built-in pool, into RUNS/NAME. The name
 `nobody` stands for nobody.
 """
 
@@ -363,7 +363,7 @@ def act(name: str) -> None:
 
 
 def train(folder: Path, data: Any) -> None:
-    """A pool of the shelf, in this process."""
+    """A built-in pool, in this process."""
     from orchestrator.record import Job
     from orchestrator.worker import run_pack
     from results.store.folder import RunFolder

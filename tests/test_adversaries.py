@@ -1,6 +1,6 @@
-"""Candidates that change their whole process, in one sweep with pools of the shelf: those come to what they do alone.
+"""Candidates that change their whole process, in one sweep with built-in pools: those come to what they do alone.
 
-Pools of the shelf and adversaries take turns in a space, so that each adversary has one before it and one behind it, in
+Built-in pools and adversaries take turns in a space, so that each adversary has one before it and one behind it, in
 the same seed, and itself once more after both. All must leave the same rows to the bit, of trials and of epochs, and be
 told the same by the gate.
 """
@@ -27,7 +27,7 @@ from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
 from tests.adversaries import ADVERSARIES, NOBODY
 from trainer.gate import Gate
-from trainer.gate.report import Examination
+from trainer.gate.report import Validation
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(batch_size=32)  # the size that some of them wait for
@@ -44,7 +44,10 @@ pools:
 """
 BARE = ["gap", "gem", "avg_max", *(f"avg_max(weight={percent / 100})" for percent in range(1, 12))]
 WITH_LAYERS = [f"cbam(ratio={ratio})" for ratio in range(1, 14)]  # convolutions, products, a batch norm
-SHELF = [spec for both in itertools.zip_longest(BARE, WITH_LAYERS) for spec in both if spec]  # each has both beside it
+# Each has both kinds beside it.
+BUILT_IN = [spec for both in itertools.zip_longest(BARE, WITH_LAYERS) for spec in both if spec]
+    spec for both in itertools.zip_longest(BARE, WITH_LAYERS) for spec in both if spec
+]  # each has both beside it
 WHEN_AND_WHERE = [
     *("epoch_s", "train_s", "images_per_s", "pool_times_gap", "peak_memory_mb"),
     *("started_at", "finished_at", "host", "git_commit"),
@@ -63,16 +66,16 @@ pytestmark = pytest.mark.slow
 
 
 def around(name: str, batch: Sequence[str]) -> list[Pool]:
-    """The pools of the shelf before and behind an adversary."""
+    """The built-in pools before and behind an adversary."""
     index = batch.index(name)
-    return [one for spec in SHELF[index : index + 2] for one in pool.expand(spec)]
+    return [one for spec in BUILT_IN[index : index + 2] for one in pool.expand(spec)]
 
 
 def in_turn(batch: Sequence[str], folder: Path) -> list[str]:
-    """Pools of the shelf and adversaries, as a space names them; and the files of these."""
+    """Built-in pools and adversaries, as a space names them; and the files of these."""
     for name in batch:
         (folder / f"{name}.py").write_text(ADVERSARIES[name])
-    specs = itertools.zip_longest(SHELF[: len(batch) + 1], (f"{name}.py" for name in batch))
+    specs = itertools.zip_longest(BUILT_IN[: len(batch) + 1], (f"{name}.py" for name in batch))
     return [spec for both in specs for spec in both if spec]
 
 
@@ -84,7 +87,7 @@ def sweep(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def run(batch: Sequence[str]) -> Path:
         if batch not in ran:
             folder = tmp_path_factory.mktemp("sweep")
-            specs = in_turn(batch, folder) if batch else SHELF[:7]
+            specs = in_turn(batch, folder) if batch else BUILT_IN[:7]
             files = [f"  - {{file: {spec}}}" if spec.endswith(".py") else f"  - {spec}" for spec in specs]
             (folder / "space.yaml").write_text(SPACE + "\n".join(files))
             ran[batch] = folder / "run"
@@ -122,29 +125,29 @@ def test_nobody_in_a_sweep_notices(name: str, sweep: Callable[[Sequence[str]], P
 
 
 @pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], list[Examination]]:
-    """What one says of those adversaries and the pools of the shelf, in turn; of all of these, if of none; once."""
-    said: dict[Sequence[str], list[Examination]] = {}
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], list[Validation]]:
+    """What one says of those adversaries and the built-in pools, in turn; of all of these, if of none; once."""
+    said: dict[Sequence[str], list[Validation]] = {}
 
-    def examine(batch: Sequence[str]) -> list[Examination]:
+    def examine(batch: Sequence[str]) -> list[Validation]:
         if batch not in said:
             folder = tmp_path_factory.mktemp("gate")
-            specs = in_turn(batch, folder) if batch else SHELF
+            specs = in_turn(batch, folder) if batch else BUILT_IN
             entries = tuple(Entry(one, BASELINE) for spec in specs for one in pool.expand(spec, root=folder))
             with Gate.over(Grid("company", entries, (Pair("resnet20", "digits"),), (1,), RECIPE)) as opened:
-                said[batch] = list(opened.report.examinations)
+                said[batch] = list(opened.report.validations)
         return said[batch]
 
     return examine
 
 
-def but_for_times(one: Examination) -> dict[str, Any]:
+def but_for_times(one: Validation) -> dict[str, Any]:
     found = dataclasses.replace(one, cost=one.cost and dataclasses.replace(one.cost, time_ms=0.0, times_gap=0.0))
     return found.found_dict()
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_the_gate_says_the_same_of_others(name: str, gate: Callable[[Sequence[str]], list[Examination]]) -> None:
+def test_the_gate_says_the_same_of_others(name: str, gate: Callable[[Sequence[str]], list[Validation]]) -> None:
     batch = QUICK if name in QUICK else REST
     beside, alone = ({one.pool: one for one in gate(each)} for each in (batch, ()))
     for each in around(name, batch):

@@ -14,14 +14,14 @@ import pytest
 
 from results.store import lease
 from results.store.folder import RunFolder
-from results.store.lease import Claim, Driver, Leash, holder
+from results.store.lease import Lease, Driver, LeaseView, holder
 from search_spaces.errors import RequestError
 
 CLAIMANT = """
 import sys, time
-from results.store.lease import Claim
+from results.store.lease import Lease
 from results.store.folder import RunFolder
-with Claim(RunFolder(sys.argv[1])):
+with Lease(RunFolder(sys.argv[1])):
     print("claimed", flush=True)
     time.sleep(600)
 """
@@ -40,7 +40,7 @@ def elsewhere() -> Driver:
 
 
 def write(run: RunFolder, driver: Driver) -> None:
-    other = Claim(run, here=driver)
+    other = Lease(run, here=driver)
     other._write()
 
 
@@ -52,7 +52,7 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_a_claim_ends_with_its_block(run: RunFolder) -> None:
-    with Claim(run) as mine:
+    with Lease(run) as mine:
         found = holder(run)
         assert found is not None
         assert found.token == mine.token
@@ -62,7 +62,7 @@ def test_a_claim_ends_with_its_block(run: RunFolder) -> None:
 
 
 def test_the_second_is_refused_with_who_holds_it(run: RunFolder) -> None:
-    with Claim(run), pytest.raises(RequestError) as refused, Claim(run):
+    with Lease(run), pytest.raises(RequestError) as refused, Lease(run):
         pass
     told = str(refused.value)
     assert "is in use by another sweep: process " in told
@@ -77,19 +77,19 @@ def test_a_driver_that_was_killed_is_taken_over_at_once(run: RunFolder) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"claimed\n"
         with pytest.raises(RequestError, match=f"process {process.pid} on"):
-            Claim(run).check()
+            Lease(run).check()
     finally:
         process.kill()
         process.wait()
     said: list[str] = []
-    with Claim(run, said.append) as mine:
+    with Lease(run, said.append) as mine:
         assert mine.stands()
     assert f"was left by process {process.pid}" in said[0]
 
 
 def test_a_process_number_that_is_used_again_is_another_process(run: RunFolder) -> None:
     write(run, dataclasses.replace(Driver.here(), started="1"))
-    with Claim(run) as mine:
+    with Lease(run) as mine:
         assert mine.stands()
 
 
@@ -98,11 +98,11 @@ def test_a_driver_on_another_machine_is_refused_while_it_beats_and_taken_over_wh
     run: RunFolder,
 ) -> None:
     said: list[str] = []
-    with Claim(run, here=elsewhere()), pytest.raises(RequestError, match="on node7"), Claim(run, said.append):
+    with Lease(run, here=elsewhere()), pytest.raises(RequestError, match="on node7"), Lease(run, said.append):
         pass
     assert "waiting 45 s for a sign of life" in said[0]
     write(run, elsewhere())
-    with Claim(run, said.append, patience_s=0.2) as mine:
+    with Lease(run, said.append, patience_s=0.2) as mine:
         assert mine.stands()
     assert "there was none" in said[-1]
 
@@ -115,7 +115,7 @@ def test_of_several_that_come_at_once_one_gets_it(run: RunFolder) -> None:
     def attempt() -> None:
         start.wait()
         try:
-            with Claim(run) as mine:
+            with Lease(run) as mine:
                 won.append(mine.token)
                 over.wait()
         except RequestError:
@@ -131,22 +131,22 @@ def test_of_several_that_come_at_once_one_gets_it(run: RunFolder) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_what_workers_hear(run: RunFolder) -> None:
-    with Claim(run) as mine:
-        leash = Leash(run, mine.token)
+    with Lease(run) as mine:
+        leash = LeaseView(run, mine.token)
         assert leash.word() == "go on"
         mine.ask_to_leave()
         assert leash.word() == "leave"
         until(lambda: (found := holder(run)) and found.beat > 2)
         assert leash.word() == "leave", "a beat does not take it back"
     assert leash.word() == "not yours", "there is no driver any more"
-    with Claim(run):
+    with Lease(run):
         assert leash.word() == "not yours"
-    assert Leash(run, None).word() == "go on", "a worker of nobody's"
+    assert LeaseView(run, None).word() == "go on", "a worker of nobody's"
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_driver_that_slept_too_long_learns_who_has_its_folder_and_leaves_it_to_them(run: RunFolder) -> None:
-    with Claim(run) as slept:
+    with Lease(run) as slept:
         write(run, elsewhere())
         until(lambda: slept.lost_to)
         assert not slept.stands()
@@ -161,13 +161,13 @@ def test_a_driver_that_slept_too_long_learns_who_has_its_folder_and_leaves_it_to
 def test_what_is_no_claim_holds_nobody_up(run: RunFolder, content: bytes) -> None:
     run.files.write(lease.NAME, content)
     assert holder(run) is None
-    with Claim(run) as mine:
+    with Lease(run) as mine:
         assert mine.stands()
 
 
 def test_a_leash_looks_now_and_then_only(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Claim(run) as mine:
-        leash = Leash(run, mine.token)
+    with Lease(run) as mine:
+        leash = LeaseView(run, mine.token)
         assert leash.word() == "go on"
         monkeypatch.setattr(lease, "holder", lambda _: pytest.fail("looked again"))
         assert leash.word() == "go on"

@@ -13,7 +13,7 @@ from orchestrator import cli
 from orchestrator.resources import Node, Share, share, slow_precision
 from results.store.folder import RunFolder
 from search_spaces import space as spaces
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from search_spaces.space import Resources
 from trainer.gate import Gate
@@ -185,7 +185,7 @@ def test_a_plan_says_what_the_last_sweep_found_of_the_pools(tmp_path: Path, caps
     (tmp_path / "space.yaml").write_text(SPACE)
     run = RunFolder(tmp_path / "run")
     run.create()
-    run.write_same_functions([SameFunction("vgg11bn", ("gap", "gem"), {})])
+    run.write_same_functions([Equivalence("vgg11bn", ("gap", "gem"), {})])
     assert cli.main(["--space", str(tmp_path / "space.yaml"), "--out", str(run.path), "--plan"]) == cli.OK
     assert "as the last sweep found: vgg11bn: gap and gem start as the same function" in capsys.readouterr().out
 

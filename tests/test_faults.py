@@ -249,7 +249,7 @@ def stop_when(it_is_time: Callable[[], bool], run: RunFolder, planned: Any, digi
         assert "status" not in told, "it has not ended"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease.Leash, "word", word)
+        patch.setattr(lease.LeaseView, "word", word)
         run_pack([planned], digits, make_job(run), report)
 
 

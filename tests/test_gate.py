@@ -1,4 +1,4 @@
-"""The gate: every way to be wrong is caught under its name, and nothing on the shelf is."""
+"""The gate: every way to be wrong is caught under its name, and no built-in pool is."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from search_spaces import pool, registry
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
-from trainer.gate.case import Subject
+from trainer.gate.case import Case
 from trainer.gate.checks import check
 from trainer.gate.cost import measure
-from trainer.gate.report import Examination, Report
+from trainer.gate.report import Validation, Report
 from trainer.gate.validate import Gate, _Examiner
 
 ARCHS = ["resnet56", "vgg16bn", "mobilenetv2", "mobilenetv2_s32"]
@@ -25,16 +25,16 @@ BROKEN = sorted((Path(__file__).parent / "broken").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
-def broken() -> dict[tuple[str, str], Examination]:
+def broken() -> dict[tuple[str, str], Validation]:
     """{(candidate, arch): what the gate says of it}."""
     pools = [pool.expand(str(file))[0] for file in BROKEN]
     with Gate(pools, ["resnet56", "vgg16bn"], time_limit_s=8) as gate:
-        return {(one.pool.name, one.arch): one for one in gate.report.examinations}
+        return {(one.pool.name, one.arch): one for one in gate.report.validations}
 
 
 @pytest.mark.parametrize("file", BROKEN, ids=lambda file: file.stem)
 def test_a_broken_candidate_is_refused_under_the_right_name(
-    broken: dict[tuple[str, str], Examination], file: Path
+    broken: dict[tuple[str, str], Validation], file: Path
 ) -> None:
     """The docstring of each says by which check, and in which architecture."""
     wanted, on, arch, *_ = file.read_text().strip('"').split()
@@ -49,19 +49,19 @@ def test_a_broken_candidate_is_refused_under_the_right_name(
 
 
 @pytest.fixture(scope="module")
-def shelf() -> Report:
+def built_in() -> Report:
     with Gate([pool.expand(name)[0] for name in registry.pools()], ARCHS) as gate:
         return gate.report
 
 
-def test_there_is_no_false_alarm_on_the_shelf(shelf: Report) -> None:
-    assert len(shelf.examinations) == len(registry.pools()) * len(ARCHS)
-    assert shelf.refused == []
-    assert shelf.notes == []
+def test_there_is_no_false_alarm_among_the_built_in(built_in: Report) -> None:
+    assert len(built_in.validations) == len(registry.pools()) * len(ARCHS)
+    assert built_in.refused == []
+    assert built_in.notes == []
 
 
-def test_same_function(shelf: Report) -> None:
-    classes = shelf.same_function()
+def test_same_function(built_in: Report) -> None:
+    classes = built_in.equivalences()
     at_8x8 = [set(one.pools) for one in classes if one.arch == "resnet56"]
     assert {"avg_max", "mixed", "gated"} in at_8x8, "a learned share of one half, before it has learned"
     assert not any({"gap", "gem"} <= names or {"gap", "global_max"} <= names for names in at_8x8)
@@ -81,27 +81,27 @@ def test_a_clamp_far_from_zero_is_another_function(tmp_path: Path) -> None:
     )
     pools = [*pool.expand("gap"), *pool.expand(str(tmp_path / "clipped.py"))]
     with Gate(pools, ["resnet56", "vgg16bn"]) as gate:
-        assert gate.report.same_function() == []
+        assert gate.report.equivalences() == []
 
 
 def test_a_class_says_what_may_part_it() -> None:
-    one = SameFunction("vgg16bn", ("gap", "gem", "mine"), {"mine": ("weight", "bias")})
+    one = Equivalence("vgg16bn", ("gap", "gem", "mine"), {"mine": ("weight", "bias")})
     assert str(one) == "vgg16bn: gap, gem and mine start as the same function; learning may part mine by weight, bias"
-    assert str(SameFunction("vgg16bn", ("gap", "gem"), {})).endswith(
+    assert str(Equivalence("vgg16bn", ("gap", "gem"), {})).endswith(
         ", and nothing that they learn parts them: chance does"
     )
-    assert SameFunction.from_dict(one.to_dict()) == one
+    assert Equivalence.from_dict(one.to_dict()) == one
 
 
-def test_costs(shelf: Report) -> None:
+def test_costs(built_in: Report) -> None:
     (concat,) = pool.expand("avg_max_concat")
-    cost = shelf.of(concat, "vgg16bn").cost
+    cost = built_in.of(concat, "vgg16bn").cost
     assert cost is not None
     assert cost.parameters == 2 * 512 * 512 + 512
     assert cost.flops == 3 * 2 * 1024 * 512, "a product forward and two backward, two operations a weight"
     assert cost.time_ms > 0
-    assert all(one.cost and one.cost.times_gap > 0 for one in shelf.examinations)
-    assert measure(Subject(pool.expand("gap")[0], "resnet56")).flops == 0
+    assert all(one.cost and one.cost.times_gap > 0 for one in built_in.validations)
+    assert measure(Case(pool.expand("gap")[0], "resnet56")).flops == 0
 
 
 def test_the_precision_decides_whether_bf16_matters(tmp_path: Path) -> None:
@@ -110,9 +110,9 @@ def test_the_precision_decides_whether_bf16_matters(tmp_path: Path) -> None:
         "        return x.mean((2, 3)) if x.element_size() == 4 else x.mean((2, 3)) / 0\n"
     )
     (mine,) = pool.expand(str(tmp_path / "half.py"))
-    (note,) = check(Subject(mine, "resnet20"))
+    (note,) = check(Case(mine, "resnet20"))
     assert (note.check, note.refused) == ("bf16", False)
-    (finding,) = check(Subject(mine, "resnet20", half=True))
+    (finding,) = check(Case(mine, "resnet20", half=True))
     assert (finding.check, finding.refused) == ("finite-output", True)
 
 
@@ -123,7 +123,7 @@ def test_a_size_that_no_architecture_of_the_space_has_is_a_note(tmp_path: Path) 
         "    def forward(self, x):\n        return (x * self.mask).sum((2, 3))\n"
     )
     (mine,) = pool.expand(str(tmp_path / "eight.py"))
-    (note,) = check(Subject(mine, "resnet20"))
+    (note,) = check(Case(mine, "resnet20"))
     assert (note.check, note.refused) == ("other-size", False)
     assert "[4, 64, 7, 5]" in note.shown_by
 
@@ -142,7 +142,7 @@ def test_what_only_slows_it_down_is_a_note(tmp_path: Path) -> None:
             + ("        self.weight = nn.Parameter(torch.ones(3))\n" if name == "idle-parameter" else "")
             + f"    def forward(self, x):\n        {body}\n"
         )
-        found = check(Subject(pool.expand(str(tmp_path / "slow.py"))[0], "resnet20"))
+        found = check(Case(pool.expand(str(tmp_path / "slow.py"))[0], "resnet20"))
         assert [(finding.check, finding.refused) for finding in found] == [(name, False)]
 
 
@@ -151,7 +151,7 @@ def test_a_lazy_parameter_is_made_in_time(tmp_path: Path) -> None:
         "from torch import nn\nclass CustomPool(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
         "        self.scale = nn.LazyLinear(64)\n    def forward(self, x):\n        return self.scale(x.mean((2, 3)))\n"
     )
-    assert check(Subject(pool.expand(str(tmp_path / "lazy.py"))[0], "resnet20")) == []
+    assert check(Case(pool.expand(str(tmp_path / "lazy.py"))[0], "resnet20")) == []
 
 
 def test_what_it_waits_for_a_core_is_not_its_own_time() -> None:
@@ -179,7 +179,7 @@ def test_what_it_waits_for_a_core_is_not_its_own_time() -> None:
             hog.communicate()
 
 
-def test_a_report_refuses_all_at_once(broken: dict[tuple[str, str], Examination]) -> None:
+def test_a_report_refuses_all_at_once(broken: dict[tuple[str, str], Validation]) -> None:
     report = Report(list(broken.values()))
     with pytest.raises(RequestError) as caught:
         report.refuse()

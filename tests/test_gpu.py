@@ -198,7 +198,7 @@ def test_the_heads_dropout_depends_on_the_seed_alone(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", registry.pools())
-def test_every_pool_of_the_shelf_is_recorded(name: str) -> None:
+def test_every_built_in_pool_is_recorded(name: str) -> None:
     set_matmul_precision("fp32")
     module, inputs = build(name, 64).train(), maps("random", (4, 64, 8, 8)).requires_grad_()
     (expected,) = torch.autograd.grad(loss(module(inputs)), inputs)

@@ -30,7 +30,7 @@ from results.store.folder import RunFolder
 from results.table import leaderboard, published, render, reproduce
 from search_spaces import pool
 from search_spaces import space as spaces
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from search_spaces.grid import Entry, Grid, Pair
 from search_spaces.pool import Pool, own_slug
@@ -65,7 +65,7 @@ def make_run(path: Path, labels: Sequence[str] = LABELS) -> RunFolder:
     run = RunFolder(path)
     run.create()
     run.write_grid(grid)
-    run.write_same_functions([SameFunction("vgg11bn", tuple(labels[:10]), {labels[0]: ("<p>",)})])
+    run.write_same_functions([Equivalence("vgg11bn", tuple(labels[:10]), {labels[0]: ("<p>",)})])
     rows, epochs = [], []
     for number, planned in enumerate(grid):
         accuracy = 50 + number % 37 / 7 + (3 if planned.trial.pool.label == BASELINE else 0)
@@ -320,7 +320,7 @@ FILES: dict[str, tuple[Any, Callable[[RunFolder], Any]]] = {
     "packs.json": ({"resnet20-digits, a GPU": [RATES]}, RunFolder.pack_sizes),
     "checks.json": (
         {"same_function": [{"arch": "resnet20", "pools": ["gap", "ours"], "parting": {"ours": ["p"]}}]},
-        RunFolder.same_functions,
+        RunFolder.equivalences,
     ),
 }
 
@@ -380,7 +380,7 @@ def test_names_that_would_be_paths(tmp_path: Path, change: dict[str, Any], says:
         RunFolder(tmp_path).grid()
 
 
-def test_a_pool_of_the_shelf_is_one(tmp_path: Path) -> None:
+def test_a_built_in_pool_is_one(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("class CustomPool: ...")
     with pytest.raises(RequestError, match="unknown pool"):
         pools.load_class(Pool("_checks"))

@@ -252,7 +252,7 @@ def test_every_trial_is_in_one_pack(two_pairs: Grid, size: int, gpus: int) -> No
 
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_no_pack_has_two_codes(two_pairs: Grid, tmp_path: Path, size: int) -> None:
-    """The pools of the shelf are one, a file of a user's is one with all its parameters and classes."""
+    """The built-in pools are one, a file of a user's is one with all its parameters and classes."""
     text = "from torch import nn\nclass CustomPool(nn.Module):\n    def __init__(self, p=1): ...\n"
     (tmp_path / "mine.py").write_text(text + "class Other(CustomPool): ...\n")
     (tmp_path / "yours.py").write_text(text)

@@ -1,4 +1,4 @@
-"""The conformance suite: every pool of the shelf, and what its formula says."""
+"""The conformance suite: every built-in pool, and what its formula says."""
 
 from __future__ import annotations
 

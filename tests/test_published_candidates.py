@@ -39,7 +39,7 @@ def test_the_gate_sees_what_was_published() -> None:
     found = entries()
     with Gate(list(found.values()), ["resnet56", "vgg16bn", "mobilenetv2"]) as gate:
         report = gate.report
-    refused = [(one.pool.label, one.arch) for one in report.examinations if one.refused]
+    refused = [(one.pool.label, one.arch) for one in report.validations if one.refused]
     assert refused == [("deepseek-reasoner vanilla", "vgg16bn")]
     (finding,) = (f for f in report.of(found["deepseek-reasoner vanilla"], "vgg16bn").findings if f.refused)
     assert finding.check == "finite-output"

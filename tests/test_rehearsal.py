@@ -13,7 +13,7 @@ from search_spaces import pool, registry
 from search_spaces.recipe import Recipe
 from trainer import archs, network
 from trainer.gate import Gate
-from trainer.gate.report import Examination
+from trainer.gate.report import Validation
 from trainer.gate.resume import Rehearsal, Whole, resume
 
 HEAD = "import collections, itertools, os, random, numpy as np, torch\nfrom pathlib import Path\nfrom torch import nn\n"
@@ -30,13 +30,13 @@ def file(folder: Path, name: str, init: str = "pass", forward: str = AVERAGE, be
     return path
 
 
-Examined = dict[str, Examination]
+Examined = dict[str, Validation]
 
 
 def examined(files: list[Path], precision: str = "fp32", batch_size: int = 32) -> Examined:
     recipe = Recipe(batch_size=batch_size, lr=0.02, precision=precision)
     with Gate([pool.expand(str(path))[0] for path in files], ["resnet20"], recipe) as gate:
-        return {one.pool.name: one for one in gate.report.examinations}
+        return {one.pool.name: one for one in gate.report.validations}
 
 
 def examined_all(folder: Path, pools: dict[str, dict[str, str]]) -> Examined:

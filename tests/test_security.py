@@ -58,7 +58,7 @@ ALLOWED = {
     ("trainer/user_module.py", "importlib.import_module"),  # a candidate's text becomes a module
     ("trainer/user_module.py", "importlib.util.module_from_spec"),
     ("trainer/archs/__init__.py", "importlib.import_module"),  # of a family that it names itself
-    ("trainer/pools/__init__.py", "importlib.import_module"),  # of a name that is on the shelf
+    ("trainer/pools/__init__.py", "importlib.import_module"),  # of the name of a built-in pool
     ("orchestrator/trackers.py", "importlib.import_module"),  # of a library by its fixed name
 }
 
@@ -194,7 +194,7 @@ def test_pickles_in_a_run_folder_stay_closed(
 ) -> None:
     data = disguises(canary)[disguise]
     job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
-    planned = next(iter(run.grid() or ()))  # gap, of the shelf
+    planned = next(iter(run.grid() or ()))  # gap, built in
     for folder in ("checkpoints", "weights"):
         (run.path / folder / f"{planned.trial.id}.pt").write_bytes(data)
     assert main(["cam", str(run.path), planned.trial.id]) == 2, "these are no weights"

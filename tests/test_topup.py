@@ -16,7 +16,7 @@ from results.store import schema
 from results.store.folder import RunFolder
 from results.table import render, stats, topup
 from search_spaces import space as spaces
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.grid import Planned
 
 SPACE = """
@@ -142,7 +142,7 @@ def test_a_second_time_goes_on_from_the_first(run: RunFolder) -> None:
 def test_hidden_columns_and_one_function_are_left_alone(run: RunFolder) -> None:
     frame = results.load(run.path).leaderboard()
     assert topup.still_open(frame.assign(hidden=True)) == []
-    same = [SameFunction("resnet44", ("gap", "gem(p=2)", "mine"), {"mine": ("weight",)})]
+    same = [Equivalence("resnet44", ("gap", "gem(p=2)", "mine"), {"mine": ("weight",)})]
     assert {(one.pool, one.arch) for one in topup.still_open(frame, same=same)} == {
         ("gem(p=2)", "resnet32"),
         ("mine", "resnet44"),

@@ -25,7 +25,7 @@ from orchestrator.trackers import Curve, Trackers
 from orchestrator.watcher import Watcher
 from results.store import schema
 from results.store.folder import RunFolder
-from results.store.lease import Claim
+from results.store.lease import Lease
 from search_spaces import pool
 from search_spaces import space as spaces
 from search_spaces.errors import RequestError
@@ -78,7 +78,7 @@ class Sweep:
             Trackers(self.names, self.run, GRID.name, self.said.append) as logged,
             Progress(ended, 0, console) as progress,
         ):
-            watcher = Watcher(progress, job, Claim(self.run), logged)
+            watcher = Watcher(progress, job, Lease(self.run), logged)
             for planned in ended:
                 watcher.ended(planned, {"status": status, "best_test_acc": 1.0, "train_s": 1.0, "error": None})
                 assert planned.trial.id in watcher._ended

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from results.table import leaderboard, render, stats
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 
 PAIRS = [("resnet56", "cifar100"), ("vgg16bn", "cifar100")]
@@ -36,7 +36,7 @@ def trials() -> pd.DataFrame:
 
 
 def frame(**selection: object) -> pd.DataFrame:
-    same = [SameFunction("vgg16bn", ("gap", "gem", "mine_50%"), {})]
+    same = [Equivalence("vgg16bn", ("gap", "gem", "mine_50%"), {})]
     return leaderboard.cells(trials(), None, selection=leaderboard.Selection(**selection), same=same)  # type: ignore[arg-type]
 
 

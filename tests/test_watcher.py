@@ -13,7 +13,7 @@ from orchestrator.record import FolderError, Job
 from orchestrator.watcher import Watcher
 from results.store import lease, schema
 from results.store.folder import RunFolder
-from results.store.lease import Claim, Driver
+from results.store.lease import Lease, Driver
 from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
 from search_spaces.recipe import Recipe
@@ -24,13 +24,13 @@ DONE = {"status": schema.COMPLETED, "best_test_acc": 9.0, "train_s": 1.0, "error
 
 
 @pytest.fixture
-def mine(run: RunFolder) -> Iterator[Claim]:
-    with Claim(run) as claimed:
+def mine(run: RunFolder) -> Iterator[Lease]:
+    with Lease(run) as claimed:
         yield claimed
 
 
 @pytest.fixture
-def watcher(run: RunFolder, mine: Claim) -> Watcher:
+def watcher(run: RunFolder, mine: Lease) -> Watcher:
     job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None, stall_timeout=5.0)
     return Watcher(Progress(PACK, 0, Console(file=io.StringIO())), job, mine)
 
@@ -101,8 +101,8 @@ def test_a_driver_that_cannot_write_a_failure_down_stops(watcher: Watcher, run: 
         watcher.step()
 
 
-def test_a_driver_that_has_lost_its_folder_marks_nothing(watcher: Watcher, run: RunFolder, mine: Claim) -> None:
-    other = Claim(run, here=Driver.here())
+def test_a_driver_that_has_lost_its_folder_marks_nothing(watcher: Watcher, run: RunFolder, mine: Lease) -> None:
+    other = Lease(run, here=Driver.here())
     other._write()
     watcher.left(PACK[:1])
     assert run.ended() == {}

@@ -45,7 +45,7 @@ class Documents:
             "submitted.json": run.submissions,
             "topups.json": run.topups,
             "packs.json": run.pack_sizes,
-            "checks.json": run.same_functions,
+            "checks.json": run.equivalences,
         }
         for name in set(names) - {"space.yaml", "pools.json"}:
             self._read(name, others.get(name, functools.partial(_parse, run, name)), None)

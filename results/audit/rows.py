@@ -207,7 +207,7 @@ class _Ids:
 
     def _pools_of(self, row: Mapping[str, Any]) -> list[Pool]:
         name, params, sha = row["trial_id"].partition("-")[0], row["pool_params"], row["pool_source_sha"]
-        if sha is None:  # a pool of the shelf is all in its row
+        if sha is None:  # a built-in pool is all in its row
             return [_from_the_shelf(name, params)]
         known = self._pools[name, params, sha[:8]]
         return [pool for pool in known if pool.source and pool.source.sha == sha]

@@ -42,7 +42,7 @@ from results.store.logs import Log
 from results.store.parquet import MERGED, Where
 from results.store.s3 import ObjectStore, StoreError, is_uri
 from search_spaces import plain, strict_yaml
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from search_spaces.grid import Grid
 from search_spaces.pool import Pool
@@ -197,11 +197,11 @@ class RunFolder:
     def write_pack_sizes(self, sizes: Mapping[str, Any]) -> None:
         self._write_json("packs.json", sizes)
 
-    def same_functions(self) -> list[SameFunction]:
+    def equivalences(self) -> list[Equivalence]:
         """Which pools of the newest sweep start as one function, by architecture."""
-        return self._read_json("checks.json", _same_functions_from, list)
+        return self._read_json("checks.json", _equivalences_from, list)
 
-    def write_same_functions(self, found: Sequence[SameFunction]) -> None:
+    def write_same_functions(self, found: Sequence[Equivalence]) -> None:
         self._write_json("checks.json", {"same_function": [one.to_dict() for one in found]})
 
     # What was measured
@@ -407,5 +407,5 @@ def _measurements_from(data: Any) -> list[dict[str, Any]]:
     return plain.each(data, measurement)
 
 
-def _same_functions_from(data: Any) -> list[SameFunction]:
-    return plain.each(plain.take(data, "same_function", list), SameFunction.from_dict, "same_function")
+def _equivalences_from(data: Any) -> list[Equivalence]:
+    return plain.each(plain.take(data, "same_function", list), Equivalence.from_dict, "same_function")

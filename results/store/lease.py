@@ -66,7 +66,7 @@ class Driver:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
-class Claim:
+class Lease:
     """This process's claim to a run folder, for the length of the block.
 
     Attributes:
@@ -158,7 +158,7 @@ class Claim:
         self._run.files.write(NAME, json.dumps(dataclasses.asdict(self._mine), indent=1).encode())
 
 
-class Leash:
+class LeaseView:
     """What a worker knows of its driver: `word` says whether it may go on, looking now and then.
 
     Args:

@@ -30,7 +30,7 @@ TRIALS = pa.schema(
     [
         *_IDENTITY,
         ("pool_params", pa.string()),  # JSON
-        ("pool_source_sha", pa.string()),  # null for a pool of the shelf
+        ("pool_source_sha", pa.string()),  # null for a built-in pool
         ("role", pa.string()),
         ("hidden", pa.bool_()),
         ("status", pa.string()),  # one of STATUSES

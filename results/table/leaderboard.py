@@ -14,7 +14,7 @@ import pandas as pd
 
 from results.store import schema
 from results.table import stats
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import Problem, RequestError, did_you_mean, short, unknown
 from search_spaces.grid import BASELINE, ROLES, Grid
 from search_spaces.pool import slug
@@ -71,7 +71,7 @@ def cells(
     allow_mixed: bool = False,
     latest: bool = False,
     selection: Selection = EVERYTHING,
-    same: Sequence[SameFunction] = (),
+    same: Sequence[Equivalence] = (),
 ) -> pd.DataFrame:
     """The tidy frame: one row for each (pool, revision, arch, dataset, baseline).
 
@@ -85,7 +85,7 @@ def cells(
         same: what the gate found to be one function.
 
     Returns:
-        The columns of `COLUMNS`. `revision` is the short hash of a candidate's file, null for the shelf. `n`, `mean`,
+        The columns of `COLUMNS`. `revision` is the short hash of a candidate's file, null for built-in pools. `n`, `mean`,
         `std`, `min`, `max` are over the completed trials only; those of `GAPS` are counted beside them. `diff` is to
         `baseline`, over the `n_pairs` seeds that both have, with its 95 % t interval and p; where they share none it is
         Welch's, and not `paired`. `p_holm` is p in the family of all rows of candidates, in which `better` and `worse`

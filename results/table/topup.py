@@ -19,7 +19,7 @@ from results.store.folder import RunFolder
 from results.table import stats
 from results.table.leaderboard import ALPHA, best_baselines
 from search_spaces import strict_yaml
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import Problem, RequestError
 from search_spaces.grid import BASELINE, CANDIDATE, Grid
 from search_spaces.pool import Pool
@@ -55,7 +55,7 @@ class Open:
 
 
 def still_open(
-    frame: pd.DataFrame, target: float = TARGET, most: int = MOST, same: Sequence[SameFunction] = ()
+    frame: pd.DataFrame, target: float = TARGET, most: int = MOST, same: Sequence[Equivalence] = ()
 ) -> list[Open]:
     """The candidates' comparisons with the best baseline whose interval holds zero, in the visible columns.
 
@@ -81,7 +81,7 @@ def still_open(
     return found
 
 
-def _is_one_function(row: Mapping[Any, Any], same: Sequence[SameFunction]) -> bool:
+def _is_one_function(row: Mapping[Any, Any], same: Sequence[Equivalence]) -> bool:
     pair = {row["pool"], row["baseline"]}
     return any(one.arch == row["arch"] and pair <= set(one.pools) and not pair & set(one.parting) for one in same)
 
@@ -136,7 +136,7 @@ def write(
     grid = run.grid()
     if grid is None:
         raise RequestError.of(NO_SPACE.format(run=run))
-    comparisons = still_open(frame, target, most, run.same_functions())
+    comparisons = still_open(frame, target, most, run.equivalences())
     trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
     seeds = {(str(a), str(d)): sorted(set(rows["seed"])) for (a, d), rows in trained.groupby(["arch", "dataset"])}
     folder = run.path if run.on_disk else Path()

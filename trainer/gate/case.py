@@ -19,8 +19,8 @@ BATCH = 4
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A pool under examination.
+class Case:
+    """A pool under validation.
 
     Attributes:
         half: whether the recipe trains under bf16 autocast.

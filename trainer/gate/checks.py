@@ -23,7 +23,7 @@ from torch._subclasses import fake_tensor
 
 from trainer import user_module
 from trainer.device.graphs import TENSOR, attributes
-from trainer.gate.case import BATCH, Shape, Subject, forward
+from trainer.gate.case import BATCH, Shape, Case, forward
 from trainer.gate.reads import MEND
 from trainer.gate.report import Finding
 from trainer.randomness import Noise, Purpose, same, seeded
@@ -33,21 +33,21 @@ OTHER_SIZES = ((1, 1), (8, 8), (7, 5), (1, 3))
 WAITS_S = 0.003  # a GPU trains a batch of VGG-16 in less
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(case: Case) -> list[Finding]:
     """What is wrong with a pool in an architecture, each check's first finding. Runs the pool's code."""
-    if findings := _structure(subject):
+    if findings := _structure(case):
         return findings
     first: dict[str, Finding] = {}
     for one_check in CHECKS:
-        for finding in _guarded(one_check(subject), _place(subject)):
+        for finding in _guarded(one_check(case), _place(case)):
             first.setdefault(finding.check, finding)
     return list(first.values())
 
 
-def _structure(subject: Subject) -> list[Finding]:
+def _structure(case: Case) -> list[Finding]:
     """Whether it can be built and run, and what comes out has the right form: without that nothing else means much."""
     try:
-        module = subject.construct()
+        module = case.construct()
     except ModuleNotFoundError as error:
         mend = "Install it; a module of your own goes beside the pool's file, from where it travels along."
         return [Finding("import", "construction", _spell_error(error), mend)]
@@ -60,10 +60,10 @@ def _structure(subject: Subject) -> list[Finding]:
         return [Finding("build", "construction", _spell_error(error), mend)]
     if not isinstance(module, nn.Module):
         return [Finding("build", "construction", f"it is a {type(module).__name__}", "Derive it from torch.nn.Module.")]
-    where = _place(subject, mode="evaluation")
+    where = _place(case, mode="evaluation")
     try:
         with torch.no_grad():
-            return list(_form(module.eval()(subject.maps()), subject.maps(), where))
+            return list(_form(module.eval()(case.maps()), case.maps(), where))
     except (Exception, SystemExit) as error:
         return [failure(where, error)]
 
@@ -82,33 +82,33 @@ def _form(out: Any, maps: Tensor, where: str) -> Iterator[Finding]:
 # The checks
 
 
-def _finite(subject: Subject) -> Iterator[Finding]:
+def _finite(case: Case) -> Iterator[Finding]:
     """Values and gradients of a training step, on every kind of map."""
     for kind in KINDS:
-        yield from _step(subject.build(), subject.maps(kind), _place(subject, kind))
+        yield from _step(case.build(), case.maps(kind), _place(case, kind))
 
 
-def _finite_in_bf16(subject: Subject) -> Iterator[Finding]:
+def _finite_in_bf16(case: Case) -> Iterator[Finding]:
     for kind in KINDS:
-        where = _place(subject, kind, "training under bf16 autocast")
+        where = _place(case, kind, "training under bf16 autocast")
         with torch.autocast("cpu", torch.bfloat16):
-            steps = _step(subject.build(), subject.maps(kind).bfloat16(), where)
+            steps = _step(case.build(), case.maps(kind).bfloat16(), where)
             if found := next(_guarded(steps, where), None):
-                yield found if subject.half else _note(found, "bf16", "The recipe's precision is another")
+                yield found if case.half else _note(found, "bf16", "The recipe's precision is another")
                 return
 
 
-def _other_sizes(subject: Subject) -> Iterator[Finding]:
+def _other_sizes(case: Case) -> Iterator[Finding]:
     for size, kind in itertools.product(OTHER_SIZES, ("random", "constant")):
-        shape = (subject.shape[0], *size)
-        where = _place(subject, kind, shape=shape)
-        if found := next(_guarded(_step_at(subject, kind, shape, where), where), None):
-            yield _note(found, "other-size", f"{subject.arch} has no such map, other architectures may")
+        shape = (case.shape[0], *size)
+        where = _place(case, kind, shape=shape)
+        if found := next(_guarded(_step_at(case, kind, shape, where), where), None):
+            yield _note(found, "other-size", f"{case.arch} has no such map, other architectures may")
             return
 
 
-def _step_at(subject: Subject, kind: str, shape: Shape, where: str) -> Iterator[Finding]:
-    yield from _step(subject.build(shape=shape), subject.maps(kind, shape), where)
+def _step_at(case: Case, kind: str, shape: Shape, where: str) -> Iterator[Finding]:
+    yield from _step(case.build(shape=shape), case.maps(kind, shape), where)
 
 
 def _step(module: nn.Module, maps: Tensor, where: str) -> Iterator[Finding]:
@@ -132,9 +132,9 @@ def _step(module: nn.Module, maps: Tensor, where: str) -> Iterator[Finding]:
             yield Finding("finite-gradient", where, f"the gradient of {', '.join(broken)} is not finite", mend)
 
 
-def _evaluation(subject: Subject) -> Iterator[Finding]:
+def _evaluation(case: Case) -> Iterator[Finding]:
     """In evaluation a pool is a function of one image and the weights."""
-    module, maps, where = subject.build().eval(), subject.maps(), _place(subject, mode="evaluation")
+    module, maps, where = case.build().eval(), case.maps(), _place(case, mode="evaluation")
     before, given = copy.deepcopy(module.state_dict()), maps.clone(memory_format=torch.preserve_format)
     with torch.no_grad():
         out = module(given)
@@ -158,9 +158,9 @@ def _evaluation(subject: Subject) -> Iterator[Finding]:
             yield Finding("memory-layout", where, what, "Use flatten and reshape, not as_strided.")
 
 
-def _training(subject: Subject) -> Iterator[Finding]:
+def _training(case: Case) -> Iterator[Finding]:
     """A training step is a function of the input, the weights and the seed."""
-    module, where = subject.build().train(), _place(subject)
+    module, where = case.build().train(), _place(case)
     saved, held = copy.deepcopy(module.state_dict()), attributes(module)
     known = set(map(id, module.parameters()))
     outs = []
@@ -169,7 +169,7 @@ def _training(subject: Subject) -> Iterator[Finding]:
         module.load_state_dict(saved)
         with seeded(0, Purpose.NOISE):
             drawn = Noise.host_state()[1:]
-            outs.append(forward(module, subject.maps())[0])
+            outs.append(forward(module, case.maps())[0])
             on_host = Noise.host_state()[1:]
         if late := [name for name, parameter in module.named_parameters() if id(parameter) not in known]:
             what = f"{', '.join(late)} come to life after the dry pass, where the optimizer does not know them"
@@ -198,9 +198,9 @@ def _training(subject: Subject) -> Iterator[Finding]:
         yield Finding("host-noise", where, what, "Draw with torch, on x.device.", refused=False)
 
 
-def _checkpoints(subject: Subject) -> Iterator[Finding]:
+def _checkpoints(case: Case) -> Iterator[Finding]:
     """A trial that is resumed must be the one that was stopped."""
-    module, other, where = subject.build(seed=0), subject.build(seed=1), _place(subject, mode="evaluation")
+    module, other, where = case.build(seed=0), case.build(seed=1), _place(case, mode="evaluation")
     mend = "Keep tensors as nn.Parameter or register_buffer and modules in nn.ModuleList, all of them from the start."
     try:
         other.load_state_dict(module.state_dict())
@@ -209,27 +209,27 @@ def _checkpoints(subject: Subject) -> Iterator[Finding]:
         yield Finding("state-dict", where, what, mend)
         return
     with torch.no_grad():
-        outs = [each.eval()(subject.maps()) for each in (module, other)]
+        outs = [each.eval()(case.maps()) for each in (module, other)]
     if not _same(*outs):
         what = "with the state_dict of another it computes something else: weights stand outside of it"
         yield Finding("state-dict", where, what, mend)
 
 
-def _manners(subject: Subject) -> Iterator[Finding]:
+def _manners(case: Case) -> Iterator[Finding]:
     """What it does beside computing."""
-    module, said, waited = subject.build().train(), io.StringIO(), []
+    module, said, waited = case.build().train(), io.StringIO(), []
     for _ in range(5):
         wall, worked, gave_way = time.perf_counter(), time.process_time(), _gave_way()
         with contextlib.redirect_stdout(said):
-            forward(module, subject.maps())[0].float().sum().backward()
+            forward(module, case.maps())[0].float().sum().backward()
         idle = (time.perf_counter() - wall) - (time.process_time() - worked)
         waited.append(idle if _gave_way() > gave_way else 0.0)
     if printed := said.getvalue().strip():
         what = f"it prints in forward ({printed.splitlines()[0][:40]!r}), 94,000 times in a trial on CIFAR-100"
-        yield Finding("prints", _place(subject), what, "Take the print out.")
+        yield Finding("prints", _place(case), what, "Take the print out.")
     if min(waited) > WAITS_S:  # in each call: something else may well happen in one
         what = f"it waits for {1000 * min(waited):.0f} ms in each call: it sleeps, or reads from a disk or a network"
-        yield Finding("waits", _place(subject), what, "Take that out of forward; a step has a few milliseconds.")
+        yield Finding("waits", _place(case), what, "Take that out of forward; a step has a few milliseconds.")
 
 
 def _gave_way() -> int:
@@ -237,12 +237,12 @@ def _gave_way() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
-def _device(subject: Subject) -> Iterator[Finding]:
+def _device(case: Case) -> Iterator[Finding]:
     """What would stay behind when the network moves to a GPU. Needs none: fake tensors say where they are."""
-    module, where = subject.build().train(), _place(subject, mode="training on a GPU")
+    module, where = case.build().train(), _place(case, mode="training on a GPU")
     mend = "Use nn.Parameter, register_buffer and nn.ModuleList, and make new tensors with device=x.device."
     before = dict(_out_of_reach(module))
-    forward(module, subject.maps())
+    forward(module, case.maps())
     kept = [name for name, held in _out_of_reach(module) if before.get(name) == held]  # not what each step puts there
     if kept:
         what = f"{', '.join(kept)} stay on the CPU, and out of checkpoints and of the optimizer, when the network moves"
@@ -254,7 +254,7 @@ def _device(subject: Subject) -> Iterator[Finding]:
             for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers())
         }
         try:
-            out = torch.func.functional_call(module, state, (torch.empty((BATCH, *subject.shape), device="cuda"),))
+            out = torch.func.functional_call(module, state, (torch.empty((BATCH, *case.shape), device="cuda"),))
         except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException):
             what = "it looks at a value on the GPU from Python, so that every step waits for it, and is slower"
             hint = "No .item(), no `if` on a tensor, no indexing by a mask."
@@ -289,7 +289,7 @@ def _items(value: object) -> Iterable[object]:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
-CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     _finite,
     _finite_in_bf16,
     _evaluation,
@@ -318,9 +318,9 @@ def _note(finding: Finding, check: str, why: str) -> Finding:
     return dataclasses.replace(finding, check=check, what=f"{finding.what} ({why})", refused=False)
 
 
-def _place(subject: Subject, kind: str = "random", mode: str = "training", shape: Shape | None = None) -> str:
-    size = _spell((BATCH, *(shape or subject.shape)))
-    return f"{'a map' if shape else subject.arch + chr(39) + 's feature map'} {size}, {kind} values, {mode}"
+def _place(case: Case, kind: str = "random", mode: str = "training", shape: Shape | None = None) -> str:
+    size = _spell((BATCH, *(shape or case.shape)))
+    return f"{'a map' if shape else case.arch + chr(39) + 's feature map'} {size}, {kind} values, {mode}"
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import pool
 from trainer import pools
-from trainer.gate.case import Subject, forward
+from trainer.gate.case import Case, forward
 from trainer.gate.report import Cost
 from trainer.network import count_parameters
 
@@ -18,10 +18,10 @@ BATCH = 128
 ROUNDS, SECONDS = 7, 0.1  # of each; the fastest counts
 
 
-def measure(subject: Subject) -> Cost:
-    module, gap = subject.build().train(), pools.build(pool.expand("gap")[0], subject.shape[0])
-    maps = subject.maps(batch=BATCH)
-    few = subject.maps(batch=2)
+def measure(case: Case) -> Cost:
+    module, gap = case.build().train(), pools.build(pool.expand("gap")[0], case.shape[0])
+    maps = case.maps(batch=BATCH)
+    few = case.maps(batch=2)
     with FlopCounterMode(display=False) as counter:
         _step(module, few)
     mine, theirs, began = [], [], time.perf_counter()

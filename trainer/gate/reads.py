@@ -45,7 +45,7 @@ class Reads:
         self._written = set[str]()
         self._modules = set(sys.modules)
         self._active = False
-        sys.addaudithook(self._heed)  # which cannot be taken back: this process ends with the file's examination
+        sys.addaudithook(self._heed)  # which cannot be taken back: this process ends with the file's validation
 
     def __enter__(self) -> Reads:
         self._active = True

@@ -11,7 +11,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from search_spaces.equivalence import SameFunction
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import Problem, RequestError
 from search_spaces.pool import Pool
 from search_spaces.text import plain
@@ -60,7 +60,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Examination:
+class Validation:
     """A pool in an architecture.
 
     Attributes:
@@ -86,11 +86,11 @@ class Examination:
         """Why it may not be trained."""
         return [finding.problem(self.pool) for finding in self.findings if finding.refused]
 
-    def with_findings(self, more: Sequence[Finding]) -> Examination:
+    def with_findings(self, more: Sequence[Finding]) -> Validation:
         """The same, and these beside; of a pool that is refused, only why."""
         findings = (*self.findings, *more)
         if any(finding.refused for finding in more):
-            return Examination(self.pool, self.arch, findings)
+            return Validation(self.pool, self.arch, findings)
         return dataclasses.replace(self, findings=findings)
 
     @classmethod
@@ -115,10 +115,10 @@ class Examination:
         }
 
 
-def same_function(examinations: Sequence[Examination]) -> list[SameFunction]:
+def equivalences(validations: Sequence[Validation]) -> list[Equivalence]:
     """The classes of two and more pools, by architecture."""
-    classes: list[list[Examination]] = []
-    for one in examinations:
+    classes: list[list[Validation]] = []
+    for one in validations:
         if not one.outputs:
             continue
         for members in classes:
@@ -128,7 +128,7 @@ def same_function(examinations: Sequence[Examination]) -> list[SameFunction]:
         else:
             classes.append([one])
     return [
-        SameFunction(
+        Equivalence(
             members[0].arch,
             tuple(member.pool.label for member in members),
             {member.pool.label: member.parting for member in members if member.parting},
@@ -143,17 +143,17 @@ class Report:
     """What the gate found.
 
     Attributes:
-        examinations: of every pool in every architecture, in that order.
+        validations: of every pool in every architecture, in that order.
         gpus: that torch finds on this machine.
         cpu_bf16: whether its CPU has instructions for bfloat16.
     """
 
-    examinations: Sequence[Examination]
+    validations: Sequence[Validation]
     gpus: int = 0
     cpu_bf16: bool = False
 
-    def of(self, pool: Pool, arch: str) -> Examination:
-        return next(one for one in self.examinations if one.pool == pool and one.arch == arch)
+    def of(self, pool: Pool, arch: str) -> Validation:
+        return next(one for one in self.validations if one.pool == pool and one.arch == arch)
 
     @property
     def refused(self) -> list[Problem]:
@@ -166,9 +166,9 @@ class Report:
         return self._problems(refused=False)
 
     def _problems(self, refused: bool) -> list[Problem]:
-        broken = {one.pool for one in self.examinations if one.refused}
+        broken = {one.pool for one in self.validations if one.refused}
         found: dict[tuple[Pool, str, str], list[tuple[str, Finding]]] = {}
-        for one in self.examinations:
+        for one in self.validations:
             for finding in one.findings:
                 if finding.refused == refused and (refused or one.pool not in broken):
                     found.setdefault((one.pool, finding.check, finding.what), []).append((one.arch, finding))
@@ -179,8 +179,8 @@ class Report:
             problems.append(dataclasses.replace(problem, what=problem.what + also))
         return problems
 
-    def same_function(self) -> list[SameFunction]:
-        return same_function(self.examinations)
+    def equivalences(self) -> list[Equivalence]:
+        return equivalences(self.validations)
 
     def table(self) -> str:
         """What each pool costs in each architecture, and whether it may be trained there, as wide as it needs to be."""
@@ -188,8 +188,8 @@ class Report:
         table = Table(box=box.SIMPLE_HEAD)
         for name in head:
             table.add_column(name, no_wrap=True, justify="left" if name in ("pool", "arch", "verdict") else "right")
-        for index, one in enumerate(self.examinations):
-            last = index + 1 == len(self.examinations) or self.examinations[index + 1].pool != one.pool
+        for index, one in enumerate(self.validations):
+            last = index + 1 == len(self.validations) or self.validations[index + 1].pool != one.pool
             cost = one.cost
             numbers = (
                 (f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.time_ms:.2f}", f"{cost.times_gap:.1f}")

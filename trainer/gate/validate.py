@@ -1,8 +1,8 @@
 """The gate: every pool of a grid examined before anything is asked of a GPU, in processes of its own.
 
 So a candidate's code never runs in the driver, and neither does torch, which takes 2 s and 500 MiB of it; and a pool
-that never returns, or ends its process, is a finding like any other. No process runs the code of two: each pool of the
-shelf has its own, and each user's file three, for it is trained there too, and resumed (`trainer.gate.resume`).
+that never returns, or ends its process, is a finding like any other. No process runs the code of two: each built-in pool
+has its own, and each user's file three, for it is trained there too, and resumed (`trainer.gate.resume`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import Grid
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
-from trainer.gate.report import Examination, Finding, Report
+from trainer.gate.report import Validation, Finding, Report
 
-TIME_LIMIT_S = 30.0  # of an examination, which takes 0.3 s; what it waits for a core of a busy machine does not count
+TIME_LIMIT_S = 30.0  # of an validation, which takes 0.3 s; what it waits for a core of a busy machine does not count
 COMPILES = 10  # times as long for what torch.compile has to compile first: 20 s a function on one core
 
 
@@ -40,7 +40,7 @@ Case = tuple[Pool, str]
 
 
 class Gate:
-    """Examinations under way from construction on, as many at once as there are cores."""
+    """Validations under way from construction on, as many at once as there are cores."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Gate:
         for examiner in self._examiners:
             self._idle.put(examiner)
         self._threads = ThreadPoolExecutor(len(self._examiners))
-        # The shelf's own first: what costs are compared with is measured before anybody's file has run at all.
+        # Built-in pools first: what costs are compared with is measured before anybody's file has run at all.
         in_order = sorted(jobs.values(), key=lambda cases: bool(cases[0][0].code))
         self._found = [self._threads.submit(self._examine, cases) for cases in in_order]
 
@@ -86,21 +86,21 @@ class Gate:
         by_case = {(one.pool, one.arch): one for found in self._found for one in found.result()}
         return Report([by_case[case] for case in self._cases], **self._examiners[0].machine)
 
-    def _examine(self, cases: Sequence[Case]) -> list[Examination]:
+    def _examine(self, cases: Sequence[Case]) -> list[Validation]:
         """All about the cases of one code."""
         examiner = self._idle.get()
         try:
-            examinations = {
-                (pool, arch): Examination(pool, arch, (found,))
+            validations = {
+                (pool, arch): Validation(pool, arch, (found,))
                 if isinstance(found, Finding)
-                else Examination.of(pool, arch, found)
+                else Validation.of(pool, arch, found)
                 for (pool, arch), found in self._each(examiner, "check", {case: {} for case in cases})
             }
-            passed = [case for case in cases if not examinations[case].refused]
+            passed = [case for case in cases if not validations[case].refused]
             if cases[0][0].code and passed:
                 for case, findings in self._rehearse(examiner, passed).items():
-                    examinations[case] = examinations[case].with_findings(findings)
-            return list(examinations.values())
+                    validations[case] = validations[case].with_findings(findings)
+            return list(validations.values())
         finally:
             self._idle.put(examiner)
 

@@ -1,4 +1,4 @@
-"""`python -m trainer.gate.worker`: examinations on request, each code's in processes that it may well break.
+"""`python -m trainer.gate.worker`: validations on request, each code's in processes that it may well break.
 
 Says in a line of JSON what torch finds on this machine, then answers each line of stdin, {step, cases, ...}, with a
 line for the process that it is given (`pid`), one for each case (`found`), and one for how that process ended (`ended`,
@@ -29,23 +29,23 @@ from torch._dynamo import mutation_guard
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
 from trainer.gate import checks, cost, equivalence, resume
-from trainer.gate.case import Subject
-from trainer.gate.report import Examination
+from trainer.gate.case import Case
+from trainer.gate.report import Validation
 from trainer.isolation import Child, ChildDiedError
 
 Answer = dict[str, Any]
 Examine = Callable[[Pool, str, Mapping[str, Any]], Answer]
 
 
-def examine(pool: Pool, arch: str, precision: str = "fp32") -> Examination:
+def examine(pool: Pool, arch: str, precision: str = "fp32") -> Validation:
     """All about a pool in an architecture; of one that is refused, only why. Runs the pool's code."""
-    subject = Subject(pool, arch, half=precision == "bf16")
+    case = Case(pool, arch, half=precision == "bf16")
     with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
-        findings = tuple(checks.check(subject))
+        findings = tuple(checks.check(case))
         if any(finding.refused for finding in findings):
-            return Examination(pool, arch, findings)
-        outputs, parting = equivalence.function(subject)
-        return Examination(pool, arch, findings, cost.measure(subject), tuple(outputs), tuple(parting))
+            return Validation(pool, arch, findings)
+        outputs, parting = equivalence.function(case)
+        return Validation(pool, arch, findings, cost.measure(case), tuple(outputs), tuple(parting))
 
 
 def _step(asked: Mapping[str, Any]) -> Examine:

@@ -18,7 +18,7 @@ class AdaptiveGridPool(nn.Module):
 
     Args:
         channels: C.
-        k: cells along a side, from 1 up; 2, the four quadrants, is this shelf's choice.
+        k: cells along a side, from 1 up; 2, the four quadrants, is the choice here.
     """
 
     def __init__(self, channels: int, k: int = 2):

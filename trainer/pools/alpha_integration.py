@@ -20,7 +20,7 @@ class AlphaIntegrationPool(nn.Module):
     """[B, C, H, W] -> [B, C]: the alpha mean of each channel, one alpha for all.
 
     Args:
-        alpha: where it starts, any number; -3 is the root mean square, this shelf's choice between average and maximum.
+        alpha: where it starts, any number; -3 is the root mean square, the choice here between average and maximum.
         eps: what activations are clamped to from below, above 0: the mean is defined for positive numbers.
     """
 

@@ -21,7 +21,7 @@ class ClipAttentionPool(nn.Module):
         width: dimension of all heads together, from 1 up, at most C. 64 keeps it at 412,000 parameters at C = 1280;
             the paper has C.
         heads: from 1 up; the largest divisor of the width that is not above it is taken. The paper has 32 to 64 at
-            2048 channels and more; 8 is this shelf's choice.
+            2048 channels and more; 8 is the choice here.
     """
 
     def __init__(self, channels: int, size: int = 8, width: int = 64, heads: int = 8):

@@ -15,7 +15,7 @@ class AverageMlpPool(nn.Module):
 
     Args:
         channels: C.
-        parameters: how many it is to have, from 1 up; 10,000 is this shelf's choice. They are h (2C + 1) + C, and h is
+        parameters: how many it is to have, from 1 up; 10,000 is the choice here. They are h (2C + 1) + C, and h is
             the whole number from 1 up that comes nearest: never further away than C, unless h = 1 is too many.
     """
 

@@ -19,7 +19,7 @@ class GaussianMixturePool(nn.Module):
 
     Args:
         channels: C.
-        components: K, from 1 up; 256 in Perronnin et al., for whole images. 4 is this shelf's choice for 64 positions.
+        components: K, from 1 up; 256 in Perronnin et al., for whole images. 4 is the choice here for 64 positions.
         width: channels that C is reduced to before, from 1 up, at most C; 32 keeps it at 370,000 parameters at
             C = 1280.
     """

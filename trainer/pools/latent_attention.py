@@ -18,7 +18,7 @@ class LatentAttentionPool(nn.Module):
 
     Args:
         channels: C.
-        latents: how many, from 1 up; the paper has 512 for a language model, 32 is this shelf's choice.
+        latents: how many, from 1 up; the paper has 512 for a language model, 32 is the choice here.
         width: dimension of the latents, of all heads together and of the perceptron's hidden layer, from 1 up, at most
             C; 64 keeps it at 346,000 parameters at C = 1280.
         heads: from 1 up; the largest divisor of the width that is not above it is taken. 8 in the paper.

@@ -18,7 +18,7 @@ class NetVladPool(nn.Module):
 
     Args:
         channels: C.
-        clusters: K, from 1 up; 64 in the paper, for whole images. 8 is this shelf's choice for 64 positions.
+        clusters: K, from 1 up; 64 in the paper, for whole images. 8 is the choice here for 64 positions.
         width: channels that C is reduced to before, from 1 up, at most C; 64 keeps it at 740,000 parameters at
             C = 1280.
     """

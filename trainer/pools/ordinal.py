@@ -18,7 +18,7 @@ class OrdinalPool(nn.Module):
 
     Args:
         ranks: how many logits are learned, from 1 up, interpolated linearly to the H*W ranks, the first for the
-            largest value and the last for the smallest. 16 is this shelf's choice. They start at zero: the average.
+            largest value and the last for the smallest. 16 is the choice here. They start at zero: the average.
     """
 
     def __init__(self, ranks: int = 16):

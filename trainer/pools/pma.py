@@ -20,7 +20,7 @@ class AttentionSeedsPool(nn.Module):
         seeds: how many, from 1 up; the paper has from 1 to 4, by task.
         width: dimension of all heads together and of the perceptrons' hidden layer, from 1 up, at most C. 64 keeps it
             at 670,000 parameters at C = 1280; the paper has C.
-        heads: from 1 up; the largest divisor of the width that is not above it is taken. 8 is this shelf's choice.
+        heads: from 1 up; the largest divisor of the width that is not above it is taken. 8 is the choice here.
     """
 
     def __init__(self, channels: int, seeds: int = 4, width: int = 64, heads: int = 8):

@@ -1,7 +1,7 @@
 """Power-mean pooling with a bounded exponent: y_c = (mean over positions of max(x_c, eps)^p)^(1/p).
 
 p = 1 + (p_max - 1) sigmoid(theta), with a learned theta. The function is GeM of Radenovic, Tolias and Chum, Fine-tuning
-CNN Image Retrieval with No Human Annotation (TPAMI 2019); the bounds are this shelf's, between the average (p = 1) and
+CNN Image Retrieval with No Human Annotation (TPAMI 2019); the bounds are chosen here, between the average (p = 1) and
 p_max, and weight decay draws p to their middle instead of to 0.
 """
 

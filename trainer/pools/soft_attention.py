@@ -15,7 +15,7 @@ class SoftAttentionPool(nn.Module):
 
     Args:
         channels: C.
-        width: hidden units of the score, from 1 up; 64 is this shelf's choice.
+        width: hidden units of the score, from 1 up; 64 is the choice here.
     """
 
     def __init__(self, channels: int, width: int = 64):

@@ -14,8 +14,8 @@ class TopKPool(nn.Module):
     """[B, C, H, W] -> [B, C]: the mean of the largest values of each channel, and if asked, of the smallest.
 
     Args:
-        k: how many of the largest, from 1 up; all of them where the map has fewer. 4 of 64 positions is this shelf's
-            choice: the paper takes a share of the map.
+        k: how many of the largest, from 1 up; all of them where the map has fewer. 4 of 64 positions is the
+            choice here: the paper takes a share of the map.
         k_min: how many of the smallest, from 0 up; 0 leaves them out.
         alpha: the weight of the smallest, from 0 up; 0.7 in the paper.
     """
