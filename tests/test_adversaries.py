@@ -46,8 +46,6 @@ BARE = ["gap", "gem", "avg_max", *(f"avg_max(weight={percent / 100})" for percen
 WITH_LAYERS = [f"cbam(ratio={ratio})" for ratio in range(1, 14)]  # convolutions, products, a batch norm
 # Each has both kinds beside it.
 BUILT_IN = [spec for both in itertools.zip_longest(BARE, WITH_LAYERS) for spec in both if spec]
-    spec for both in itertools.zip_longest(BARE, WITH_LAYERS) for spec in both if spec
-]  # each has both beside it
 WHEN_AND_WHERE = [
     *("epoch_s", "train_s", "images_per_s", "pool_times_gap", "peak_memory_mb"),
     *("started_at", "finished_at", "host", "git_commit"),

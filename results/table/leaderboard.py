@@ -85,9 +85,9 @@ def cells(
         same: what the gate found to be one function.
 
     Returns:
-        The columns of `COLUMNS`. `revision` is the short hash of a candidate's file, null for built-in pools. `n`, `mean`,
-        `std`, `min`, `max` are over the completed trials only; those of `GAPS` are counted beside them. `diff` is to
-        `baseline`, over the `n_pairs` seeds that both have, with its 95 % t interval and p; where they share none it is
+        The columns of `COLUMNS`. `revision` is the short hash of a candidate's file, null for built-in pools. `n`,
+        `mean`, `std`, `min`, `max` are over the completed trials only; those of `GAPS` are counted beside them. `diff` is
+        to `baseline`, over the `n_pairs` seeds that both have, with its 95 % t interval and p; where they share none it is
         Welch's, and not `paired`. `p_holm` is p in the family of all rows of candidates, in which `better` and `worse`
         (`p_holm` < 0.05) are wrong in one table of twenty at most; a baseline's own rows carry its differences to the
         other baselines, outside of the family. `detectable` is what so many pairs would mark with 80 % power at the
