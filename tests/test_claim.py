@@ -14,7 +14,7 @@ import pytest
 
 from results.store import lease
 from results.store.folder import RunFolder
-from results.store.lease import Lease, Driver, LeaseView, holder
+from results.store.lease import Driver, Lease, LeaseView, holder
 from search_spaces.errors import RequestError
 
 CLAIMANT = """

@@ -16,7 +16,7 @@ from search_spaces.errors import RequestError
 from trainer.gate.case import Case
 from trainer.gate.checks import check
 from trainer.gate.cost import measure
-from trainer.gate.report import Validation, Report
+from trainer.gate.report import Report, Validation
 from trainer.gate.validate import Gate, _Examiner
 
 ARCHS = ["resnet56", "vgg16bn", "mobilenetv2", "mobilenetv2_s32"]

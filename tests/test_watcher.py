@@ -13,7 +13,7 @@ from orchestrator.record import FolderError, Job
 from orchestrator.watcher import Watcher
 from results.store import lease, schema
 from results.store.folder import RunFolder
-from results.store.lease import Lease, Driver
+from results.store.lease import Driver, Lease
 from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
 from search_spaces.recipe import Recipe

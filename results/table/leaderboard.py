@@ -86,15 +86,15 @@ def cells(
 
     Returns:
         The columns of `COLUMNS`. `revision` is the short hash of a candidate's file, null for built-in pools. `n`,
-        `mean`, `std`, `min`, `max` are over the completed trials only; those of `GAPS` are counted beside them. `diff` is
-        to `baseline`, over the `n_pairs` seeds that both have, with its 95 % t interval and p; where they share none it is
-        Welch's, and not `paired`. `p_holm` is p in the family of all rows of candidates, in which `better` and `worse`
-        (`p_holm` < 0.05) are wrong in one table of twenty at most; a baseline's own rows carry its differences to the
-        other baselines, outside of the family. `detectable` is what so many pairs would mark with 80 % power at the
-        strictest step of Holm, at the spread that the column's pairs have. `rank` is 1 and how many cells of the column
-        have an interval wholly above. `same_as` are the pools that start as the same function there, `alike` whether
-        `baseline` is one, `flags` the values far from their siblings. A cell with nothing to compare with has one row,
-        its baseline null.
+        `mean`, `std`, `min`, `max` are over the completed trials only; those of `GAPS` are counted beside them. `diff`
+        is to `baseline`, over the `n_pairs` seeds that both have, with its 95 % t interval and p; where they share none
+        it is Welch's, and not `paired`. `p_holm` is p in the family of all rows of candidates, in which `better` and
+        `worse` (`p_holm` < 0.05) are wrong in one table of twenty at most; a baseline's own rows carry its differences
+        to the other baselines, outside of the family. `detectable` is what so many pairs would mark with 80 % power at
+        the strictest step of Holm, at the spread that the column's pairs have. `rank` is 1 and how many cells of the
+        column have an interval wholly above. `same_as` are the pools that start as the same function there, `alike`
+        whether `baseline` is one, `flags` the values far from their siblings. A cell with nothing to compare with has
+        one row, its baseline null.
 
     Raises:
         RequestError: an unknown metric, pool, pair or seed, or trials of several recipes without `allow_mixed`.

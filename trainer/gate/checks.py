@@ -23,7 +23,7 @@ from torch._subclasses import fake_tensor
 
 from trainer import user_module
 from trainer.device.graphs import TENSOR, attributes
-from trainer.gate.case import BATCH, Shape, Case, forward
+from trainer.gate.case import BATCH, Case, Shape, forward
 from trainer.gate.reads import MEND
 from trainer.gate.report import Finding
 from trainer.randomness import Noise, Purpose, same, seeded

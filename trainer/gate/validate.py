@@ -1,8 +1,8 @@
 """The gate: every pool of a grid examined before anything is asked of a GPU, in processes of its own.
 
 So a candidate's code never runs in the driver, and neither does torch, which takes 2 s and 500 MiB of it; and a pool
-that never returns, or ends its process, is a finding like any other. No process runs the code of two: each built-in pool
-has its own, and each user's file three, for it is trained there too, and resumed (`trainer.gate.resume`).
+that never returns, or ends its process, is a finding like any other. No process runs the code of two: each built-in
+pool has its own, and each user's file three, for it is trained there too, and resumed (`trainer.gate.resume`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import Grid
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
-from trainer.gate.report import Validation, Finding, Report
+from trainer.gate.report import Finding, Report, Validation
 
 TIME_LIMIT_S = 30.0  # of an validation, which takes 0.3 s; what it waits for a core of a busy machine does not count
 COMPILES = 10  # times as long for what torch.compile has to compile first: 20 s a function on one core
