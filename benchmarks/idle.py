@@ -31,9 +31,9 @@ class IdleProgram:
         return {}
 
 
-def idle_pack(pack: Any, data: Any, job: Any, report: Any) -> None:
+def idle_pack(pack: Any, data: Any, job: Any, heartbeat: Any = None) -> None:
     """`orchestrator.worker.run_pack` with idle programs."""
     from orchestrator.worker import run_pack
 
     make_program: Any = IdleProgram
-    run_pack(pack, data, job, report, make_program)
+    run_pack(pack, data, job, heartbeat, make_program)

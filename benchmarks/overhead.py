@@ -87,20 +87,21 @@ def measure(what: str, trials: int) -> dict[str, Any]:
 
 def ours(trials: int, in_turn: bool) -> dict[str, float]:
     """Seconds of Ray's start, from there to the first trial's, of the driver's longest pause, and of a trial."""
+
     from orchestrator import cluster, ray_tune
     from orchestrator.packs import group
-    from orchestrator.progress import Progress
     from orchestrator.record import Job
     from orchestrator.resources import Share, this_machine
-    from orchestrator.shutdown import Departure
-    from orchestrator.watcher import Watcher
+    from orchestrator.shutdown import Shutdown
+    from orchestrator.supervisor import Supervisor
+    from results.status import Screen
     from results.store.folder import RunFolder
     from results.store.lease import Lease
     from trainer import data
 
     steps: list[float] = []
 
-    class Timed(Watcher):
+    class Timed(Supervisor):
         def step(self) -> None:
             steps.append(time.perf_counter())
             super().step()
@@ -119,10 +120,11 @@ def ours(trials: int, in_turn: bool) -> dict[str, float]:
         with run.ray_log() as log, cluster.connected("local", this_machine(gpus=0), log):
             start_s = (datetime.now(UTC) - asked).total_seconds()
             began = time.perf_counter()
-            with Progress(todo, 0, Console(file=io.StringIO())) as progress, Lease(run) as claim:
-                watcher = Timed(progress, job, claim)
+            run.write_grid(grid)
+            with Lease(run) as lease, Screen(run, Console(file=io.StringIO())) as screen, screen.follow(0.5):
+                supervisor, shutdown = Timed(job, lease), Shutdown(lease.ask_to_stop)
                 packs = group(todo, lambda _: 1)
-                ray_tune.run(grid, packs, loaded, job, Share(1, 0), 0, watcher, Departure(claim.ask_to_leave), _idle)
+                ray_tune.run(grid, packs, loaded, job, Share(1, 0), 0, supervisor, shutdown, _idle)
             seconds = time.perf_counter() - began
         ended = run.ended()
         first = min(run.read_trials(["started_at"])["started_at"].to_pylist())

@@ -16,10 +16,10 @@ from rich.console import Console
 
 import results
 from orchestrator import environment
-from orchestrator.forecast import forecast
+from orchestrator.plan import Plan, forecast, make_plan
 from orchestrator.record import StoppedError
 from orchestrator.shutdown import GRACE_S, interruptible
-from orchestrator.sweep import FILTERS, Plan, make_plan, sweep
+from orchestrator.sweep import Sweep
 from results.audit import verify
 from results.store import schema
 from results.store.folder import RunFolder
@@ -29,7 +29,8 @@ from results.table import leaderboard, render
 from search_spaces import process
 from search_spaces import space as spaces
 from search_spaces.errors import RequestError, did_you_mean, gather, seconds
-from search_spaces.grid import Grid
+from search_spaces.grid import FILTERS, Grid, Planned
+from search_spaces.messages import shown_by
 from search_spaces.pool import own_slug
 from trainer import data
 from trainer.gate import Gate, Report
@@ -38,12 +39,12 @@ OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a sweep. 0: every trial completed; 1: some did not; 2: refused; 130: interrupted, by any of its signals."""
+    """Run a sweep. 0: every trial completed; 1: some did not; 2: refused; 130: interrupted, by any of its signals."""
     args = _parser().parse_args(argv)
     console = Console(file=sys.stdout, markup=False, emoji=False)  # this stdout: while Ray runs, sys.stdout is its log
     again = functools.partial(_again, sys.argv[1:] if argv is None else argv, args.out)
     try:
-        with interruptible():
+        with interruptible(), shown_by(functools.partial(console.print, highlight=False, soft_wrap=True)):
             code = _run(args, console)
         if (args.plan or args.check or args.status) and (error := process.unwritten()):
             raise RequestError.of(f"cannot be written: {error.strerror}", "stdout")
@@ -80,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", type=Path, help="where the images are, or go (default: data)")
     add(
         "--address",
-        metavar="local|auto|HOST:PORT",
+        metavar="local|inline|auto|HOST:PORT",
         default="local",
-        help="the Ray cluster (default: this machine alone)",
+        help="where trials run: this machine (default), this process without Ray, or a Ray cluster",
     )
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="a recipe field, or a path of keys of the file")
     add("--only", metavar="KEY=VALUE,...", default="", help=f"a part of the grid, by {', '.join(FILTERS)}")
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=seconds,
         default=float("inf"),
-        help=f"then write checkpoints and leave, within {GRACE_S:.0f} s; the same command goes on",
+        help=f"then write checkpoints and stop, within {GRACE_S:.0f} s; the same command goes on",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="list the trials and what is done; run no pool's code")
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
-    leave_at = time.monotonic() + args.time_budget
+    stop_at = time.monotonic() + args.time_budget
     space, only, data_dir, _ = gather(
         ("", lambda: spaces.load(args.space, args.set)),
         ("", lambda: _only(args.only)),
@@ -128,7 +129,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     console.print(_summary(space.grid.name, run, plan, args.final), highlight=False, soft_wrap=True)
     if args.plan:
         for planned in plan.planned:
-            print(f"{plan.ended.get(planned.trial.id, 'to do'):<10}{planned.trial.id}  {planned.trial.pool.label}")
+            print(f"{_status(plan, planned):<10}{planned.trial.id}  {planned.trial.pool.label}")
         for line in forecast(plan, run):
             print(line)
         for same in run.equivalences():
@@ -138,7 +139,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.status:
         return _exit_code(plan)
     if plan.todo:
-        sweep(space, run, plan, data_dir, args.address, console, leave_at)
+        Sweep(space, run, plan, data_dir, args.address, console, stop_at).start()
         plan = planned()
     else:
         with Lease(run):
@@ -191,6 +192,11 @@ def _show(run: RunFolder, plan: Plan) -> int:
     return _exit_code(plan)
 
 
+def _status(plan: Plan, planned: Planned) -> str:
+    ended = plan.ended.get(planned.trial.id)
+    return ended.status if ended else "to do"
+
+
 def _exit_code(plan: Plan) -> int:
     counts = plan.counts()
     return OK if counts[schema.COMPLETED] == counts.total() else INCOMPLETE
@@ -210,5 +216,5 @@ def _only(text: str) -> dict[str, str]:
     parts = [part.partition("=") for part in re.split(r",(?![^(]*\))", text) if part]
     for key, equals, _ in parts:
         if not equals or key.strip() not in FILTERS:
-            raise RequestError.of(f"found {text!r}, allowed is KEY=VALUE,...; {did_you_mean(key, FILTERS)}", "--only")
+            raise RequestError.of(f"expected KEY=VALUE,..., got {text!r}; {did_you_mean(key, FILTERS)}", "--only")
     return {key.strip(): value.strip() for key, _, value in parts}

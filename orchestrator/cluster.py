@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 os.environ |= {
@@ -22,21 +22,19 @@ os.environ |= {
 }
 
 import ray
-from ray._common import utils as ray_utils
-from ray._private import ray_constants, services, utils, worker
 from ray.exceptions import RayError
-from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import shutdown
+from orchestrator import compat, shutdown
 from orchestrator.resources import Node, Share
 from results.store.disk import TEMPORARY
 from results.store.folder import RunFolder
 from search_spaces import machine
 from search_spaces.errors import RequestError
+from search_spaces.messages import log
 
 # A trial trains in a thread, whose own heap glibc gives back to the system and faults in again, 2,000 to 5,000 pages a
-# step of mobilenetv2_s32, whatever trainer.cpu.keep_memory says; with one heap for all threads it is none.
+# step of mobilenetv2_s32, whatever trainer.device.cpu.keep_memory says; with one heap for all threads it is none.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
 
 ANSWER_S = 5.0  # for an address; Ray itself waits for two minutes, and then ends the process
@@ -53,51 +51,32 @@ HEAD = "node:__internal_head__"
 ACCELERATOR = "accelerator_type:"
 HOW_TO_START = "start one with `ray start --head`, and `ray start --address HOST:PORT` on the other machines"
 
-Say = Callable[[str], None]
-
 
 @contextlib.contextmanager
-def connected(address: str, here: Node, log: TextIO, say: Say = lambda _: None) -> Iterator[list[Node]]:
+def connected(address: str, here: Node, ray_log: TextIO) -> Iterator[list[Node]]:
     """Ray for the length of the block; its nodes.
 
     Args:
         address: `local` starts Ray on this machine alone, with what `here` has, and ends it; `auto` or HOST:PORT joins
             a running cluster, to which the code travels.
-        log: where Ray's and Tune's own messages go; within the block they have stdout and stderr.
-        say: hears why it takes longer.
+        ray_log: where Ray's and Tune's own messages go; within the block they have stdout and stderr.
 
     Raises:
         RequestError: there is no such cluster, or none that this process can join.
     """
     own = _folder() if address == "local" else contextlib.nullcontext()
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _logging_to(log), own as folder:
+    with contextlib.redirect_stdout(ray_log), contextlib.redirect_stderr(ray_log), _logging_to(ray_log), own as folder:
         try:
             with _said_in_a_line(address):
                 if address == "local":
                     _start(here, folder)
                 else:
                     _join(address)
-                nodes = _nodes_with_cpus(say)
+                nodes = _nodes_with_cpus()
             yield nodes
         finally:
             ray.shutdown()
             shutdown.reinstate()
-
-
-def died() -> str | None:
-    """Which process of this machine's own Ray has ended, if one has.
-
-    Ray itself waits for its control store for 60 s, and for its raylet for 14, and then ends this process without a
-    word.
-    """
-    node: Any = worker._global_node
-    started = node.all_processes if node else {}
-    dead = (
-        name
-        for name in ("gcs_server", "raylet")
-        if any(one.process.poll() is not None for one in started.get(name, ()))
-    )
-    return next(dead, None)
 
 
 def unseen_by(nodes: Sequence[Node], run: RunFolder) -> list[str]:
@@ -162,29 +141,22 @@ def _elsewhere(share: Share) -> dict[str, str]:
 def _start(here: Node, folder: str | None) -> None:
     # Workers inherit the environment: no upload, and no runtime environment to be made before the first one starts.
     os.environ |= WORKER_ENV | {"PYTHONPATH": machine.python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
-    _listen_on_loopback(True)
+    compat.listen_on_loopback(True)
     limits = {"num_cpus": here.cpus, "num_gpus": here.gpus}
-    _init(address="local", include_dashboard=False, **limits, job_config=_Job(), _temp_dir=folder)
+    _init(address="local", include_dashboard=False, **limits, _temp_dir=folder)
 
 
 def _join(address: str) -> None:
     found = _find(address)
-    if not services.find_node_ids():
+    if not compat.is_node():
         raise _refusal(
             address,
             "this machine is no node of the cluster, and whoever schedules has to be one: give the command to a node "
             "(`ray exec`, `ray job submit`, `kubectl exec`, `srun`), with --address auto",
         )
     others = [path.name for path in machine.ROOT.iterdir() if path.name not in machine.PACKAGES]
-    _listen_on_loopback(False)
+    compat.listen_on_loopback(False)
     _init(address=found, runtime_env={"working_dir": str(machine.ROOT), "excludes": others, "env_vars": WORKER_ENV})
-
-
-class _Job(JobConfig):
-    """Workers import by $PYTHONPATH. Ray would put the working directory first, and its random.py before Python's."""
-
-    def _runtime_env_has_working_dir(self) -> bool:
-        return True
 
 
 @contextlib.contextmanager
@@ -194,7 +166,8 @@ def _folder() -> Iterator[str | None]:
     Raises:
         RequestError: it is not, and no shorter one can be written.
     """
-    if len(os.fsencode(ray_utils.get_default_ray_temp_dir())) + LONGEST_SOCKET <= MOST_OF_AN_ADDRESS:
+    default = os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")  # noqa: PTH118
+    if len(os.fsencode(default)) + LONGEST_SOCKET <= MOST_OF_AN_ADDRESS:
         yield None
         return
     for place in filter(os.path.isdir, SHORT_PLACES):
@@ -204,7 +177,7 @@ def _folder() -> Iterator[str | None]:
     else:
         name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
         most = MOST_OF_AN_ADDRESS - LONGEST_SOCKET - len("/ray")
-        what = f"found {os.environ.get(name)}, allowed are {most} bytes, as a socket's address has no more"
+        what = f"expected {most} bytes at most, as a socket's address has no more, got {os.environ.get(name)}"
         raise RequestError.of(f"{what}; set RAY_TMPDIR, which is for Ray alone, to a shorter folder", f"${name}")
     with own as folder:
         yield os.path.join(folder, "r")  # noqa: PTH118 - Ray lets everybody into its own; into the one above nobody
@@ -212,12 +185,12 @@ def _folder() -> Iterator[str | None]:
 
 def _init(address: str, **arguments: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    # Ray would end this process at SIGTERM, without a word, from here on to its end.
-    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
     try:
-        ray.init(address=address, **quiet, **arguments)
+        # From the project's own folder: Ray has workers import from where its driver stands, its random.py before
+        # Python's.
+        with compat.sigterm_left_alone(), contextlib.chdir(machine.ROOT):
+            ray.init(address=address, **quiet, **arguments)
     finally:
-        utils.set_sigterm_handler = theirs
         shutdown.reinstate()
 
 
@@ -239,15 +212,6 @@ def _said_in_a_line(address: str) -> Iterator[None]:
         ) from None
 
 
-def _listen_on_loopback(only: bool) -> None:
-    """Whether what this process starts of Ray can be reached from this machine only.
-
-    Ray resolves 127.0.0.1, given as a node's address, to that of the network, and then listens on all interfaces,
-    except where it may not form a cluster: on Windows and macOS, where this is the default.
-    """
-    ray_constants.ENABLE_RAY_CLUSTER = not only
-
-
 # Addresses
 
 
@@ -259,12 +223,12 @@ def _find(address: str) -> str:
     """
     if address != "auto":
         return _answering(address, address)
-    named = os.environ.get(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE) or address
+    named = os.environ.get("RAY_ADDRESS") or address
     if named != "auto":
         return _answering(named, f"auto, and $RAY_ADDRESS {named}")
-    left = services.find_bootstrap_address(None)  # by the last `ray start` on this machine, which may be long over
+    left = compat.last_started()
     # Ray's own `auto` would join any: the private Ray of another sweep, too, but for those that listen on loopback.
-    running = [found for found in services.find_gcs_addresses() if not found.startswith(("127.", "localhost", "[::1]"))]
+    running = [found for found in compat.running() if not found.startswith(("127.", "localhost", "[::1]"))]
     alive = [found for found in dict.fromkeys([*filter(None, [left]), *running]) if _answers(found) is None]
     if len(alive) > 1:
         raise _refusal(address, f"several clusters run here; give the address of one: {', '.join(sorted(alive))}")
@@ -283,7 +247,7 @@ def _answering(address: str, given: str) -> str:
         )
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
-        raise _refusal(given, "allowed is local, auto or HOST:PORT, such as 10.0.0.5:6379")
+        raise _refusal(given, "expected local, inline, auto or HOST:PORT, such as 10.0.0.5:6379")
     if why := _answers(address):
         raise _refusal(given, f"no Ray cluster answers there: {why}; {HOW_TO_START}")
     return address
@@ -309,11 +273,11 @@ def _refusal(address: str, what: str) -> RequestError:
 # Nodes
 
 
-def _nodes_with_cpus(say: Say) -> list[Node]:
+def _nodes_with_cpus() -> list[Node]:
     """The nodes, as soon as there is one with CPUs: in a cluster that grows on demand the head alone may have none."""
     nodes, deadline = _nodes(), time.monotonic() + JOIN_S
     if not any(node.cpus for node in nodes):
-        say(f"no node with CPUs is there yet; waiting up to {JOIN_S / 60:.0f} minutes for one ...")
+        log.info(f"no node with CPUs is there yet; waiting up to {JOIN_S / 60:.0f} minutes for one ...")
     while not any(node.cpus for node in nodes) and time.monotonic() < deadline:
         time.sleep(1)
         nodes = _nodes()
@@ -358,14 +322,14 @@ def _said_yes(answer: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _logging_to(log: TextIO) -> Iterator[None]:
+def _logging_to(file: TextIO) -> Iterator[None]:
     """Ray's own log handlers, which took hold of stderr when Ray was imported, write there instead.
 
     Not by setStream, which flushes the stream before: that one may be closed by now.
     """
     handlers = [h for h in logging.getLogger("ray").handlers if type(h).__module__.startswith("ray.")]
     for handler in handlers:
-        handler.stream = log  # type: ignore[attr-defined]
+        handler.stream = file  # type: ignore[attr-defined]
     try:
         yield
     finally:

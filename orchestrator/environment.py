@@ -53,5 +53,5 @@ def _check(name: str) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
-        what = f"found {folder}, which cannot be written: {error.strerror}"
+        what = f"expected a folder that can be written, got {folder}: {error.strerror}"
         raise RequestError.of(f"{what}; make it, or set {name} to a folder for temporary files") from None

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from results.store.folder import RunFolder
 from search_spaces.grid import Planned
+from search_spaces.messages import log
 
 Pack = Sequence[Planned]
 PairKey = tuple[str, str]
@@ -65,7 +66,6 @@ def measured_sizes(
     run: RunFolder,
     device: str,
     measure: Callable[[Pack], list[dict[str, Any]]],
-    say: Callable[[str], None],
 ) -> dict[PairKey, int]:
     """{(arch, dataset): the pack size that is best on a device}: measured once, and recorded in the run folder.
 
@@ -78,12 +78,12 @@ def measured_sizes(
         name, recipe = "-".join(pair), trials[0].trial.recipe
         key = f"{name}, batch {recipe.batch_size}, {recipe.precision}, {device}"
         if key not in known:
-            say(f"measuring how many trials of {name} to train side by side ...")
+            log.info(f"measuring how many trials of {name} to train side by side ...")
             known[key] = measure([planned for planned in trials if code(planned) == code(trials[0])])
             run.write_pack_sizes(known)
         sizes[pair] = best(known[key])
         rates = ", ".join(f"{m['size']}: {m['images_per_s']:,.0f}" for m in known[key]) or "none fits"
-        say(f"{name}: {sizes[pair]} side by side (images/s by how many: {rates})")
+        log.info(f"{name}: {sizes[pair]} side by side (images/s by how many: {rates})")
     return sizes
 
 

@@ -8,6 +8,7 @@ driver crash, and unpickles what it finds.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import tempfile
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 os.environ |= {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -28,57 +29,24 @@ os.environ |= {
 
 import ray
 from ray import tune
-from ray.air._internal import usage
 from ray.tune.search import Searcher
 
-from orchestrator import cluster
+from orchestrator import cluster, compat
 from orchestrator.packs import Pack, code
 from orchestrator.record import FolderError, Job, StoppedError
 from orchestrator.resources import Share
-from orchestrator.shutdown import Departure
+from orchestrator.shutdown import Shutdown
+from orchestrator.supervisor import Supervisor
+from orchestrator.watchdog import Heartbeat
 from results.store.folder import RunFolder
-from search_spaces.grid import Grid, Planned
+from search_spaces.grid import Grid
+from search_spaces.messages import log
 from trainer import isolation
 from trainer.data import Dataset
 
-# To count which loggers people use, Tune imports every one that it knows: with MLflow 1.4 s and 54 MiB of the driver.
-usage.tag_callbacks = lambda *_: False
+DONE, FAULT = "done", "fault"  # keys of what a worker reports
 
-Work = Callable[[Pack, Dataset, Job, Callable[[Planned, Mapping[str, Any]], None]], None]
-
-
-class Watcher(Protocol):
-    """Who is told how the trials go, on the driver."""
-
-    def started(self, pack: Pack) -> None: ...
-
-    def reported(self, planned: Planned, result: Mapping[str, Any]) -> None: ...
-
-    def ended(self, planned: Planned, result: Mapping[str, Any]) -> None: ...
-
-    def left(self, pack: Pack) -> None:
-        """The pack's worker is done with it, and every trial of it has ended, unless it was asked to leave."""
-        ...
-
-    def died(self, pack: Pack, error: str) -> None:
-        """The pack's workers died more often than they may, and why."""
-        ...
-
-    def lost(self, pack: Pack) -> None:
-        """The pack's machine was taken away, which is nobody's fault."""
-        ...
-
-    def folder_lost(self, why: str) -> None:
-        """A worker cannot write the run folder."""
-        ...
-
-    def stopping(self, why: str) -> None:
-        """The sweep ends here."""
-        ...
-
-    def step(self) -> None:
-        """Now and then, where an exception ends the sweep and is not taken for a trial's."""
-        ...
+Work = Callable[[Pack, Dataset, Job, Heartbeat], None]
 
 
 def run(
@@ -88,16 +56,16 @@ def run(
     job: Job,
     share: Share,
     max_failures: int,
-    watcher: Watcher,
-    departure: Departure,
+    supervisor: Supervisor,
+    shutdown: Shutdown,
     work: Work | None = None,
 ) -> None:
-    """Runs packs until each has ended or its worker died more than `max_failures` times.
+    """Run packs until each has ended or its worker died more than `max_failures` times.
 
     Raises:
-        KeyboardInterrupt: `departure` was asked for, and the trials have left or had their time.
+        KeyboardInterrupt: `shutdown` was asked for, and the trials have stopped or had their time.
         StoppedError: Ray has died.
-        whatever `watcher.step` raises.
+        whatever `supervisor.step` raises.
 
     The data go through the object store: one copy a node, which its workers read in place.
 
@@ -107,12 +75,13 @@ def run(
     places = [[planned.place for planned in pack] for pack in packs]
     trainable = tune.with_parameters(_train, grid=grid, places=places, data=data, job=job, work=work)
     scratch_folder = tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
-    relay = _Relay(packs, watcher, departure)
-    with scratch_folder as scratch, departure:
+    compat.count_no_callbacks()
+    relay = _Relay(packs, supervisor, shutdown)
+    with scratch_folder as scratch, shutdown:
         tune.Tuner(
             tune.with_resources(trainable, cluster.request(share)),
             tune_config=tune.TuneConfig(
-                search_alg=_InOrder(departure),
+                search_alg=_InOrder(shutdown),
                 num_samples=len(packs),
                 # A fresh actor that imports torch costs 3 to 12 s a trial on 2 cores, a reused one 0.02 s.
                 reuse_actors=True,
@@ -154,41 +123,52 @@ def _train(
     from orchestrator.worker import run_pack  # torch, which the driver does without, and no child has to import again
 
     def serve(asked: Connection) -> None:
-        """Trains one pack after another."""
+        """Train one pack after another; the answer is why it cannot be written down, or nothing."""
         while (number := asked.recv()) is not None:
             pack = [grid.at(place) for place in places[number]]
-            members = {planned.place: index for index, planned in enumerate(pack)}
-
-            def report(planned: Planned, result: Mapping[str, Any], members: Any = members) -> None:
-                asked.send({"member": members[planned.place], **result})
-
             try:
-                (work or run_pack)(pack, data[pack[0].trial.dataset], job, report)
+                (work or run_pack)(pack, data[pack[0].trial.dataset], job, _heartbeat)
             except FolderError as error:
-                asked.send({"member": 0, "folder_lost": str(error)})  # every report has to have a `member`
+                asked.send(str(error))
             asked.send(None)
 
     number = config["pack"]
-    whose = code(grid.at(places[number][0]))
-    for result in isolation.child(whose, serve).ask(number):
-        if "folder_lost" in result and whose and cluster.can_write(RunFolder(job.run)):
-            raise RuntimeError(f"in the process of this pool, and there alone: {result['folder_lost']}")
-        tune.report(result)
+    first = grid.at(places[number][0])
+    try:
+        for fault in isolation.child(code(first), serve).ask(number):
+            if code(first) and cluster.can_write(RunFolder(job.run)):
+                raise RuntimeError(f"in the process of this pool, and there alone: {fault}")
+            tune.report({DONE: 0, FAULT: fault})  # the one thing that the run folder cannot say
+    except isolation.ChildDiedError:
+        member, silent_s = _heartbeat.silent()
+        if job.stall_timeout is not None and silent_s >= job.stall_timeout:
+            _mark_hung(RunFolder(job.run), grid.at(places[number][member]).trial.id)
+        raise
+    tune.report({DONE: 1})
+
+
+_heartbeat = Heartbeat()  # one a process, whose children train one after another
+
+
+def _mark_hung(run: RunFolder, trial_id: str) -> None:
+    with contextlib.suppress(OSError):  # whoever cannot write it down fails otherwise
+        if attempt := run.attempt(trial_id):
+            run.write_attempt(trial_id, dataclasses.replace(attempt, hung=True))
 
 
 class _InOrder(Searcher):
     """Pack after pack, each made when it is its turn: a grid search makes all of them before the first may start."""
 
-    def __init__(self, departure: Departure) -> None:
-        super().__init__(metric="member", mode="max")  # it has to have some
+    def __init__(self, shutdown: Shutdown) -> None:
+        super().__init__(metric=DONE, mode="max")  # it has to have some
         self._numbers = itertools.count()
-        self._departure = departure
+        self._shutdown = shutdown
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
         return Searcher, ()  # as `_Relay`
 
     def suggest(self, trial_id: str) -> Any:
-        return Searcher.FINISHED if self._departure.asked else {"pack": next(self._numbers)}
+        return Searcher.FINISHED if self._shutdown.asked else {"pack": next(self._numbers)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None: ...
 
@@ -198,12 +178,12 @@ class _InOrder(Searcher):
 
 
 class _Relay(tune.Callback):
-    """Tune's callbacks, as a Watcher's."""
+    """Tune's callbacks, as the supervisor's."""
 
-    def __init__(self, packs: Sequence[Pack], watcher: Watcher, departure: Departure):
+    def __init__(self, packs: Sequence[Pack], supervisor: Supervisor, shutdown: Shutdown):
         self._packs = packs
-        self._watcher = watcher
-        self._departure = departure
+        self._supervisor = supervisor
+        self._shutdown = shutdown
         self._running = set[str]()
         self._machines_lost = Counter[str]()
 
@@ -211,44 +191,35 @@ class _Relay(tune.Callback):
         return tune.Callback, ()  # Tune pickles callbacks into its scratch state; a terminal cannot be pickled
 
     def step(self) -> None:
-        if process := cluster.died():
+        if process := compat.dead_process():
             why = f"Ray's {process} has died, and the sweep with it; the same command goes on"
-            self._watcher.stopping(why)  # now, for Ray may end this process before anybody else can say so
+            log.error(why)  # now, for Ray may end this process before anybody else can say so
             raise StoppedError(why)
-        self._watcher.step()
-        self._departure.check(len(self._running))
+        self._supervisor.step()
+        self._shutdown.check(len(self._running))
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._departure.insist()
+        self._shutdown.insist()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.step()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.add(trial.trial_id)
-        self._watcher.started(self._pack(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "folder_lost" in result:
-            self._watcher.folder_lost(result["folder_lost"])
-            return
-        if "member" not in result:
-            return
-        planned = self._pack(trial)[result["member"]]
-        if "status" in result:
-            self._watcher.ended(planned, result)
-        else:
-            self._watcher.reported(planned, result)
+        if FAULT in result:
+            self._supervisor.folder_lost(result[FAULT])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.discard(trial.trial_id)
         # Tune keeps the means of the last 5 and 10 values of each of a dozen metrics: 30 kB a trial that nobody reads.
         trial.metric_analysis.clear()
         trial.metric_n_steps.clear()
-        if not self._departure.asked:
-            self._watcher.left(self._pack(trial))
+        if not self._shutdown.asked:
+            self._supervisor.left(self._pack(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.discard(trial.trial_id)
@@ -259,10 +230,10 @@ class _Relay(tune.Callback):
         self._machines_lost[trial.trial_id] += _machine_lost(trial)
         failures = trial.num_failures - self._machines_lost[trial.trial_id]
         if failures <= trial.max_failures:
-            self._watcher.lost(self._pack(trial))
+            self._supervisor.lost(self._pack(trial))
             return
         reason = f"its worker failed {failures} times, and max_failures is {trial.max_failures}; see its log"
-        self._watcher.died(self._pack(trial), f"{reason}\n{_last_error(trial)}")
+        self._supervisor.died(self._pack(trial), f"{reason}\n{_last_error(trial)}")
 
     def _pack(self, trial: Any) -> Pack:
         return self._packs[trial.config["pack"]]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator import watchdog
 from results.store import schema
 from results.store.folder import RunFolder
 from search_spaces.grid import Planned
@@ -36,7 +35,8 @@ class Job:
         costs: {(entry of the grid, arch): what the gate measured}.
         keep_weights: whether a trial that completes leaves its final weights.
         stall_timeout: seconds without an epoch after which a trial counts as hanging; None for never.
-        driver: the token of the claim under which it runs (`results.store.lease`); None for nobody's.
+        driver: the token of the lease under which it runs (`results.store.lease`); None for nobody's.
+        interactive: whether what a trial prints is shown on the terminal, too.
     """
 
     run: str
@@ -49,6 +49,7 @@ class Job:
     keep_weights: bool = False
     stall_timeout: float | None = None
     driver: str | None = None
+    interactive: bool = False
 
     def cost(self, planned: Planned) -> Cost | None:
         return self.costs.get((planned.place[0], planned.trial.arch))
@@ -73,27 +74,29 @@ def folder_faults() -> Iterator[None]:
         ) from error
 
 
-def give_up(planned: Planned, error: str, job: Job) -> str:
-    """Marks a trial as failed whose worker died too often to say so itself. Its epochs stay on record.
+def give_up(planned: Planned, error: str, job: Job) -> None:
+    """Mark a trial as failed whose worker died too often to say so itself. Its epochs stay on record.
 
     Args:
         error: why, as far as the driver knows; its first line goes into the table, all of it into the log.
-
-    Returns:
-        The reason as it stands in the table.
     """
-    run = RunFolder(job.run)
+    run, trial_id = RunFolder(job.run), planned.trial.id
     reason, *_ = error.splitlines()
-    if run.status(planned.trial.id) in schema.TRAINED:
-        return reason
-    written = run.log_text(planned.trial.id)
-    if hung(written):
-        reason = f"it hung: no epoch for {job.stall_timeout:.0f} s (stall_timeout); where, says its log"
-    with run.open_log(planned.trial.id) as file:
+    last = run.attempt(trial_id)
+    if last and last.hung:
+        reason = f"it hung: no epoch for {job.stall_timeout:.0f} s (stall_timeout); the log says where"
+    with run.open_log(trial_id) as file:
         print(f"given up: {error}", file=file)
-    tried = {"attempt": attempts(written), "finished_at": datetime.now(UTC)}
+    tried = {"attempt": attempts(run, trial_id), "finished_at": datetime.now(UTC)}
     run.write_trial({**row(planned, schema.FAILED, (), reason, job.cost(planned)), "epochs": None, **tried})
-    return reason
+    run.end_attempt(trial_id)
+
+
+def attempts(run: RunFolder, trial_id: str) -> int:
+    """Return how often a trial has been started."""
+    if (last := run.attempt(trial_id)) is not None:
+        return last.number
+    return run.own_attempt(trial_id) or 0
 
 
 def refuse(planned: Planned, error: str, run: RunFolder) -> None:
@@ -154,20 +157,6 @@ def epoch_rows(trial: Trial, history: Sequence[Epoch]) -> list[dict[str, Any]]:
 
 
 _EPOCH_COLUMNS = [name for name in schema.EPOCHS.names if name in Epoch.__dataclass_fields__]
-
-
-ATTEMPT = "attempt "
-
-
-def attempts(written: str | None) -> int:
-    """How often a trial has been started, by its log."""
-    return sum(line.startswith(ATTEMPT) for line in (written or "").splitlines())
-
-
-def hung(written: str | None) -> bool:
-    """Whether the last attempt of a trial was ended for hanging, by its log."""
-    *_, last = (written or "").rpartition(f"\n{ATTEMPT}")
-    return any(line.startswith(watchdog.RUNG) for line in last.splitlines())
 
 
 @functools.cache

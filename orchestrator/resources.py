@@ -85,14 +85,14 @@ def share(asked: Resources, nodes: Sequence[Node]) -> Share:
     # One GPU is what any space asks for by default, and no laptop should need another file for having none.
     gpus = 0 if most_gpus == 0 and asked.gpus_per_trial == 1 else asked.gpus_per_trial
     if gpus > most_gpus:
-        what = f"found {gpus}, but no node has more than {most_gpus}; a trial computes on one: 1 is the useful value"
+        what = f"expected {most_gpus} at most, the most that a node has, got {gpus}; a trial computes on one: give 1"
         problems.append(Problem("resources.gpus_per_trial", what))
     if asked.cpus_per_trial > most_cpus:
-        what = f"found {asked.cpus_per_trial}, but no node has more than {most_cpus}"
+        what = f"expected {most_cpus} at most, the most that a node has, got {asked.cpus_per_trial}"
         problems.append(Problem("resources.cpus_per_trial", what))
     if gpus > 1 and asked.trials_per_gpu != 1:
         problems.append(
-            Problem("resources.trials_per_gpu", f"found {asked.trials_per_gpu} beside gpus_per_trial {gpus}")
+            Problem("resources.trials_per_gpu", f"expected 1 beside gpus_per_trial {gpus}, got {asked.trials_per_gpu}")
         )
     if asked.accelerator_type is not None:
         problems += _problems_of_accelerator(asked, nodes)
@@ -116,12 +116,16 @@ def _problems_of_accelerator(asked: Resources, nodes: Sequence[Node]) -> Iterato
     with_gpus = [node for node in nodes if node.gpus]
     types = {node.accelerator_type for node in with_gpus if node.accelerator_type}
     if asked.gpus_per_trial == 0:
-        yield Problem(key, f"found {wanted} beside gpus_per_trial 0, which asks for no GPU; take one of them out")
+        yield Problem(
+            key, f"expected nothing beside gpus_per_trial 0, which asks for no GPU, got {wanted}; take one of them out"
+        )
     elif not with_gpus:
-        yield Problem(key, f"found {wanted}, but no node has a GPU; without this key trials run on the CPU")
+        yield Problem(
+            key, f"expected a GPU of type {wanted}, got a node without any; without this key trials run on the CPU"
+        )
     elif _known(nodes) and wanted not in types:
         among = did_you_mean(wanted, types) if types else "none, as far as Ray can tell"
-        yield Problem(key, f"found {wanted}, but no node has a GPU of that type; {among}")
+        yield Problem(key, f"expected a GPU of type {wanted}, and no node has one; {among}")
 
 
 def _known(nodes: Sequence[Node]) -> bool:

@@ -37,10 +37,10 @@ def interruptible() -> Iterator[None]:
         _restore(before)
 
 
-class Departure:
-    """A sweep's early end in good order, for the length of the block.
+class Shutdown:
+    """An early end of a sweep in good order, for the length of the block.
 
-    The first signal, or `leave_at`, asks the trials to write checkpoints and go; they have until the end of their
+    The first signal, or `stop_at`, asks the trials to write checkpoints and go; they have until the end of their
     epoch, and `GRACE_S` at most. A second signal is not made to wait. A KeyboardInterrupt that happens to be raised
     inside a destructor or a callback from C is printed and forgotten by Python, and the sweep would go on: so `check`
     raises it again.
@@ -50,13 +50,13 @@ class Departure:
 
     Args:
         ask: tells the trials; called once.
-        leave_at: when to do so without a signal, by `time.monotonic`.
+        stop_at: when to do so without a signal, by `time.monotonic`.
         grace_s: that they have.
     """
 
-    def __init__(self, ask: Callable[[], None], leave_at: float = float("inf"), grace_s: float = GRACE_S):
+    def __init__(self, ask: Callable[[], None], stop_at: float = float("inf"), grace_s: float = GRACE_S):
         self._ask = ask
-        self._leave_at = leave_at
+        self._stop_at = stop_at
         self._grace_s = grace_s
         self._deadline = float("inf")
         self._why = ""
@@ -84,7 +84,7 @@ class Departure:
         Raises:
             KeyboardInterrupt: it is time to go.
         """
-        if not self.asked and time.monotonic() >= self._leave_at:
+        if not self.asked and time.monotonic() >= self._stop_at:
             self._begin("the time budget is used up")
         if self.asked and not self._told:
             self._told = True

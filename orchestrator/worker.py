@@ -11,10 +11,11 @@ import functools
 import io
 import platform
 import socket
+import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,12 +25,14 @@ from torch import nn
 
 from orchestrator import record
 from orchestrator.packs import MOST
-from orchestrator.record import FolderError, Job, folder_faults
-from orchestrator.watchdog import Alarm
+from orchestrator.record import FolderError, Job, attempts, folder_faults
+from orchestrator.watchdog import Heartbeat, Watchdog
 from results.store import schema
+from results.store.attempt import Attempt
 from results.store.folder import RunFolder
 from results.store.lease import LeaseView
 from search_spaces.grid import Planned
+from search_spaces.messages import shown_by
 from trainer import log
 from trainer.augment import Images
 from trainer.checkpoint import Slot
@@ -40,11 +43,7 @@ from trainer.epoch import Epoch
 from trainer.network import count_parameters
 from trainer.train import turns
 
-# Rewriting a trial's epochs costs some 2 ms, a report to the driver as much: neither may be paid by an epoch of 10 ms.
-WRITE_EVERY_S = 5.0
-REPORT_EVERY_S = 0.5
-
-Report = Callable[[Planned, Mapping[str, Any]], None]
+WRITE_EVERY_S = 5.0  # to rewrite a trial's epochs costs some 2 ms, which no epoch of 10 ms may pay
 
 
 class DeviceLostError(Exception):
@@ -52,16 +51,22 @@ class DeviceLostError(Exception):
 
 
 def run_pack(
-    pack: Sequence[Planned], data: Dataset, job: Job, report: Report, make_program: Callable[..., Program] = Program
+    pack: Sequence[Planned],
+    data: Dataset,
+    job: Job,
+    heartbeat: Heartbeat | None = None,
+    make_program: Callable[..., Program] = Program,
 ) -> None:
-    """Trains trials of one architecture and dataset, taking turns, each to its own end.
+    """Train trials of one architecture and dataset, taking turns, each to its own end.
 
     A pool that raises ends its own trial as failed, with the traceback in its log. A trial for which there is no memory
-    beside the others waits for them to end, and goes on from its checkpoint; the batch is never made smaller. The last
-    report on a trial has its `status`, `best_test_acc`, `train_s` and `error`, and comes when its row is on record.
+    beside the others waits for them to end, and goes on from its checkpoint; the batch is never made smaller.
 
-    When its driver asks for it, or is no more, trials leave at the end of their epoch, without such a report. A trial
-    that has no epoch for `job.stall_timeout` takes the process with it (`Alarm`).
+    When the driver asks for it, or is gone, trials stop at the end of their epoch, and have no row. A trial that has no
+    epoch for `job.stall_timeout` seconds takes the process with it (`Watchdog`).
+
+    Args:
+        heartbeat: where the parent of this process sees what trains.
 
     Raises:
         DeviceLostError: with it, all trials of the pack are lost as far as they had come.
@@ -69,28 +74,23 @@ def run_pack(
     """
     torch.set_num_threads(job.threads)
     run = RunFolder(job.run)
-    leash = LeaseView(run, job.driver)
-    waiting = deque[Planned]()
-    for planned in pack:
-        # A worker that dies between a row and its report is started again: nothing is trained twice. Where there is no
-        # log there can be no row, and whoever looks for one among thousands of files pays for each of them.
-        with folder_faults():
-            ended = run.status(planned.trial.id) if run.log_text(planned.trial.id) is not None else None
-        if ended in schema.TRAINED:
-            report(planned, {"status": ended, "best_test_acc": None, "train_s": None, "error": None})
-        else:
-            waiting.append(planned)
+    lease = LeaseView(run, job.driver)
+    # A worker that died after a row is started again: nothing is trained twice. A trial without a log has no row, and
+    # to look for one among thousands of files costs milliseconds.
+    with folder_faults():
+        waiting = deque(planned for planned in pack if not _is_trained(run, planned))
     images = Images(data, _device(job)) if waiting else None
-    room, live = len(waiting), list[_Attempt]()
-    with Alarm(job.stall_timeout) as alarm:
+    room, live = len(waiting), list[_Live]()
+    with Watchdog(job.stall_timeout, heartbeat or Heartbeat()) as watchdog:
         while waiting or live:
-            if leash.word() != "go on":
+            if lease.order() != "go on":
                 waiting.clear()
             while waiting and len(live) < room:
-                live.append(_Attempt(waiting.popleft(), images, job, run, leash, report, make_program))
+                live.append(_Live(waiting.popleft(), images, job, run, lease, make_program))
             for attempt in list(live):
+                watchdog.turn(attempt.log, pack.index(attempt.planned), attempt.epoch_began)
                 try:
-                    goes_on = attempt.turn(alarm, alone=len(live) == 1)
+                    goes_on = attempt.turn(alone=len(live) == 1)
                 except torch.OutOfMemoryError:
                     goes_on = False
                     room = len(live) - 1
@@ -101,8 +101,12 @@ def run_pack(
                     del attempt  # and with it the memory of its program
 
 
-class _Attempt:
-    """One attempt at a trial: its program, its history so far, its log."""
+def _is_trained(run: RunFolder, planned: Planned) -> bool:
+    return run.has_log(planned.trial.id) and run.status(planned.trial.id) in schema.TRAINED
+
+
+class _Live:
+    """A trial under way: its program, its history so far, its log."""
 
     def __init__(
         self,
@@ -110,43 +114,46 @@ class _Attempt:
         images: Any,
         job: Job,
         run: RunFolder,
-        leash: LeaseView,
-        report: Report,
+        lease: LeaseView,
         make_program: Callable[..., Program],
     ):
         self.planned = planned
         self._job = job
-        self._leash = leash
+        self._lease = lease
         self._run = run
-        self._report = functools.partial(report, planned)
         self._started = datetime.now(UTC)
         with folder_faults():
-            self._number = 1 + record.attempts(self._run.log_text(planned.trial.id))
-            self._log = self._run.open_log(planned.trial.id)
+            self._attempt = Attempt(
+                1 + attempts(run, planned.trial.id),
+                socket.gethostname(),
+                device_name(job),
+                self._started.isoformat(timespec="seconds"),
+            )
+            run.write_attempt(planned.trial.id, self._attempt)
+            self.log = run.open_log(planned.trial.id)
         self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled, say=print)
         self._program: Program | None = None
         self._history: list[Epoch] = []
-        self._left = False
-        self._epoch_began = time.monotonic()
+        self._stopped = False
+        self.epoch_began = time.monotonic()
         self._turns = self._train()
 
-    def turn(self, alarm: Alarm, alone: bool) -> bool:
-        """Goes on for a bit; False once the trial has ended.
+    def turn(self, alone: bool) -> bool:
+        """Go on for a bit; False once the trial has ended.
 
         Raises:
             torch.OutOfMemoryError: unless it is alone: then it fails.
             DeviceLostError: the GPU is broken.
             FolderError: nothing can be written.
         """
-        alarm.turn(self._log, self._epoch_began)
-        with _output_to(self._log):
+        with _output_to(self.log, shown=self._job.interactive):
             try:
                 next(self._turns)
                 return True
             except FolderError:
                 raise
             except StopIteration:
-                if self._left:
+                if self._stopped:
                     return False
                 status, error = self._status(), None
                 print(*log.final_lines(self.planned.trial, self._history, status == schema.COLLAPSED), sep="\n")
@@ -171,21 +178,17 @@ class _Attempt:
         self._turns.close()
         self._program = None  # and its memory, for whoever waits for some
         with contextlib.suppress(OSError):  # what it could not write before it cannot write now
-            self._log.close()
+            self.log.close()
 
     def _train(self) -> Generator[None, None, None]:
-        """Fills the history, writing it down and reporting it now and then."""
+        """Fill the history, and write it down now and then."""
         trial = self.planned.trial
-        device = _device(self._job)
-        when = self._started.isoformat(timespec="seconds")
-        print(f"{record.ATTEMPT}{self._number}: {trial.id} on {device_name(self._job)}, {when}")
-        with folder_faults():
-            self._log.save()  # in a store, where an attempt that is not seen is not counted
-        _reset_peak_memory(device)
+        print(f"attempt {self._attempt.number}: {trial.id} on {self._attempt.device}, {self._attempt.started_at}")
+        _reset_peak_memory(_device(self._job))
         self._program = self._make_program()
         yield
         slot = _Slot(self._run.checkpoint(trial.id))
-        written = reported = time.monotonic()
+        written = time.monotonic()
         trains = False  # epochs behind a checkpoint come first, each at once: between those there is nothing to leave
         epochs = turns(self._program, slot=slot, checkpoint_every=self._job.checkpoint_every)
         for epoch in epochs:
@@ -196,32 +199,38 @@ class _Attempt:
             self._history.append(epoch)
             if log.is_logged(epoch, trial.recipe.epochs):
                 print(log.epoch_line(epoch))
-            now = self._epoch_began = time.monotonic()
+            now = self.epoch_began = time.monotonic()
             if now - written >= WRITE_EVERY_S:
-                self._write_epochs()
+                self._write_progress()
                 written = now
-            if now - reported >= REPORT_EVERY_S:
-                self._report({name: getattr(epoch, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")})
-                reported = now
-            if trains and epoch.epoch < trial.recipe.epochs and not epoch.diverged and self._leash.word() != "go on":
-                self._leave(epochs, slot)
+            if trains and epoch.epoch < trial.recipe.epochs and not epoch.diverged and self._lease.order() != "go on":
+                self._stop(epochs, slot)
                 return
 
-    def _leave(self, epochs: Generator[Epoch | None, None, None], slot: _Slot) -> None:
-        """Stops between two epochs, for a driver that asked for it: nothing is lost. For a lost one nothing is done."""
-        self._left = True
-        slot.closed = self._leash.word() == "not yours"
+    def _stop(self, epochs: Generator[Epoch | None, None, None], slot: _Slot) -> None:
+        """Stop between two epochs, for a driver that asked for it: nothing is lost. For a lost one nothing is done."""
+        self._stopped = True
+        slot.closed = self._lease.order() == "not yours"
         epochs.close()  # which writes a checkpoint
         if not slot.closed:
-            self._write_epochs()
-            print(f"left after epoch {len(self._history)}, as the sweep was asked to; to go on, run it again")
+            self._write_progress()
+            print(f"stopped after epoch {len(self._history)}, as the sweep was asked to; to go on, run it again")
+
+    def _write_progress(self) -> None:
+        self._write_epochs()
+        if self._history:
+            last = self._history[-1]
+            shown = {name: getattr(last, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")}
+            self._attempt = dataclasses.replace(self._attempt, **shown)
+            with folder_faults():
+                self._run.write_attempt(self.planned.trial.id, self._attempt)
 
     def _write_epochs(self) -> None:
         trial = self.planned.trial
         if self._other_end() is None:
             with folder_faults():
                 self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
-                self._log.save()
+                self.log.save()
 
     def _other_end(self) -> str | None:
         """How another attempt has ended this trial, if one has.
@@ -235,21 +244,17 @@ class _Attempt:
     def _end(self, status: str, error: str | None) -> None:
         """Writes everything down, the row last: it is what says that the trial has ended."""
         if (ended := self._other_end()) is not None:
-            print(f"another attempt has ended this trial as {ended}; this one is dropped", file=self._log)
-            self._report({"status": ended, "best_test_acc": None, "train_s": None, "error": None})
+            print(f"another attempt has ended this trial as {ended}; this one is dropped", file=self.log)
             return
         self._write_epochs()
         with folder_faults():
             self._write_end(status, error)
-        best = max((epoch.test_acc for epoch in self._history), default=None)
-        train_s = sum(epoch.epoch_s for epoch in self._history)
-        self._report({"status": status, "best_test_acc": best, "train_s": train_s, "error": error})
 
     def _write_end(self, status: str, error: str | None) -> None:
         trial, program, device = self.planned.trial, self._program, _device(self._job)
         if self._job.keep_weights and program and status == schema.COMPLETED:
             self._run.weights(trial.id).write(_encoded(program.network))
-        self._log.save()
+        self.log.save()
         self._run.write_trial(
             {
                 **record.row(self.planned, status, self._history, error, self._job.cost(self.planned)),
@@ -257,10 +262,10 @@ class _Attempt:
                 "params": program and count_parameters(program.network),
                 "pool_params_count": program and count_parameters(program.network.pool),
                 "peak_memory_mb": _peak_memory_mb(device),
-                "device": device_name(self._job),
+                "device": self._attempt.device,
                 "compiled": self._job.compiled,
-                "attempt": self._number,
-                "host": socket.gethostname(),
+                "attempt": self._attempt.number,
+                "host": self._attempt.host,
                 "git_commit": self._job.git_commit,
                 "versions": record.versions(),
                 "started_at": self._started,
@@ -269,6 +274,7 @@ class _Attempt:
         )
         if status != schema.FAILED:  # a failed trial that is tried again goes on from there
             self._run.checkpoint(trial.id).remove()
+        self._run.end_attempt(trial.id)
 
 
 class _Slot:
@@ -309,20 +315,24 @@ def device_name(job: Job) -> str:
 
 
 @contextlib.contextmanager
-def _output_to(file: TextIO) -> Iterator[None]:
-    """What is printed within the block goes there."""
-    forgiving: Any = _Forgiving(file)
-    with contextlib.redirect_stdout(forgiving), contextlib.redirect_stderr(forgiving):
+def _output_to(file: TextIO, shown: bool) -> Iterator[None]:
+    """What is printed within the block goes there; and where it went before, if it is to be shown."""
+    streams: list[Any] = [_Forgiving(file, stream if shown else None) for stream in (sys.stdout, sys.stderr)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]), shown_by(print):
         yield
 
 
 class _Forgiving:
     """A file that drops what it cannot take: no trial fails because its log is on a disk that is full."""
 
-    def __init__(self, file: TextIO):
+    def __init__(self, file: TextIO, shown: TextIO | None = None):
         self._file = file
+        self._shown = shown
 
     def write(self, text: str) -> int:
+        if self._shown is not None:
+            self._shown.write(text)
+            self._shown.flush()
         with contextlib.suppress(OSError):
             self._file.write(text)
         return len(text)

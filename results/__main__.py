@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.live import Live
-from rich.text import Text
+from rich.console import Console
 
 from results import status, submissions
 from results.audit import verify
@@ -86,9 +85,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command("status", _status, "how far the sweep is: what runs, what failed and why, how long still")
 
-    add = command("watch", _watch, "the table and the status, drawn again and again until all has ended")
+    add = command(
+        "watch", _watch, "the status, drawn again and again until all has ended, as the sweep itself shows it"
+    )
     _add_choice(add)
     add("--every", metavar="SECONDS", type=seconds, default=5.0)
+    add("--table", action="store_true", help="with the table above it")
 
     command("compact", _compact, "merge the small files of ended trials; readers and a sweep may go on")
 
@@ -178,14 +180,18 @@ def _status(args: argparse.Namespace) -> None:
 
 def _watch(args: argparse.Namespace) -> None:
     run = load(args.run)
-    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, vertical_overflow="visible") as live:
-        while True:
-            now = status.status(run.folder)
-            table = render.to_text(run.leaderboard(**_chosen(args)), args.metric, run.notes())
-            live.update(Text(f"{table}\n{now}"), refresh=True)
-            if process.unread() or (not now.counts["running"] and not now.counts["to do"]):
-                return
+
+    def table() -> str:
+        return render.to_text(run.leaderboard(**_chosen(args)), args.metric, run.notes()) + "\n"
+
+    console = Console(markup=False, emoji=False)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        status.Screen(run.folder, console, table if args.table else str) as screen,
+    ):
+        while not screen.refresh().is_over and not process.unread():
             time.sleep(args.every)
+    print(f"{table() if args.table else ''}{status.status(run.folder)}")
 
 
 def _compact(args: argparse.Namespace) -> None:

@@ -1,53 +1,63 @@
-"""How far a sweep is, from its run folder alone: while it runs, from another terminal or another machine."""
+"""How far a sweep is, from its run folder alone: what the sweep shows, and what any other machine can see."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from results.store import schema
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from results.store import lease, schema
+from results.store.attempt import Attempt
 from results.store.folder import RunFolder
 from search_spaces.errors import RequestError
-from search_spaces.grid import Grid, Planned
-from search_spaces.text import visible
+from search_spaces.grid import FILTERS, Planned
+from search_spaces.text import duration, visible
 
 NO_SPACE = (
-    "{run} has no space.yaml: no sweep has begun there, or it was deleted: the sweep's command writes it again, and "
+    "{run} has no space.yaml: no sweep has begun there, or it was deleted; the sweep's command writes it again, and "
     "trains nothing that has ended"
 )
-ALIVE_S = 120.0  # a trial writes its epochs every 5 s, or after each if one takes longer
+ALIVE_S = 120.0  # a trial says every 5 s how far it is, or after each epoch if one takes longer
+PLAIN_EVERY_S = 30.0  # a line on what runs
 EPOCHS = 3  # that it may be silent for, where they are known to be long
+
+Row = Mapping[str, Any]
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class Unfinished:
     """A trial that has begun and has not ended.
 
     Attributes:
-        epoch: the last one on record; 0 before the first.
-        test_acc: of that epoch, percent.
-        silent_s: seconds since it last wrote.
-        patience_s: beyond which it was probably stopped, and goes on next time.
+        silent_s: seconds since it last said how far it is.
     """
 
     planned: Planned
-    epoch: int
-    test_acc: float | None
+    attempt: Attempt
     silent_s: float
-    patience_s: float = ALIVE_S
 
     @property
-    def alive(self) -> bool:
-        return self.silent_s <= self.patience_s
+    def runs(self) -> bool:
+        """Whether it runs, as far as can be seen; if not it was probably stopped, and goes on next time."""
+        return self.silent_s <= max(ALIVE_S, EPOCHS * (self.attempt.epoch_s or 0.0))
 
     def __str__(self) -> str:
-        accuracy = "" if self.test_acc is None else f", {self.test_acc:.2f} %"
-        silent = "" if self.alive else f", silent for {spell_seconds(self.silent_s)}"
-        return f"{self.planned.trial}: epoch {self.epoch}/{self.planned.trial.recipe.epochs}{accuracy}{silent}"
+        last = self.attempt
+        accuracy = "" if last.test_acc is None else f", {last.test_acc:.2f} %"
+        speed = "" if last.images_per_s is None or not self.runs else f", {last.images_per_s:,.0f} images/s"
+        silent = "" if self.runs else f", silent for {duration(self.silent_s)}"
+        return f"{self.planned.trial}: epoch {last.epoch}/{self.planned.trial.recipe.epochs}{accuracy}{speed}{silent}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,104 +69,242 @@ class Status:
             silent as `stopped`, hidden ones that have not begun as `withheld`.
         unfinished: those that run or were stopped.
         failures: (trial, first line of the error) of those that failed or were refused.
-        left_s: seconds until what is to do and runs is done, if as many run at once as do now; None where nothing is
-            left, or nothing has ended to tell it from.
+        left_s: seconds until all is done, if as many run at once as do now; None where nothing is left, or nothing is
+            known of how long an epoch takes.
     """
 
     counts: Counter[str]
-    unfinished: Sequence[Running]
+    unfinished: Sequence[Unfinished]
     failures: Sequence[tuple[str, str]]
     left_s: float | None
 
-    def __str__(self) -> str:
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs, and nothing is left to run."""
+        return not (self.counts["running"] or self.counts["to do"])
+
+    @property
+    def head(self) -> str:
+        """The counts, and how long it takes still, on one line."""
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
         total = self.counts.total()
-        head = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
-        left = "" if self.left_s is None else f"; about {spell_seconds(self.left_s)} left"
-        lines = [f"{total} trials: {head}{left}"]
-        lines += [f"  {running}" for running in self.unfinished]
-        lines += [f"  {trial}: {error}" for trial, error in self.failures]
-        return "\n".join(lines)
+        return f"{total} trial{'s' * (total != 1)}: {counts}{self.left}"
+
+    @property
+    def left(self) -> str:
+        """`; about 12 min left`, or nothing."""
+        return "" if self.left_s is None else f"; about {duration(self.left_s)} left"
+
+    def __str__(self) -> str:
+        lines = [self.head, *(f"  {one}" for one in self.unfinished)]
+        return "\n".join([*lines, *(f"  {trial}: {error}" for trial, error in self.failures)])
 
 
 def status(run: RunFolder) -> Status:
-    """How far the newest sweep on a run folder is.
+    """Return how far the newest sweep on a run folder is.
 
     Raises:
         RequestError: no sweep has begun there.
     """
-    grid = run.grid()
-    if grid is None:
-        raise RequestError.of(NO_SPACE.format(run=run))
-    columns = ["trial_id", "status", "error", "train_s", "epochs", "arch", "dataset"]
-    ended = {row["trial_id"]: row for row in run.read_trials(columns).to_pylist()}
-    begun = _begun(run, [planned for planned in grid if planned.trial.id not in ended])
-    live = [one for one in begun if one.alive]
-    ids = {one.planned.trial.id for one in begun}
-    counts: Counter[str] = Counter()
-    for planned in grid:
-        if row := ended.get(planned.trial.id):
-            counts[row["status"]] += 1
-        elif planned.trial.id not in ids:
-            counts["withheld" if planned.hidden else "to do"] += 1
-    counts |= Counter({"running": len(live), "stopped": len(begun) - len(live)})
-    failures = [
-        (visible(trial_id), visible((row["error"] or "").partition("\n")[0]))
-        for trial_id, row in ended.items()
-        if row["status"] in (schema.FAILED, schema.INVALID)
-    ]
-    order = ["completed", "running", "to do", "stopped", "diverged", "collapsed", "failed", "invalid", "withheld"]
-    in_order = Counter({name: counts[name] for name in order if counts[name]})
-    return Status(in_order, begun, failures, _left_s(grid, ended, begun, max(1, len(live))))
+    return Watch(run).status()
 
 
-def _begun(run: RunFolder, open_trials: Sequence[Planned]) -> list[Running]:
-    """The trials that have a log, with their last epoch."""
-    logs = run.logs()
-    begun = [planned for planned in open_trials if planned.trial.id in logs]
-    columns = ["trial_id", "epoch", "test_acc", "epoch_s"]
-    rows: dict[str, list[dict[str, Any]]] = {planned.trial.id: [] for planned in begun}
-    for row in run.read_epochs(columns, {"trial_id": list(rows)}).to_pylist():
-        rows[row["trial_id"]].append(row)
-    found = []
-    for planned in begun:
-        mine = rows[planned.trial.id]
-        last = max(mine, key=lambda row: row["epoch"], default={"epoch": 0, "test_acc": None})
-        silent = time.time() - run.last_written(planned.trial.id)
-        longest = max((row["epoch_s"] for row in mine), default=0.0)
-        found.append(Running(planned, last["epoch"], last["test_acc"], silent, max(ALIVE_S, EPOCHS * longest)))
-    return found
+class Watch:
+    """Reads how far a sweep is, again and again: of rows only those that are new.
+
+    Attributes:
+        planned: {trial id: trial} of the newest sweep.
+        ended: {trial id: its row} of the trials on record at the last look.
+    """
+
+    def __init__(self, run: RunFolder):
+        self._run = run
+        self._version: object = None  # of what was asked for
+        self._withheld: set[str] = set()
+        self._read: set[str] = set()  # names of files
+        self.planned: dict[str, Planned] = {}
+        self.ended: dict[str, Row] = {}
+
+    def status(self) -> Status:
+        """Look anew.
+
+        Raises:
+            RequestError: no sweep has begun there, or its files cannot be read.
+        """
+        self._read_planned()
+        begun = self._read_trials()
+        counts: Counter[str] = Counter(self.ended[name]["status"] for name in self.planned if name in self.ended)
+        open_trials = self.planned.keys() - self.ended.keys() - {one.planned.trial.id for one in begun}
+        counts["withheld"] = len(open_trials & self._withheld)
+        counts["to do"] = len(open_trials) - counts["withheld"]
+        counts["running"] = sum(one.runs for one in begun)
+        counts["stopped"] = len(begun) - counts["running"]
+        failures = [
+            (visible(trial_id), visible((row["error"] or "").partition("\n")[0]))
+            for trial_id, row in self.ended.items()
+            if row["status"] in (schema.FAILED, schema.INVALID)
+        ]
+        in_order = Counter({name: counts[name] for name in _ORDER if counts[name]})
+        return Status(in_order, begun, failures, self._left_s(begun, max(1, counts["running"])))
+
+    def _read_planned(self) -> None:
+        """Read what was asked, if it is another than at the last look."""
+        driver = lease.holder(self._run)
+        version = self._run.files.modified("space.yaml"), driver and driver.token
+        if version == self._version:
+            return
+        grid = self._run.grid()
+        if grid is None:
+            raise RequestError.of(NO_SPACE.format(run=self._run))
+        only = {name: value for name, value in driver.only.items() if name in FILTERS} if driver else {}
+        submitted = {pool.key for pool, _ in self._run.submissions().values()}
+        asked = {
+            one.trial.id: one for one in grid.select(only, final=bool(driver and driver.final), submitted=submitted)
+        }
+        hidden = {} if only else {one.trial.id: one for one in grid if one.hidden and one.trial.id not in asked}
+        self._version, self.planned, self._withheld = version, asked | hidden, set(hidden)
+
+    def _read_trials(self) -> list[Unfinished]:
+        """Read the rows that are new, and how far the trials are that have begun and have not ended."""
+        begun = {name: attempt for name in self._run.begun() if (attempt := self._run.attempt(name))}
+        self._read -= {f"trials/{trial_id}.parquet" for trial_id in begun}
+        self.ended |= {row["trial_id"]: row for row in self._run.read_new_trials(_COLUMNS, self._read)}
+        for trial_id in begun:  # a failed trial that runs again has not ended
+            if trial_id in self.ended and self.ended[trial_id]["status"] not in schema.TRAINED:
+                del self.ended[trial_id]
+        found = [trial_id for trial_id in self.planned if trial_id in begun and trial_id not in self.ended]
+        now = time.time()
+        return [Unfinished(self.planned[one], begun[one], now - self._run.last_written(one)) for one in found]
+
+    def _left_s(self, begun: Sequence[Unfinished], at_once: int) -> float | None:
+        paces = epoch_seconds(self.ended.values()) or _paces_so_far(begun)
+        if not paces:
+            return None
+        typical = statistics.median(paces.values())  # of a pair that nothing is known of yet
+        done = {one.planned.trial.id: one.attempt.epoch for one in begun}
+        epochs: Counter[Pair] = Counter()
+        for trial_id, one in self.planned.items():
+            if trial_id not in self.ended and (trial_id not in self._withheld or trial_id in done):
+                epochs[one.trial.arch, one.trial.dataset] += one.trial.recipe.epochs - done.get(trial_id, 0)
+        seconds = sum(count * paces.get(pair, typical) for pair, count in epochs.items())
+        return seconds / at_once if seconds else None
 
 
-def epoch_seconds(ended: Mapping[str, Mapping[str, object]]) -> dict[tuple[str, str], float]:
+_COLUMNS = ("trial_id", "status", "error", "train_s", "epochs", "arch", "dataset", "best_test_acc")
+_ORDER = ("completed", "running", "to do", "stopped", "diverged", "collapsed", "failed", "invalid", "withheld")
+
+
+def epoch_seconds(rows: Iterable[Row]) -> dict[Pair, float]:
     """{(arch, dataset): the median seconds of an epoch} of trials that were trained to their ends."""
-    paces: dict[tuple[str, str], list[float]] = {}
-    for row in ended.values():
+    paces: dict[Pair, list[float]] = {}
+    for row in rows:
         if row["status"] in schema.TRAINED and row["epochs"] and row["train_s"]:
-            pace = float(str(row["train_s"])) / int(str(row["epochs"]))
-            paces.setdefault((str(row["arch"]), str(row["dataset"])), []).append(pace)
+            paces.setdefault((row["arch"], row["dataset"]), []).append(row["train_s"] / row["epochs"])
     return {pair: statistics.median(found) for pair, found in paces.items()}
 
 
-def _left_s(
-    grid: Grid, ended: Mapping[str, Mapping[str, object]], begun: Sequence[Running], at_once: int
-) -> float | None:
-    paces = epoch_seconds(ended)
-    if not paces:
-        return None
-    typical = statistics.median(paces.values())  # of a pair that nothing is known of yet
-    done = {one.planned.trial.id: one.epoch for one in begun}
-    seconds = 0.0  # of one after the other
-    for planned in grid:
-        trial = planned.trial
-        if trial.id not in ended and not (planned.hidden and trial.id not in done):
-            epochs = trial.recipe.epochs - done.get(trial.id, 0)
-            seconds += epochs * paces.get((trial.arch, trial.dataset), typical)
-    return seconds / at_once if seconds else None
+def _paces_so_far(begun: Sequence[Unfinished]) -> dict[Pair, float]:
+    paces: dict[Pair, list[float]] = {}
+    for one in begun:
+        if one.attempt.epoch_s is not None:
+            paces.setdefault((one.planned.trial.arch, one.planned.trial.dataset), []).append(one.attempt.epoch_s)
+    return {pair: statistics.median(found) for pair, found in paces.items()}
 
 
-def spell_seconds(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+class Screen:
+    """Shows how far a sweep is, for the length of the block, as its run folder has it.
+
+    A line is printed for each trial that ends. On a terminal the status stands below and is drawn again; elsewhere a
+    line says every `PLAIN_EVERY_S` what runs.
+
+    Args:
+        console: where to.
+        above: what to draw above the status, such as a table.
+    """
+
+    def __init__(self, run: RunFolder, console: Console, above: Callable[[], str] = lambda: ""):
+        self._watch = Watch(run)
+        self._console = console
+        self._above = above
+        self._shown: set[str] = set()
+        self._said_at = time.monotonic()
+        self._live = Live(
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="visible",
+        )
+
+    def __enter__(self) -> Self:
+        self._watch.status()
+        self._shown = set(self._watch.ended)  # what has ended before is no news
+        if self._console.is_terminal:
+            self._live.start()
+        self.refresh()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with contextlib.suppress(RequestError, OSError):
+            self.refresh()
+        self._live.stop()
+
+    def refresh(self) -> Status:
+        """Look anew, and show it.
+
+        Raises:
+            RequestError, OSError: the run folder cannot be read.
+        """
+        now = self._watch.status()
+        ended = self._watch.ended
+        new = [trial_id for trial_id in ended if trial_id not in self._shown and trial_id in self._watch.planned]
+        self._shown = set(ended)
+        total = now.counts.total() - now.counts["withheld"]
+        done = sum(now.counts[status] for status in schema.STATUSES)
+        for number, trial_id in enumerate(new, done - len(new) + 1):
+            left = now.left if number == done else ""
+            self._print(f"[{number:>{len(str(total))}}/{total}] {self._spell(trial_id)}{left}")
+        if self._console.is_terminal:
+            self._live.update(Text(f"{self._above()}{now}"), refresh=True)
+        elif time.monotonic() - self._said_at >= PLAIN_EVERY_S and now.counts["running"]:
+            self._print("; ".join(str(one) for one in now.unfinished if one.runs) + now.left)
+        return now
+
+    @contextlib.contextmanager
+    def follow(self, every_s: float) -> Iterator[None]:
+        """Refresh in a thread for the length of the block.
+
+        To look takes long in a folder of many trials, or in a store: it is done for a twentieth of the time at most.
+        What cannot be read now may be at the next look.
+        """
+        over = threading.Event()
+
+        def keep_up() -> None:
+            pause = every_s
+            while not over.wait(pause):
+                began = time.monotonic()
+                with contextlib.suppress(RequestError, OSError):
+                    self.refresh()
+                pause = max(every_s, 20 * (time.monotonic() - began))
+
+        thread = threading.Thread(target=keep_up, name="screen", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _spell(self, trial_id: str) -> str:
+        row = self._watch.ended[trial_id]
+        facts = [row["status"]]
+        if row["status"] == schema.COMPLETED:
+            facts += [f"best {row['best_test_acc']:.2f} %", duration(row["train_s"])]
+        if row["error"]:
+            facts.append(row["error"].splitlines()[0])
+        return f"{self._watch.planned[trial_id].trial}: {', '.join(facts)}"
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(visible(line)), soft_wrap=True)
+        self._said_at = time.monotonic()

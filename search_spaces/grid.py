@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,17 @@ class Planned:
     place: tuple[int, int, int]
 
 
+PoolKey = tuple[str, str, str]
+
+FILTERS: Mapping[str, Callable[[Planned], str]] = {
+    "pool": lambda planned: planned.trial.pool.label,
+    "arch": lambda planned: planned.trial.arch,
+    "dataset": lambda planned: planned.trial.dataset,
+    "seed": lambda planned: str(planned.trial.seed),
+    "role": lambda planned: planned.role,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Pools x pairs x seeds under one recipe, and one protocol."""
@@ -83,6 +94,23 @@ class Grid:
         entry, pair, seed = self.entries[place[0]], self.pairs[place[1]], self.seeds[place[2]]
         trial = Trial(entry.pool, pair.arch, pair.dataset, seed, self.recipe, self.protocol)
         return Planned(trial, entry.role, pair.hidden, place)
+
+    def select(
+        self, only: Mapping[str, str] | None = None, *, final: bool = False, submitted: Collection[PoolKey] = ()
+    ) -> list[Planned]:
+        """Return the trials of a part of the grid, in order.
+
+        Args:
+            only: {key of `FILTERS`: value}; trials that differ in any are left out.
+            final: take those on hidden pairs too, of baselines and of candidates that were submitted.
+            submitted: the keys of these candidates' pools.
+        """
+        return [
+            planned
+            for planned in self
+            if (not planned.hidden or (final and (planned.role == BASELINE or planned.trial.pool.key in submitted)))
+            and all(FILTERS[key](planned) == value for key, value in (only or {}).items())
+        ]
 
     def with_candidates(self, pools: Iterable[Pool]) -> Grid:
         """The same, and these pools after the others where it does not have them."""

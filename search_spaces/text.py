@@ -40,3 +40,11 @@ def plain(table: Table) -> list[str]:
     sink = StringIO()
     Console(file=sink, width=1000, color_system=None, markup=False, emoji=False).print(table)
     return [line.rstrip() for line in sink.getvalue().splitlines()]
+
+
+def duration(seconds: float) -> str:
+    """Spell a duration for people: `45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -377,7 +377,7 @@ def train(folder: Path, data: Any) -> None:
     run = RunFolder(folder)
     run.create()
     job = Job(run.where, gpu=False, threads=1, checkpoint_every=100, compiled=False, git_commit=None)
-    run_pack(list(grid), data, job, lambda *_: None)
+    run_pack(list(grid), data, job)
 
 
 def main(runs: Path, names: Iterable[str]) -> None:

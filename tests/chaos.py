@@ -283,7 +283,7 @@ def undisturbed(space_file: Path, folder: Path) -> list[str]:
     job = Job(run.where, gpu=False, threads=1, checkpoint_every=100, compiled=False, git_commit=None)
     digits = data.load("digits", Path("unused"))
     for planned in space.grid:
-        run_pack([planned], digits, job, lambda *_: None)
+        run_pack([planned], digits, job)
     return numbers(run)
 
 

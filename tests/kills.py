@@ -134,7 +134,7 @@ def sweep(folder: Path, grid: Grid, digits: Dataset, side_by_side: bool = False)
     todo = [planned for planned in grid if planned.trial.id not in ended]
     job = Job(run.where, False, 1, checkpoint_every=1, compiled=False, git_commit=None, keep_weights=True)
     for pack in [todo] if side_by_side else [[planned] for planned in todo]:
-        run_pack(pack, digits, job, lambda *_: None)
+        run_pack(pack, digits, job)
 
 
 def forked(work: Callable[[], Any]) -> int:

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from odd_data import ODD_TEXTS, broken
 
 from orchestrator import cli
-from orchestrator.sweep import FILTERS, make_plan
+from orchestrator.plan import make_plan
 from results.store.folder import RunFolder
 from search_spaces import space as spaces
 from search_spaces import user_code
 from search_spaces.document import MOST_VALUES
 from search_spaces.errors import RequestError
-from search_spaces.grid import MOST_TRIALS
+from search_spaces.grid import FILTERS, MOST_TRIALS
 from search_spaces.space import MAX_TRIALS
 
 ROOT = Path(__file__).parents[1]

@@ -79,7 +79,7 @@ def run(grid: Grid, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -
     folder = RunFolder(tmp_path_factory.mktemp("cam") / "run")
     folder.create()
     folder.write_grid(grid)
-    run_pack(list(grid), digits, make_job(folder, keep=True), lambda *_: None)
+    run_pack(list(grid), digits, make_job(folder, keep=True))
     return folder
 
 
@@ -98,7 +98,7 @@ def test_weights_are_kept_of_the_trials_that_complete(run: RunFolder, grid: Grid
 def test_no_weights_are_kept_unless_asked_for(files: Path, digits: Dataset, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create()
-    run_pack(list(make_grid(files, "gap")), digits, make_job(folder, keep=False), lambda *_: None)
+    run_pack(list(make_grid(files, "gap")), digits, make_job(folder, keep=False))
     assert [how.status for how in folder.ended().values()] == [schema.COMPLETED]
     assert not list((tmp_path / "weights").iterdir())
 
@@ -114,7 +114,7 @@ def test_the_weights_are_there_before_the_row_is(
         found.append(self.weights(row["trial_id"]).read() is not None)
 
     monkeypatch.setattr(RunFolder, "write_trial", write_trial)
-    run_pack(list(make_grid(files, "gap")), digits, make_job(folder, keep=True), lambda *_: None)
+    run_pack(list(make_grid(files, "gap")), digits, make_job(folder, keep=True))
     assert found == [True]
 
 

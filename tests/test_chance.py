@@ -10,8 +10,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 import results
+from orchestrator.plan import make_plan
 from orchestrator.record import Job
-from orchestrator.sweep import make_plan
 from orchestrator.worker import run_pack
 from results import __main__
 from results.store import schema
@@ -62,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     grid = Grid("chance", entries, (Pair("resnet20", "digits"),), (1, 2), recipe)
     folder.write_grid(grid)
     job = Job(folder.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
-    run_pack(list(grid), digits, job, lambda *_: None)
+    run_pack(list(grid), digits, job)
     return folder.path
 
 
@@ -118,11 +118,10 @@ def test_it_is_never_trained_again(run: RunFolder, tmp_path: Path, digits: Datas
     plan = make_plan(space, run, retry_failed=True)
     assert [planned.trial.seed for planned in plan.todo] == [3, 3]
     before = {path: path.stat().st_mtime_ns for path in (run.path / "trials").iterdir()}
-    reported: list[str] = []
     job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
     old = [planned for planned in plan.planned if planned not in plan.todo]
-    run_pack(old, digits, job, lambda planned, result: reported.append(result["status"]))
-    assert sorted(reported) == ["collapsed", "collapsed", "completed", "completed"]
+    run_pack(old, digits, job)
+    assert sorted(one.status for one in run.ended().values()) == ["collapsed", "collapsed", "completed", "completed"]
     assert {path: path.stat().st_mtime_ns for path in (run.path / "trials").iterdir()} == before
 
 

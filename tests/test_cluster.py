@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from orchestrator import cli, cluster
+from orchestrator import cli, cluster, compat
 from orchestrator.resources import Node, Share, share
 from results.store import schema
 from results.store.folder import RunFolder
@@ -74,11 +73,15 @@ def test_where_a_trial_may_run(asked: dict[str, Any], nodes: list[Node], gets: S
 @pytest.mark.parametrize(
     ("asked", "nodes", "says"),
     [
-        ({"accelerator_type": "H10"}, [HEAD, H100, L4], r"found H10, but .* did you mean 'H100'\? known: H100, L4"),
-        ({"accelerator_type": "H100"}, [HEAD, WORKER], "found H100, but no node has a GPU; without this key"),
-        ({"accelerator_type": "H100"}, [Node(8, 0)], "found H100, but no node has a GPU; without this key"),
+        ({"accelerator_type": "H10"}, [HEAD, H100, L4], r"type H10, and .* did you mean 'H100'\? known: H100, L4"),
+        ({"accelerator_type": "H100"}, [HEAD, WORKER], "type H100, got a node without any; without this key"),
+        ({"accelerator_type": "H100"}, [Node(8, 0)], "type H100, got a node without any; without this key"),
         ({"accelerator_type": "H100"}, [Node(8, 1, "")], "none, as far as Ray can tell"),
-        ({"accelerator_type": "L4", "gpus_per_trial": 0}, [L4], "found L4 beside gpus_per_trial 0"),
+        (
+            {"accelerator_type": "L4", "gpus_per_trial": 0},
+            [L4],
+            "beside gpus_per_trial 0, which asks for no GPU, got L4",
+        ),
         ({"accelerator_type": "L4", "gpus_per_trial": 4}, [H100, L4], "no node has 4 L4 GPUs and 1 CPUs at once"),
     ],
 )
@@ -131,8 +134,8 @@ def free_address() -> str:
         ("nowhere.invalid:6379", "no Ray cluster answers there: .*; start one with `ray start --head`"),
         ("ray://127.0.0.1:10001", "whoever schedules has to be a node of the cluster: give the command to one"),
         ("http://127.0.0.1:8265", "whoever schedules has to be a node of the cluster: give the command to one"),
-        ("127.0.0.1", "allowed is local, auto or HOST:PORT"),
-        ("head:ray", "allowed is local, auto or HOST:PORT"),
+        ("127.0.0.1", "expected local, inline, auto or HOST:PORT"),
+        ("head:ray", "expected local, inline, auto or HOST:PORT"),
         ("127.0.0.1:99999", "no Ray cluster answers there"),
     ],
 )
@@ -162,8 +165,8 @@ def test_auto_joins_the_one_cluster_that_is_alive(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     alive: set[str] = set()
     monkeypatch.setattr(cluster, "_answers", lambda address: None if address in alive else "connection refused")
-    here = {"find_gcs_addresses": lambda: {private, "10.0.0.5:6379"}, "find_bootstrap_address": lambda _: dead}
-    monkeypatch.setattr(cluster, "services", SimpleNamespace(**here))
+    monkeypatch.setattr(compat, "running", lambda: [private, "10.0.0.5:6379"])
+    monkeypatch.setattr(compat, "last_started", lambda: dead)
     with pytest.raises(RequestError, match=rf"no Ray cluster runs on this machine; that at {dead} has ended"):
         connect("auto")
     alive |= {private}  # another sweep's own, which it ends when it is done
@@ -177,7 +180,7 @@ def test_auto_joins_the_one_cluster_that_is_alive(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_machine_that_is_no_node(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.services, "find_node_ids", set)
+    monkeypatch.setattr(compat, "is_node", lambda: False)
     with pytest.raises(RequestError, match="this machine is no node of the cluster"):
         connect(ray_address)
 

@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(space
     done = result_of([*SWEEP, "--space", space], space.parent, **{name: "/proc/none"})
     assert done.returncode == cli.REFUSED
     said = done.stderr.decode().splitlines()
-    assert said[0].startswith(f"error: ${name}: found /proc/none, which cannot be written: ")
+    assert said[0].startswith(f"error: ${name}: expected a folder that can be written, got /proc/none: ")
     assert said[1:] == ["nothing was started"]
     assert not (space.parent / "runs").exists()
 
@@ -206,7 +206,7 @@ def test_a_folder_is_short_enough_for_rays_sockets(tmp_path: Path, monkeypatch: 
         assert len(folder) + cluster.LONGEST_SOCKET <= cluster.MOST_OF_AN_ADDRESS
     monkeypatch.setattr(cluster, "SHORT_PLACES", (str(tmp_path / "none"),))
     with (
-        pytest.raises(RequestError, match=r"\$TMPDIR: found /x+, allowed are 39 bytes.*set RAY_TMPDIR"),
+        pytest.raises(RequestError, match=r"\$TMPDIR: expected 39 bytes at most.*got /x+; set RAY_TMPDIR"),
         cluster._folder(),
     ):
         raise AssertionError

@@ -7,7 +7,7 @@ import datetime as real_datetime
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def epochs_of(run: RunFolder) -> pd.DataFrame:
 def undisturbed(digits: Dataset, tmp_path: Path) -> pd.DataFrame:
     """The epochs of `gap` when nothing happens."""
     run = make_run(tmp_path / "undisturbed")
-    run_pack(list(make_grid("gap")), digits, make_job(run), lambda *_: None)
+    run_pack(list(make_grid("gap")), digits, make_job(run))
     return epochs_of(run)
 
 
@@ -79,7 +79,7 @@ from trainer import data
 {before}
 run = RunFolder({run.where!r})
 trials = list(make_grid({spec!r}))
-run_pack(trials, data.load("digits", Path()), make_job(run, {settings}), lambda *_: None)
+run_pack(trials, data.load("digits", Path()), make_job(run, {settings}))
 """
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
@@ -153,7 +153,7 @@ def test_garbage_on_stdout_ends_up_in_the_log(tmp_path: Path, digits: Dataset) -
         tmp_path, f"        print({noise}); sys.stderr.write('half a line')\n        os.write(1, b'\\xff\\xfe')\n"
     )
     (planned,) = make_grid(spec)
-    run_pack([planned], digits, make_job(run), lambda *_: None)
+    run_pack([planned], digits, make_job(run))
     assert run.status(planned.trial.id) == schema.COMPLETED
     text = run.log_text(planned.trial.id)
     assert text is not None
@@ -174,7 +174,7 @@ def test_a_clock_that_jumps_changes_no_duration(
 
     run = make_run(tmp_path / "run")
     monkeypatch.setattr(worker, "datetime", Jumping)
-    run_pack(list(make_grid("gap")), digits, make_job(run), lambda *_: None)
+    run_pack(list(make_grid("gap")), digits, make_job(run))
     (row,) = run.read_trials().to_pylist()
     assert row["finished_at"] < row["started_at"]
     assert 0 < row["train_s"] < 60
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_behind_it_and_nothing_else(
             "empty": b"",
         }[damage]
     )
-    run_pack([planned], digits, make_job(run), lambda *_: None)
+    run_pack([planned], digits, make_job(run))
     text = run.log_text(planned.trial.id)
     assert text is not None
     assert "checkpoint passed over, the trial starts from its first epoch: it " in text
@@ -231,7 +231,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_behind_it_and_nothing_else(
 
 
 def stop_after(run: RunFolder, planned: Any, digits: Dataset, epochs: int) -> None:
-    """A trial whose worker is asked to leave when it has come that far."""
+    """A trial whose worker is asked to stop when it has come that far."""
     slot = run.checkpoint(planned.trial.id)
 
     def has_come_far() -> bool:
@@ -242,33 +242,32 @@ def stop_after(run: RunFolder, planned: Any, digits: Dataset, epochs: int) -> No
 
 
 def stop_when(it_is_time: Callable[[], bool], run: RunFolder, planned: Any, digits: Dataset) -> None:
-    def word(_: object) -> str:
-        return "leave" if it_is_time() else "go on"
-
-    def report(_: object, told: Mapping[str, Any]) -> None:
-        assert "status" not in told, "it has not ended"
+    def order(_: object) -> str:
+        return "stop" if it_is_time() else "go on"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease.LeaseView, "word", word)
-        run_pack([planned], digits, make_job(run), report)
+        patch.setattr(lease.LeaseView, "order", order)
+        run_pack([planned], digits, make_job(run))
+    assert run.ended() == {}
+    assert run.begun() == [planned.trial.id]
 
 
-def test_a_trial_that_is_asked_to_leave_loses_nothing(
+def test_a_trial_that_is_asked_to_stop_loses_nothing(
     tmp_path: Path, digits: Dataset, undisturbed: pd.DataFrame
 ) -> None:
     run = make_run(tmp_path / "run")
     (planned,) = make_grid("gap")
     stop_after(run, planned, digits, epochs=2)
     assert run.read_epochs()["epoch"].to_pylist() == [1, 2]
-    run_pack([planned], digits, make_job(run), lambda *_: None)
+    run_pack([planned], digits, make_job(run))
     text = run.log_text(planned.trial.id)
     assert text is not None
-    assert "left after epoch 2, as the sweep was asked to" in text
+    assert "stopped after epoch 2, as the sweep was asked to" in text
     assert "resumed after epoch 2" in text
     pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
 
 
-def test_a_trial_that_is_asked_to_leave_as_it_resumes_keeps_the_epochs_behind_it(
+def test_a_trial_that_is_asked_to_stop_as_it_resumes_keeps_the_epochs_behind_it(
     tmp_path: Path, digits: Dataset, undisturbed: pd.DataFrame
 ) -> None:
     run = make_run(tmp_path / "run")
@@ -278,15 +277,15 @@ def test_a_trial_that_is_asked_to_leave_as_it_resumes_keeps_the_epochs_behind_it
     assert run.read_epochs()["epoch"].to_pylist() == [1, 2, 3]
     text = run.log_text(planned.trial.id)
     assert text is not None
-    assert "left after epoch 3, as the sweep was asked to" in text
-    run_pack([planned], digits, make_job(run), lambda *_: None)
+    assert "stopped after epoch 3, as the sweep was asked to" in text
+    run_pack([planned], digits, make_job(run))
     pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
 
 
 def test_a_worker_whose_driver_has_lost_the_folder_writes_nothing_more(tmp_path: Path, digits: Dataset) -> None:
     run = make_run(tmp_path / "run")
     (planned,) = make_grid("gap")
-    run_pack([planned], digits, make_job(run, driver="of a driver that is gone"), lambda *_: pytest.fail("reported"))
+    run_pack([planned], digits, make_job(run, driver="of a driver that is gone"))
     assert run.ended() == {}
     assert run.log_text(planned.trial.id) is None, "it was not even begun"
 
@@ -297,12 +296,11 @@ def test_a_machine_that_comes_back_does_not_overwrite_what_was_trained_elsewhere
     run = make_run(tmp_path / "run")
     (planned,) = make_grid("gap")
     elsewhere = overtaken(run, planned, digits)
-    ended: list[Any] = []
     monkeypatch.setattr(worker, "WRITE_EVERY_S", 0.0)
-    run_pack([planned], digits, make_job(run), lambda _, result: ended.append(result), elsewhere)
+    run_pack([planned], digits, make_job(run), make_program=elsewhere)
     (row,) = run.read_trials().to_pylist()
     assert row["attempt"] == 2, "the one that was there first"
-    assert ended[-1]["status"] == schema.COMPLETED
+    assert row["status"] == schema.COMPLETED
     text = run.log_text(planned.trial.id)
     assert text is not None
     assert "another attempt has ended this trial as completed; this one is dropped" in text
@@ -312,7 +310,7 @@ def overtaken(run: RunFolder, planned: Any, digits: Dataset) -> Callable[..., An
     """A program during whose building the same trial is trained by another worker, from first to last."""
 
     def make(*arguments: Any, **settings: Any) -> Any:
-        run_pack([planned], digits, make_job(run), lambda *_: None)
+        run_pack([planned], digits, make_job(run))
         return worker.Program(*arguments, **settings)
 
     return make
@@ -323,7 +321,7 @@ def test_checkpoints_come_by_the_clock_too(tmp_path: Path, digits: Dataset, monk
     run = make_run(tmp_path / "run")
     spec = write_pool(tmp_path, "        if self.calls == 7: raise ValueError('in epoch 4')\n")
     (planned,) = make_grid(spec)
-    run_pack([planned], digits, dataclasses.replace(make_job(run), checkpoint_every=100), lambda *_: None)
+    run_pack([planned], digits, dataclasses.replace(make_job(run), checkpoint_every=100))
     data = run.checkpoint(planned.trial.id).read()
     assert data is not None
     assert len(checkpoint.decode(planned.trial.id, data)["history"]) == 3
@@ -356,11 +354,11 @@ def test_a_disk_that_is_full_fails_no_trial_and_once_there_is_room_it_goes_on(
     run = make_run(small_disk / "run")
     (planned,) = make_grid("gap")
     with pytest.raises(FolderError, match=r"cannot be written on .*: No space left on device"):
-        run_pack([planned], digits, make_job(run), lambda *_: None)
+        run_pack([planned], digits, make_job(run))
     assert run.ended() == {}
     assert not run.files.leftovers(-1), "half a checkpoint"
     remount(small_disk, "size=30m")
-    run_pack([planned], digits, make_job(run), lambda *_: None)
+    run_pack([planned], digits, make_job(run))
     assert run.status(planned.trial.id) == schema.COMPLETED
     pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
 
@@ -377,8 +375,8 @@ def test_a_folder_that_becomes_unwritable_in_mid_run(
         return worker.Program(*arguments, **settings)
 
     with pytest.raises(FolderError, match="No such file or directory"):
-        run_pack([planned], digits, make_job(run), lambda *_: None, make)
+        run_pack([planned], digits, make_job(run), make_program=make)
     assert list(small_disk.iterdir()) == [], "nothing is written where the folder only used to be"
     again = make_run(tmp_path / "again")
-    run_pack([planned], digits, make_job(again), lambda *_: None)
+    run_pack([planned], digits, make_job(again))
     pd.testing.assert_frame_equal(epochs_of(again), undisturbed)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.forecast import forecast
+from orchestrator.plan import forecast, make_plan
 from orchestrator.record import row
-from orchestrator.sweep import make_plan
 from results.store import schema
 from results.store.folder import RunFolder
 from results.table import published, stats

@@ -65,7 +65,7 @@ def make_run(path: Path, labels: Sequence[str] = LABELS) -> RunFolder:
     run = RunFolder(path)
     run.create()
     run.write_grid(grid)
-    run.write_same_functions([Equivalence("vgg11bn", tuple(labels[:10]), {labels[0]: ("<p>",)})])
+    run.write_equivalences([Equivalence("vgg11bn", tuple(labels[:10]), {labels[0]: ("<p>",)})])
     rows, epochs = [], []
     for number, planned in enumerate(grid):
         accuracy = 50 + number % 37 / 7 + (3 if planned.trial.pool.label == BASELINE else 0)

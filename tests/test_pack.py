@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from results.store import schema
 from results.store.folder import RunFolder
 from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
+from search_spaces.messages import shown_by
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
 from tests.compare import numbers
@@ -68,22 +69,17 @@ def on_record(run: str, planned: Planned) -> list[dict[str, float]]:
     return rows[["epoch", "train_loss", "train_acc", "test_loss", "test_acc", "lr"]].to_dict("records")  # type: ignore
 
 
-class Reports:
-    def __init__(self) -> None:
-        self.ended: dict[str, Mapping[str, Any]] = {}
-
-    def __call__(self, planned: Planned, result: Mapping[str, Any]) -> None:
-        if "status" in result:
-            assert planned.trial.id not in self.ended
-            self.ended[planned.trial.id] = result
+def statuses(job: Job, trials: Sequence[Planned]) -> list[str | None]:
+    run = RunFolder(job.run)
+    assert run.begun() == []
+    return [run.status(planned.trial.id) for planned in trials]
 
 
 def test_a_packs_trials_give_the_same_numbers_as_alone(grid: Grid, job: Job, digits: Dataset) -> None:
     """Pools that draw noise on the host among them: turns swap the generators."""
     trials = list(grid)
-    reports = Reports()
-    run_pack(trials, digits, job, reports)
-    assert {r["status"] for r in reports.ended.values()} == {schema.COMPLETED}
+    run_pack(trials, digits, job)
+    assert set(statuses(job, trials)) == {schema.COMPLETED}
     for planned in trials:
         assert on_record(job.run, planned) == alone(planned.trial, digits), str(planned.trial)
 
@@ -106,8 +102,7 @@ def test_a_trial_that_diverges_or_raises_leaves_and_the_others_are_not_disturbed
         )
     bad = tuple(Entry(pool.expand(str(tmp_path / f"{name}.py"))[0]) for name in body)
     mixed = dataclasses.replace(grid, entries=(grid.entries[0], *bad, grid.entries[3]), seeds=(1,))
-    reports = Reports()
-    run_pack(list(mixed), digits, job, reports)
+    run_pack(list(mixed), digits, job)
     status = pd.read_parquet(Path(job.run) / "trials").set_index("pool")["status"].to_dict()
     assert status == {"gap": "completed", "raises": "failed", "diverges": "diverged", "noisy": "completed"}
     gap, raises, _, noisy = mixed
@@ -147,19 +142,17 @@ class _Roomy(Program):
 def test_without_memory_for_all_the_pack_is_split(grid: Grid, job: Job, digits: Dataset, room: int) -> None:
     trials = list(grid)[:5]
     tight = Tight(room)
-    reports = Reports()
-    run_pack(trials, digits, job, reports, make_program=tight)
+    run_pack(trials, digits, job, make_program=tight)
     assert tight.most == room
-    assert [reports.ended[planned.trial.id]["status"] for planned in trials] == ["completed"] * 5
+    assert statuses(job, trials) == ["completed"] * 5
     assert on_record(job.run, trials[4]) == alone(trials[4].trial, digits)
 
 
 def test_without_memory_for_one_it_fails(grid: Grid, job: Job, digits: Dataset) -> None:
     trials = list(grid)[:2]
-    reports = Reports()
-    run_pack(trials, digits, job, reports, make_program=Tight(0))
-    assert [reports.ended[p.trial.id]["status"] for p in trials] == ["failed"] * 2
-    assert "out of memory" in reports.ended[trials[0].trial.id]["error"]
+    run_pack(trials, digits, job, make_program=Tight(0))
+    assert statuses(job, trials) == ["failed"] * 2
+    assert "out of memory" in RunFolder(job.run).read_trials(["error"])["error"][0].as_py()
 
 
 def test_out_of_memory_in_the_middle_goes_on_from_the_checkpoint(grid: Grid, job: Job, digits: Dataset) -> None:
@@ -174,9 +167,8 @@ def test_out_of_memory_in_the_middle_goes_on_from_the_checkpoint(grid: Grid, job
             return (yield from super().run(epoch))
 
     trials = list(grid)[2:5]
-    reports = Reports()
-    run_pack(trials, digits, job, reports, make_program=Greedy)
-    assert [reports.ended[p.trial.id]["status"] for p in trials] == ["completed"] * 3
+    run_pack(trials, digits, job, make_program=Greedy)
+    assert statuses(job, trials) == ["completed"] * 3
     for planned in trials:
         assert on_record(job.run, planned) == alone(planned.trial, digits)
     log = (Path(job.run) / "logs" / f"{trials[1].trial.id}.log").read_text()
@@ -196,25 +188,23 @@ def test_a_lost_device_ends_the_process_not_the_trials(
 
     monkeypatch.setattr("orchestrator.worker._raise_if_lost", lost)
     with pytest.raises(DeviceLostError):
-        run_pack(list(grid)[:2], digits, job, Reports(), make_program=Broken)
+        run_pack(list(grid)[:2], digits, job, make_program=Broken)
     assert not list((Path(job.run) / "trials").iterdir()), "nobody knows whose fault it was"
 
 
 def test_what_has_ended_is_not_trained_again(grid: Grid, job: Job, digits: Dataset) -> None:
     trials = list(grid)[:3]
-    run_pack(trials[:2], digits, job, Reports())
+    run_pack(trials[:2], digits, job)
     before = {path: path.stat().st_mtime_ns for path in (Path(job.run) / "trials").iterdir()}
-    reports = Reports()
-    run_pack(trials, digits, job, reports)
-    assert len(reports.ended) == 3
+    run_pack(trials, digits, job)
+    assert len(RunFolder(job.run).ended()) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_idle_programs_answer_all_that_a_trial_asks(grid: Grid, job: Job, digits: Dataset) -> None:
     """Else `python -m benchmarks.overhead` measures how fast trials fail."""
-    reports = Reports()
-    idle_pack(list(grid)[:2], digits, job, reports)
-    assert [result["status"] for result in reports.ended.values()] == ["completed"] * 2
+    idle_pack(list(grid)[:2], digits, job)
+    assert statuses(job, list(grid)[:2]) == ["completed"] * 2
 
 
 # Which trials make a pack
@@ -309,13 +299,13 @@ def test_sizes_are_measured_once_for_a_run_folder(two_pairs: Grid, job: Job) -> 
         return [dataclasses.asdict(Measurement(k, 1.0, 1.0, 100.0 * k, 10.0)) for k in (1, 2)]
 
     run, todo = RunFolder(job.run), list(two_pairs)
-    for _ in range(2):
-        assert measured_sizes(todo, run, "a GPU", measure, said.append) == dict.fromkeys(
-            [("resnet20", "digits"), ("vgg11bn", "digits")], 2
-        )
+    with shown_by(said.append):
+        for _ in range(2):
+            found = measured_sizes(todo, run, "a GPU", measure)
+            assert found == {("resnet20", "digits"): 2, ("vgg11bn", "digits"): 2}
     assert asked == [6, 6]
     assert "resnet20-digits: 2 side by side (images/s by how many: 1: 100, 2: 200)" in said
-    measured_sizes(todo, run, "another GPU", measure, said.append)
+    measured_sizes(todo, run, "another GPU", measure)
     assert len(asked) == 4
 
 

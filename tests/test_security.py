@@ -209,7 +209,7 @@ def test_pickles_in_a_run_folder_stay_closed(
     assert not canary.exists()
 
     (run.path / "trials" / f"{planned.trial.id}.parquet").unlink()
-    run_pack([planned], digits, job, lambda *_: None)  # a rerun, from that checkpoint
+    run_pack([planned], digits, job)  # a rerun, from that checkpoint
     assert run.status(planned.trial.id) == schema.COMPLETED
     assert not canary.exists()
     with pytest.raises(OSError, match=r"nowhere"):
@@ -240,7 +240,7 @@ def test_the_environment_stays_out_of_the_run_folder(
     run.create()
     run.write_grid(grid)
     job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None, keep_weights=True)
-    run_pack(list(grid), digits, job, lambda *_: None)
+    run_pack(list(grid), digits, job)
     assert {ended.status for ended in run.ended().values()} == {schema.COMPLETED, schema.FAILED}
     assert (
         main(["report", str(run.path)]) == main(["leaderboard", str(run.path)]) == main(["status", str(run.path)]) == 0

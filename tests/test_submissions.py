@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import results
+from orchestrator.plan import make_plan
 from orchestrator.record import row
-from orchestrator.sweep import make_plan
 from results import submissions
 from results.__main__ import main
 from results.store import schema

@@ -278,7 +278,7 @@ def undisturbed(space_file: Path, folder: Path) -> Path:
     run.create()
     job = Job(run.where, gpu=False, threads=CORES, checkpoint_every=100, compiled=False, git_commit=None)
     for planned in space.grid:
-        run_pack([planned], data.load("digits", Path()), job, lambda *_: None)
+        run_pack([planned], data.load("digits", Path()), job)
     return folder
 
 

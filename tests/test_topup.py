@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import results
+from orchestrator.plan import make_plan
 from orchestrator.record import row
-from orchestrator.sweep import make_plan
 from results.__main__ import main
 from results.store import schema
 from results.store.folder import RunFolder

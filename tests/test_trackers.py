@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orchestrator.progress import Progress
+from orchestrator.watcher import Watcher
 from rich.console import Console
 
-from orchestrator import trackers
-from orchestrator.progress import Progress
 from orchestrator.record import Job, epoch_rows, row
-from orchestrator.trackers import Curve, Trackers
-from orchestrator.watcher import Watcher
+from results import track as trackers
 from results.store import schema
 from results.store.folder import RunFolder
 from results.store.lease import Lease
+from results.track import Curve, Trackers
 from search_spaces import pool
 from search_spaces import space as spaces
 from search_spaces.errors import RequestError
@@ -138,7 +138,7 @@ def test_logging_to_tensorboard_takes_no_torch(run: RunFolder) -> None:
     write(run, GAP)
     code = f"""
         import sys, orchestrator.sweep
-        from orchestrator.trackers import Trackers, check
+        from results.track import Trackers, check
         from results.store.folder import RunFolder
         run = RunFolder({str(run.path)!r})
         (planned, _) = run.grid()

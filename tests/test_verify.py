@@ -73,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, grid: Grid, digits: Dataset) 
 
 def train_all(run: RunFolder, pack: list[Planned], digits: Dataset) -> None:
     job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
-    run_pack(pack, digits, job, lambda *_: None)
+    run_pack(pack, digits, job)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ class Child:
         theirs.close()
 
     def ask(self, request: Any) -> Iterator[Any]:
-        """The answers to a request, as they come. Whoever does not take them all ends the child.
+        """Yield the answers to a request, as they come. A caller that does not take them all ends the child.
 
         Raises:
             ChildDiedError: it ended before the last.

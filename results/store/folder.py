@@ -3,6 +3,7 @@
     RUN/space.yaml                what was asked, resolved
     RUN/trials/<trial id>.parquet one row, written last: it marks the trial as ended
     RUN/epochs/<trial id>.parquet one row an epoch, rewritten as the trial goes
+    RUN/attempts/<trial id>.json  a trial that has begun and not ended (`results.store.attempt`)
     RUN/checkpoints/<trial id>.pt for resuming; gone when the trial was trained to its end
     RUN/weights/<trial id>.pt     its final weights, if the sweep keeps them and the trial has completed
     RUN/logs/<trial id>.log       what the trial printed; the traceback of a failure
@@ -37,6 +38,7 @@ import pyarrow as pa
 import yaml
 
 from results.store import parquet, schema, seal
+from results.store.attempt import Attempt
 from results.store.disk import Disk, Files
 from results.store.logs import Log
 from results.store.parquet import MERGED, Where
@@ -47,18 +49,19 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import Grid
 from search_spaces.pool import Pool
 
-FOLDERS = ("trials", "epochs", "checkpoints", "weights", "logs")
+FOLDERS = ("trials", "epochs", "attempts", "checkpoints", "weights", "logs")
 MERGE = 20_000  # files at a time: 4 million epochs, 300 MB while they are merged
 T = TypeVar("T")
 ROW_GROUP = 65_536  # of a merged file: sorted by id, so that a filter skips most, in a tenth of the time for one trial
 
 
 class Ended(NamedTuple):
-    """How a trial ended, under what."""
+    """How a trial ended, under what, at which attempt; None for one that the gate refused."""
 
     status: str
     recipe: str
     protocol: int
+    attempt: int | None
 
 
 class RunFolder:
@@ -145,9 +148,10 @@ class RunFolder:
         """
         for name in self.files.leftovers(older_s=0.0):
             self.files.remove(name)
-        for name in self.files.names("checkpoints"):
-            if self.status(name.removesuffix(".pt")) in schema.TRAINED:
-                self.files.remove(f"checkpoints/{name}")
+        for folder, suffix in (("checkpoints", ".pt"), ("attempts", ".json")):
+            for name in self.files.names(folder):
+                if self.status(name.removesuffix(suffix)) in schema.TRAINED:
+                    self.files.remove(f"{folder}/{name}")
 
     # What was asked
 
@@ -201,14 +205,14 @@ class RunFolder:
         """Which pools of the newest sweep start as one function, by architecture."""
         return self._read_json("checks.json", _equivalences_from, list)
 
-    def write_same_functions(self, found: Sequence[Equivalence]) -> None:
+    def write_equivalences(self, found: Sequence[Equivalence]) -> None:
         self._write_json("checks.json", {"same_function": [one.to_dict() for one in found]})
 
     # What was measured
 
     def ended(self) -> dict[str, Ended]:
         """{trial id: how} of every trial that has ended."""
-        table = self.read_trials(columns=["trial_id", "status", "recipe", "protocol"])
+        table = self.read_trials(columns=["trial_id", "status", "recipe", "protocol", "attempt"])
         ids, *rest = (column.to_pylist() for column in table.columns)
         return dict(zip(ids, map(Ended, *rest), strict=True))
 
@@ -227,6 +231,10 @@ class RunFolder:
         """As `status`, by the trial's own file alone: whatever a sweep that runs now has written, in one look."""
         return parquet.value(self.files, "status", f"trials/{trial_id}.parquet")
 
+    def own_attempt(self, trial_id: str) -> int | None:
+        """At which attempt the trial ended, by its own file alone; None if it has not, or the gate refused it."""
+        return parquet.value(self.files, "attempt", f"trials/{trial_id}.parquet")
+
     def read_trials(self, columns: Sequence[str] | None = None, where: Where | None = None) -> pa.Table:
         """Every trial that has ended, as `schema.TRIALS`; of those only what `where` asks for.
 
@@ -235,6 +243,22 @@ class RunFolder:
                 read.
         """
         return parquet.read(self.files, "trials", schema.TRIALS, columns, where)
+
+    def read_new_trials(self, columns: Sequence[str], read: set[str]) -> list[dict[str, Any]]:
+        """Read the rows that stand in files whose names are not in `read`, and add these names to it.
+
+        Raises:
+            RequestError: a file cannot be read.
+        """
+        names = [name for name in parquet.listed(self.files, "trials") if name not in read]
+        wanted = pa.schema([schema.TRIALS.field(name) for name in columns])
+        try:
+            with parquet.of_a_sweep(self.files, "trials"):
+                rows = parquet.concatenated(self.files, names, wanted).to_pylist()
+        except FileNotFoundError:  # `compact` has just merged one
+            return []
+        read.update(names)
+        return rows
 
     def read_epochs(self, columns: Sequence[str] | None = None, where: Where | None = None) -> pa.Table:
         """Every epoch on record, of running trials too, as `schema.EPOCHS`; as `read_trials`."""
@@ -297,9 +321,31 @@ class RunFolder:
         """Its final weights, a state_dict as `torch.save` writes it; there before its row is."""
         return StoredFile(self.files, f"weights/{trial_id}.pt")
 
+    def begun(self) -> list[str]:
+        """The ids of the trials that have begun and have not ended."""
+        return [name.removesuffix(".json") for name in self.files.names("attempts")]
+
+    def attempt(self, trial_id: str) -> Attempt | None:
+        """How far the trial has come; None if it has not begun, or has ended."""
+        try:
+            return Attempt.decode(self.files.read(_attempt(trial_id)))
+        except FileNotFoundError:
+            return None
+
+    def write_attempt(self, trial_id: str, attempt: Attempt) -> None:
+        self.files.write(_attempt(trial_id), attempt.encode())
+
+    def end_attempt(self, trial_id: str) -> None:
+        """Says that the trial is not under way any more; its row is written before."""
+        self.files.remove(_attempt(trial_id))
+
     def open_log(self, trial_id: str) -> Log:
         """The trial's log, open for appending: a second attempt adds to what the first one left."""
         return self.files.append(_log(trial_id))
+
+    def has_log(self, trial_id: str) -> bool:
+        """Whether the trial has ever begun."""
+        return self.files.exists(_log(trial_id))
 
     def log_text(self, trial_id: str) -> str | None:
         """What the trial's attempts have printed; None if there was none.
@@ -318,8 +364,8 @@ class RunFolder:
         return self.files.spell(_log(trial_id))
 
     def last_written(self, trial_id: str) -> float:
-        """When the trial last wrote its log or its epochs, in seconds since 1970; 0 if it never did."""
-        return max(self.files.modified(name) or 0.0 for name in (_log(trial_id), f"epochs/{trial_id}.parquet"))
+        """When the trial last said how far it is, in seconds since 1970; 0 if it never did."""
+        return self.files.modified(_attempt(trial_id)) or 0.0
 
     def ray_log(self) -> Log:
         """What Ray itself had to say, over all sweeps on this folder; open for appending."""
@@ -380,6 +426,10 @@ class StoredFile:
 
     def remove(self) -> None:
         self.files.remove(self.name)
+
+
+def _attempt(trial_id: str) -> str:
+    return f"attempts/{trial_id}.json"
 
 
 def _log(trial_id: str) -> str:

@@ -4,7 +4,7 @@
 
 Nobody has to break a lock by hand. A driver that died on this machine is known by its process, one on another machine
 by a count that no longer moves; no clock is compared with another. A store of objects has no exclusive create, so a
-claim is written, left to settle, and read again: of two that write at once, the later one stands.
+lease is written, left to settle, and read again: of two that write at once, the later one stands.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,26 +26,28 @@ from typing import Any, Literal, Self
 
 from results.store.folder import RunFolder
 from search_spaces.errors import RequestError
+from search_spaces.messages import log
 
 NAME = "driver.json"
-BEAT_S = 10.0
-DEAD_AFTER_S = 45.0  # four beats without one: a store that is slow, or a machine that swaps, misses one or two
+HEARTBEAT_S = 10.0
+DEAD_AFTER_S = 45.0  # four heartbeats: a store that is slow, or a machine that swaps, misses one or two
 SETTLE_S = {True: 0.2, False: 2.0}  # on a disk, in a store: longer than a write takes
 LOOK_EVERY_S = {True: 0.5, False: 5.0}  # a look costs 0.05 ms, or a request
 
-Word = Literal["go on", "leave", "not yours"]
+Order = Literal["go on", "stop", "not yours"]
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """Who claims a run folder.
+    """The process that runs a sweep on a run folder.
 
     Attributes:
         machine: host name, boot and process namespace: where `pid` means something.
         started: the process's start, in the kernel's ticks since boot, since a pid is used again.
         since: for people.
-        beat: goes up every `BEAT_S`.
-        leaving: whether its workers are to write checkpoints and go.
+        heartbeat: goes up every `HEARTBEAT_S`.
+        stopping: whether its workers are to write checkpoints and stop.
+        only, final: which part of the grid it trains (`Grid.select`).
     """
 
     token: str
@@ -54,20 +56,24 @@ class Driver:
     pid: int
     started: str
     since: str
-    beat: int = 0
-    leaving: bool = False
+    heartbeat: int = 0
+    stopping: bool = False
+    only: Mapping[str, str] = field(default_factory=dict)
+    final: bool = False
 
     @classmethod
-    def here(cls) -> Driver:
+    def here(cls, only: Mapping[str, str] | None = None, final: bool = False) -> Driver:
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), _started(os.getpid()) or "", since)
+        started = _started(os.getpid()) or ""
+        where = socket.gethostname(), _machine(), os.getpid(), started, since
+        return cls(uuid.uuid4().hex, *where, only=dict(only or {}), final=final)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
 class Lease:
-    """This process's claim to a run folder, for the length of the block.
+    """This process's lease of a run folder, for the length of the block.
 
     Attributes:
         token: what workers of this driver show.
@@ -75,8 +81,7 @@ class Lease:
             `DEAD_AFTER_S` (a laptop that slept).
 
     Args:
-        say: hears why it takes longer.
-        here: who claims; this process.
+        here: the driver; this process unless given.
         patience_s: how long a driver on another machine may be silent.
 
     Raises:
@@ -86,17 +91,15 @@ class Lease:
     def __init__(
         self,
         run: RunFolder,
-        say: Callable[[str], None] = lambda _: None,
         here: Driver | None = None,
         patience_s: float = DEAD_AFTER_S,
     ):
         self._run = run
-        self._say = say
         self._mine = here or Driver.here()
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._dead: Driver | None = None
         self.token = self._mine.token
         self.lost_to: Driver | None = None
@@ -109,7 +112,7 @@ class Lease:
         """
         found = holder(self._run)
         if found and found != self._dead:
-            refuse_if_alive(found, self._run, self._say, self._patience_s)
+            refuse_if_alive(found, self._run, self._patience_s)
             self._dead = found
 
     def __enter__(self) -> Self:
@@ -136,22 +139,22 @@ class Lease:
                 self.lost_to = found
         return self.lost_to is None
 
-    def ask_to_leave(self) -> None:
+    def ask_to_stop(self) -> None:
         """Tells the workers of this driver to write checkpoints and go.
 
         Raises:
             OSError: it cannot be told.
         """
         with self._lock:
-            self._mine = dataclasses.replace(self._mine, leaving=True)
+            self._mine = dataclasses.replace(self._mine, stopping=True)
             self._write()
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_S):
+    def _keep(self) -> None:
+        while not self._over.wait(HEARTBEAT_S):
             if not self.stands():
                 return
             with self._lock, contextlib.suppress(OSError):  # a disk that is full now may not be at the next
-                self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1)
+                self._mine = dataclasses.replace(self._mine, heartbeat=self._mine.heartbeat + 1)
                 self._write()
 
     def _write(self) -> None:
@@ -159,46 +162,48 @@ class Lease:
 
 
 class LeaseView:
-    """What a worker knows of its driver: `word` says whether it may go on, looking now and then.
+    """What a worker knows of its driver: `order` says whether it may go on, looking now and then.
 
     Args:
-        token: of the driver's claim; None for a worker without one, which always goes on.
+        token: of the driver's lease; None for a worker without one, which always goes on.
     """
 
     def __init__(self, run: RunFolder, token: str | None):
         self._run = run
         self._token = token
-        self._word: Word = "go on"
+        self._order: Order = "go on"
         self._looked = float("-inf")
 
-    def word(self) -> Word:
-        """`leave`: write a checkpoint and go. `not yours`: go, and write nothing, for another driver is at work."""
+    def order(self) -> Order:
+        """Return what to do: `stop` after writing a checkpoint; or stop, and write nothing, for it is `not yours`."""
         now = time.monotonic()
         if self._token is not None and now - self._looked >= LOOK_EVERY_S[self._run.on_disk]:
             self._looked = now
             with contextlib.suppress(OSError):  # whoever cannot read cannot write either, and hears of it there
                 found = holder(self._run)
                 if found is None or found.token != self._token:
-                    self._word = "not yours"
+                    self._order = "not yours"
                 else:
-                    self._word = "leave" if found.leaving else "go on"
-        return self._word
+                    self._order = "stop" if found.stopping else "go on"
+        return self._order
 
 
 def holder(run: RunFolder) -> Driver | None:
-    """Who claims a run folder, alive or not; None where nobody does, or what stands there is no claim.
+    """Return the driver that holds a run folder, alive or not; None if there is none, or the file is no lease.
 
     Raises:
         OSError: it cannot be read.
     """
     try:
-        return Driver(**json.loads(run.files.read(NAME)))
+        found = Driver(**json.loads(run.files.read(NAME)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+    is_plain = isinstance(found.only, dict) and isinstance(found.final, bool) and isinstance(found.token, str)
+    return found if is_plain else None
 
 
-def refuse_if_alive(found: Driver, run: RunFolder, say: Callable[[str], None], patience_s: float) -> None:
-    """Looks whether the driver that claims a folder still lives; waits for a sign if it is on another machine.
+def refuse_if_alive(found: Driver, run: RunFolder, patience_s: float) -> None:
+    """Look whether the driver that holds a folder still lives; wait for a sign if it is on another machine.
 
     Raises:
         RequestError: it does.
@@ -206,9 +211,9 @@ def refuse_if_alive(found: Driver, run: RunFolder, say: Callable[[str], None], p
     if found.machine == _machine():
         if _started(found.pid) == found.started:
             raise _refusal(run, found)
-        say(f"the run folder {run} was left by {found}, which has died; it is taken over")
+        log.info(f"the run folder {run} was left by {found}, which has died; it is taken over")
         return
-    say(f"the run folder {run} is claimed by {found}; waiting {patience_s:.0f} s for a sign of life ...")
+    log.info(f"the run folder {run} is held by {found}; waiting {patience_s:.0f} s for a sign of life ...")
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         time.sleep(min(1.0, patience_s / 20))
@@ -217,7 +222,7 @@ def refuse_if_alive(found: Driver, run: RunFolder, say: Callable[[str], None], p
             return
         if now != found:
             raise _refusal(run, now)
-    say("there was none; it is taken over")
+    log.info("there was none; it is taken over")
 
 
 def _refusal(run: RunFolder, by: Driver | None) -> RequestError:

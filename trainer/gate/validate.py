@@ -237,7 +237,8 @@ class _Examiner:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 encoding="utf-8",
-                env=os.environ | {"PYTHONPATH": machine.python_path()},
+                # A breakpoint() in a pool is for who trains it inline: here it would read the requests.
+                env=os.environ | {"PYTHONPATH": machine.python_path(), "PYTHONBREAKPOINT": "0"},
             )
             self._pipes = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
             self.__dict__.pop("machine", None)

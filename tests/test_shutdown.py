@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator import shutdown
-from orchestrator.shutdown import Departure, interruptible
+from orchestrator.shutdown import Shutdown, interruptible
 
 
 @pytest.fixture(autouse=True)
@@ -25,41 +25,41 @@ def _as_at_a_terminal() -> Iterator[None]:
 @pytest.mark.parametrize("number", shutdown.SIGNALS)
 def test_the_first_signal_asks_once_and_the_second_does_not_wait(number: int) -> None:
     asked: list[bool] = []
-    with Departure(lambda: asked.append(True)) as departure:
-        departure.check(running=2)
+    with Shutdown(lambda: asked.append(True)) as ending:
+        ending.check(running=2)
         assert not asked
         os.kill(os.getpid(), number)
-        departure.check(running=2)
-        departure.check(running=1)
+        ending.check(running=2)
+        ending.check(running=1)
         assert asked == [True]
         with pytest.raises(KeyboardInterrupt, match=f"interrupted by {signal.Signals(number).name}"):
             os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt):  # the one above may have been raised where nobody could hear it
-            departure.check(running=1)
+            ending.check(running=1)
 
 
 def test_who_has_left_is_not_waited_for() -> None:
-    with Departure(lambda: None) as departure:
+    with Shutdown(lambda: None) as ending:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            departure.check(running=0)
+            ending.check(running=0)
 
 
 def test_nobody_is_waited_for_longer_than_the_grace() -> None:
-    with Departure(lambda: None, grace_s=0.0) as departure:
+    with Shutdown(lambda: None, grace_s=0.0) as ending:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            departure.check(running=1)
+            ending.check(running=1)
 
 
 def test_a_time_that_is_up_is_as_good_as_a_signal() -> None:
     asked: list[bool] = []
-    with Departure(lambda: asked.append(True), leave_at=time.monotonic()) as departure:
-        departure.check(running=1)
+    with Shutdown(lambda: asked.append(True), stop_at=time.monotonic()) as ending:
+        ending.check(running=1)
         assert asked == [True]
-        assert departure.asked
+        assert ending.asked
         with pytest.raises(KeyboardInterrupt, match="the time budget is used up"):
-            departure.check(running=0)
+            ending.check(running=0)
 
 
 def test_handlers_are_taken_back_and_given_back() -> None:
@@ -67,20 +67,20 @@ def test_handlers_are_taken_back_and_given_back() -> None:
         raise AssertionError
 
     before = [signal.getsignal(number) for number in shutdown.SIGNALS]
-    with Departure(lambda: None) as departure:
+    with Shutdown(lambda: None) as ending:
         signal.signal(signal.SIGUSR1, theirs)  # as Tune does
-        departure.insist()
+        ending.insist()
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert departure.asked
+        assert ending.asked
     assert [signal.getsignal(number) for number in shutdown.SIGNALS] == before
 
 
 def test_what_is_ignored_stays_ignored() -> None:
     """nohup."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with interruptible(), Departure(lambda: None) as departure:
+    with interruptible(), Shutdown(lambda: None) as ending:
         os.kill(os.getpid(), signal.SIGINT)
-        assert not departure.asked
+        assert not ending.asked
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 

@@ -16,21 +16,22 @@ from results.store import lease
 from results.store.folder import RunFolder
 from results.store.lease import Driver, Lease, LeaseView, holder
 from search_spaces.errors import RequestError
+from search_spaces.messages import shown_by
 
-CLAIMANT = """
+HOLDER = """
 import sys, time
 from results.store.lease import Lease
 from results.store.folder import RunFolder
 with Lease(RunFolder(sys.argv[1])):
-    print("claimed", flush=True)
+    print("held", flush=True)
     time.sleep(600)
 """
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beats and looks that a test need not wait for."""
-    monkeypatch.setattr(lease, "BEAT_S", 0.02)
+    """Heartbeats and looks that a test need not wait for."""
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.02)
     monkeypatch.setattr(lease, "SETTLE_S", {True: 0.05})
     monkeypatch.setattr(lease, "LOOK_EVERY_S", {True: 0.0})
 
@@ -51,7 +52,7 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.01)  # polls another thread or process
 
 
-def test_a_claim_ends_with_its_block(run: RunFolder) -> None:
+def test_a_lease_ends_with_its_block(run: RunFolder) -> None:
     with Lease(run) as mine:
         found = holder(run)
         assert found is not None
@@ -71,18 +72,18 @@ def test_the_second_is_refused_with_who_holds_it(run: RunFolder) -> None:
 
 
 def test_a_driver_that_was_killed_is_taken_over_at_once(run: RunFolder) -> None:
-    command = [sys.executable, "-c", CLAIMANT, run.where]
+    command = [sys.executable, "-c", HOLDER, run.where]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"claimed\n"
+        assert process.stdout.readline() == b"held\n"
         with pytest.raises(RequestError, match=f"process {process.pid} on"):
             Lease(run).check()
     finally:
         process.kill()
         process.wait()
     said: list[str] = []
-    with Lease(run, said.append) as mine:
+    with shown_by(said.append), Lease(run) as mine:
         assert mine.stands()
     assert f"was left by process {process.pid}" in said[0]
 
@@ -94,16 +95,17 @@ def test_a_process_number_that_is_used_again_is_another_process(run: RunFolder) 
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_driver_on_another_machine_is_refused_while_it_beats_and_taken_over_when_it_is_silent(
+def test_a_driver_on_another_machine_is_refused_while_it_lives_and_taken_over_when_it_is_silent(
     run: RunFolder,
 ) -> None:
     said: list[str] = []
-    with Lease(run, here=elsewhere()), pytest.raises(RequestError, match="on node7"), Lease(run, said.append):
-        pass
-    assert "waiting 45 s for a sign of life" in said[0]
-    write(run, elsewhere())
-    with Lease(run, said.append, patience_s=0.2) as mine:
-        assert mine.stands()
+    with shown_by(said.append):
+        with Lease(run, here=elsewhere()), pytest.raises(RequestError, match="on node7"), Lease(run):
+            pass
+        assert "waiting 45 s for a sign of life" in said[0]
+        write(run, elsewhere())
+        with Lease(run, patience_s=0.2) as mine:
+            assert mine.stands()
     assert "there was none" in said[-1]
 
 
@@ -132,16 +134,16 @@ def test_of_several_that_come_at_once_one_gets_it(run: RunFolder) -> None:
 @pytest.mark.usefixtures("quick")
 def test_what_workers_hear(run: RunFolder) -> None:
     with Lease(run) as mine:
-        leash = LeaseView(run, mine.token)
-        assert leash.word() == "go on"
-        mine.ask_to_leave()
-        assert leash.word() == "leave"
-        until(lambda: (found := holder(run)) and found.beat > 2)
-        assert leash.word() == "leave", "a beat does not take it back"
-    assert leash.word() == "not yours", "there is no driver any more"
+        view = LeaseView(run, mine.token)
+        assert view.order() == "go on"
+        mine.ask_to_stop()
+        assert view.order() == "stop"
+        until(lambda: (found := holder(run)) and found.heartbeat > 2)
+        assert view.order() == "stop", "a heartbeat does not take it back"
+    assert view.order() == "not yours", "there is no driver any more"
     with Lease(run):
-        assert leash.word() == "not yours"
-    assert LeaseView(run, None).word() == "go on", "a worker of nobody's"
+        assert view.order() == "not yours"
+    assert LeaseView(run, None).order() == "go on", "a worker of nobody's"
 
 
 @pytest.mark.usefixtures("quick")
@@ -158,17 +160,17 @@ def test_a_driver_that_slept_too_long_learns_who_has_its_folder_and_leaves_it_to
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"token": 3}', b"\xff\xfe", b"null"])
-def test_what_is_no_claim_holds_nobody_up(run: RunFolder, content: bytes) -> None:
+def test_what_is_no_lease_holds_nobody_up(run: RunFolder, content: bytes) -> None:
     run.files.write(lease.NAME, content)
     assert holder(run) is None
     with Lease(run) as mine:
         assert mine.stands()
 
 
-def test_a_leash_looks_now_and_then_only(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_looks_now_and_then_only(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     with Lease(run) as mine:
-        leash = LeaseView(run, mine.token)
-        assert leash.word() == "go on"
+        view = LeaseView(run, mine.token)
+        assert view.order() == "go on"
         monkeypatch.setattr(lease, "holder", lambda _: pytest.fail("looked again"))
-        assert leash.word() == "go on"
+        assert view.order() == "go on"
         monkeypatch.undo()

@@ -1,0 +1,210 @@
+"""The plan of a sweep: the grid minus the trials that have ended; what it will cost, and what it can find.
+
+A rerun, a resumed run, a grid with one more seed and a job that a cluster restarted are all this one code path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from results import submissions
+from results.status import epoch_seconds
+from results.store import schema
+from results.store.folder import Ended, RunFolder
+from results.table import published, stats
+from results.table.published import Spread
+from search_spaces.errors import Problem, RequestError, did_you_mean
+from search_spaces.grid import CANDIDATE, FILTERS, Planned
+from search_spaces.pool import slug
+from search_spaces.space import Space
+from search_spaces.trial import CHANGES, PROTOCOL
+
+WANTED = 0.5  # points
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a sweep would do.
+
+    Attributes:
+        only, final: which part of the grid it is.
+        planned: the trials asked for, in the order in which they run.
+        ended: {trial id: how} of those that have ended.
+        todo: those that have not.
+        before: {trial id: its attempt} of those to do that failed or were refused before.
+        withheld: how many trials of hidden pairs were left out: all, or in a final run those of candidates that are not
+            submitted.
+    """
+
+    only: Mapping[str, str]
+    final: bool
+    planned: Sequence[Planned]
+    ended: Mapping[str, Ended]
+    todo: Sequence[Planned]
+    before: Mapping[str, int | None]
+    withheld: int
+
+    def counts(self) -> Counter[str]:
+        """{status: how many}, trials that have not ended as `missing`."""
+        ids = [planned.trial.id for planned in self.planned]
+        return Counter(self.ended[one].status if one in self.ended else "missing" for one in ids)
+
+
+def make_plan(
+    space: Space,
+    run: RunFolder,
+    *,
+    final: bool = False,
+    retry_failed: bool = False,
+    only: Mapping[str, str] | None = None,
+) -> Plan:
+    """Return the plan for a space on a run folder. Starts nothing, writes nothing, runs no candidate's code.
+
+    Args:
+        final: take hidden pairs too, for baselines and for submitted candidates.
+        retry_failed: let failed and invalid trials count as not ended.
+        only: {key of FILTERS: value}; trials that differ in any are left out.
+
+    Raises:
+        RequestError: `only` leaves nothing, the folder holds trials of another recipe, or a candidate has more
+            revisions than the space allows.
+    """
+    only = only or {}
+    submitted = {pool.key for pool, _ in run.submissions().values()} if final else set()
+    shown = space.grid.select(final=final, submitted=submitted)
+    planned = space.grid.select(only, final=final, submitted=submitted) if only else shown
+    if not planned:
+        raise RequestError(_nothing_left(shown, only))
+    known = run.ended()
+    _refuse_other_protocols(run, {one.protocol for one in known.values()})
+    _refuse_other_recipes(space, run, {one.recipe for one in known.values()})
+    _refuse_over_budget(space, run)
+    again = {schema.FAILED, schema.INVALID} if retry_failed else set()
+    ids = [one.trial.id for one in planned]
+    ended = {one: known[one] for one in ids if one in known and known[one].status not in again}
+    todo = [one for one, trial_id in zip(planned, ids, strict=True) if trial_id not in ended]
+    before = {one: known[one].attempt for one in ids if one in known and one not in ended}
+    return Plan(only, final, planned, ended, todo, before, len(space.grid) - len(shown))
+
+
+# What keeps it from being made
+
+
+def _refuse_other_protocols(run: RunFolder, found: set[int]) -> None:
+    with contextlib.suppress(RequestError):  # one that cannot be read is written anew
+        found = found | {grid.protocol for grid in [run.grid()] if grid}
+    if max(found, default=0) > PROTOCOL:
+        raise RequestError.of(
+            f"the run folder {run} is of protocol {max(found)}, and this version trains protocol {PROTOCOL}: go on "
+            "with the newer version that wrote it, or give another --out"
+        )
+    if min(found, default=PROTOCOL) < PROTOCOL:
+        changed = "; ".join(CHANGES[protocol] for protocol in range(min(found) + 1, PROTOCOL + 1))
+        raise RequestError.of(
+            f"the run folder {run} is of protocol {min(found)}, and this version trains protocol {PROTOCOL}, in which "
+            f"{changed}. One table must not mix the two: give another --out. What is in {run} stays as it is, and "
+            "`python -m results` reads it as before"
+        )
+
+
+def _refuse_other_recipes(space: Space, run: RunFolder, found: set[str]) -> None:
+    mine = space.grid.recipe.to_json()
+    for recipe in found - {mine}:
+        raise RequestError.of(
+            f"the run folder {run} holds trials of another recipe, {recipe}, where this space asks for {mine}; one "
+            "table must not mix them: give another --out"
+        )
+
+
+def _refuse_over_budget(space: Space, run: RunFolder) -> None:
+    """Every revision that is tried on the test set is a draw more from which the best is picked."""
+    if space.test_budget is None:
+        return
+    problems = []
+    candidates = [entry.pool for entry in space.grid.entries if entry.role == CANDIDATE]
+    on_record = submissions.revisions(run)
+    for name in dict.fromkeys(pool.name for pool in candidates):
+        asked = {pool.key for pool in candidates if pool.name == name}
+        trained = {key for key in on_record if key[0] == slug(name)}
+        if len(asked | trained) > space.test_budget:
+            what = (
+                f"{len(trained)} revisions of {name} have been trained on these test sets, and this space asks for "
+                f"{len(asked - trained)} more, where {space.test_budget} are allowed; take some out, or raise it and "
+                "say so beside the table"
+            )
+            problems.append(Problem("test_budget", what))
+    if problems:
+        raise RequestError(problems)
+
+
+def _nothing_left(shown: Sequence[Planned], only: Mapping[str, str]) -> list[Problem]:
+    if not shown:
+        what = "every pair is hidden, and those run with --final only, for baselines and for submitted candidates"
+        return [Problem("pairs", what)]
+    strange = [
+        Problem(f"--only {key}={value}", f"no trial has it; {did_you_mean(value, {FILTERS[key](p) for p in shown})}")
+        for key, value in only.items()
+        if not any(FILTERS[key](p) == value for p in shown)
+    ]
+    return strange or [Problem("--only", "no trial has all of these at once")]
+
+
+# What it will cost, and what it can find: said before the hours are spent
+
+
+def forecast(plan: Plan, run: RunFolder) -> Iterator[str]:
+    """Lines for a person."""
+    yield from _hours(plan, run)
+    yield from _what_can_be_found(plan)
+
+
+def _hours(plan: Plan, run: RunFolder) -> Iterator[str]:
+    """Hours of one trial after another, from the epochs that this run folder has on record."""
+    if not plan.todo:
+        return
+    rows = run.read_trials(["trial_id", "status", "train_s", "epochs", "arch", "dataset"]).to_pylist()
+    paces = epoch_seconds(rows)
+    todo = Counter((planned.trial.arch, planned.trial.dataset) for planned in plan.todo)
+    epochs = plan.todo[0].trial.recipe.epochs
+    if not paces:
+        yield f"{len(plan.todo)} trials of {epochs} epochs; how long that takes is known once the first has ended"
+        return
+    typical = statistics.median(paces.values())
+    hours = 0.0
+    for (arch, dataset), count in todo.items():
+        pace = paces.get((arch, dataset), typical)
+        hours += count * epochs * pace / 3600
+        how = "measured" if (arch, dataset) in paces else "estimated from the other pairs"
+        yield f"{count} trials on {arch}-{dataset}: {count * epochs * pace / 3600:.2f} h ({pace:.2f} s an epoch, {how})"
+    yield f"{hours:.2f} h in all for one trial after another on such a machine"
+
+
+def _what_can_be_found(plan: Plan) -> Iterator[str]:
+    """For each pair, the difference that its seeds find, at the spread that the published runs of it have."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for planned in plan.planned:
+        seeds.setdefault((planned.trial.arch, planned.trial.dataset), set()).add(planned.trial.seed)
+    known = published.spreads()
+    for (arch, dataset), mine in seeds.items():
+        yield f"{arch}-{dataset}: {_finds(len(mine), known.get((arch, dataset)))}"
+    yield "(four times of five, before any correction for many comparisons)"
+
+
+def _finds(seeds: int, spread: Spread | None) -> str:
+    apart = math.sqrt(2)  # of two pools that have nothing in common, by the spread of one
+    if spread is None or not spread.degrees:
+        if seeds < 2:
+            return "one seed finds nothing"
+        ratio = stats.detectable(apart, seeds)
+        return f"{seeds} seeds find a difference of {ratio:.1f} times the spread between seeds; none is published"
+    needed = stats.seeds_needed(WANTED, spread.std * apart)
+    known = f"{spread.std:.2f} between published runs of one function, by {spread.runs} runs"
+    if seeds < 2:
+        return f"one seed finds nothing, {needed} would find {WANTED:g} points ({known})"
+    found = stats.detectable(spread.std * apart, seeds)
+    return f"{seeds} seeds find a difference of {found:.2f} points, {needed} would find {WANTED:g} ({known})"
