@@ -64,8 +64,20 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {did_you_mean(name, choices)}"
 
 
+def expected(what: str, got: object) -> str:
+    """Return the message for a value that is none of those allowed: `expected a number > 0, got -1`.
+
+    What to do next, where it is not clear from this, follows after a semicolon.
+
+    Args:
+        what: the values that are allowed, as a noun: `a number > 0`, `one of fp32, tf32, bf16`.
+        got: the value itself. None is said to be nothing, since people write it by leaving a key empty.
+    """
+    return f"expected {what}, got {'nothing (null)' if got is None else short(got)}"
+
+
 def short(value: object) -> str:
-    """A value as it was found, cut off where it is long."""
+    """Return the value as Python spells it, in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -102,7 +114,7 @@ def seconds(text: str) -> float:
             return found
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number of seconds above 0")
+    raise argparse.ArgumentTypeError(expected("a number of seconds > 0", text))
 
 
 def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:

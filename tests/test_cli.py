@@ -78,7 +78,7 @@ def test_seconds_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             cli.main(["--space", "smoke.yaml", f"--time-budget={found}"])
         assert caught.value.code == cli.REFUSED
-        assert f"found '{found}', allowed is a number of seconds above 0" in capsys.readouterr().err
+        assert f"expected a number of seconds > 0, got '{found}'" in capsys.readouterr().err
 
 
 def test_an_unwritable_run_folder(refuse, tmp_path: Path) -> None:
