@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from search_spaces import plain
-from search_spaces.errors import RequestError
+from pydantic import Field
+
+from search_spaces.validation import Form, Line, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,11 @@ class Equivalence:
         Raises:
             RequestError: it is nothing that `to_dict` makes; says where.
         """
-        pools = plain.each(plain.take(data, "pools", list), plain.line, "pools")
-        parting = plain.take(data, "parting", Mapping)
-        named = {plain.line(pool): tuple(plain.each(names, plain.line, "parting")) for pool, names in parting.items()}
-        if len(pools) < 2:
-            raise RequestError.of(f"found {len(pools)}, allowed are two and more", "pools")
-        return cls(plain.name(data, "arch"), tuple(pools), named)
+        form = validate(_Form, data)
+        return cls(form.arch, tuple(form.pools), {pool: tuple(names) for pool, names in form.parting.items()})
+
+
+class _Form(Form):
+    arch: Line
+    pools: Annotated[list[Line], Field(min_length=2)]
+    parting: dict[Line, list[Line]]

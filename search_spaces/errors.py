@@ -102,6 +102,11 @@ def meant_boolean(found: object) -> str:
     return "; write false" if word in ("off", "no", "n", "false") else ""
 
 
+def meant_text(found: object) -> str:
+    """Return how a text is written that YAML takes for a number or a boolean; empty for a list or a mapping."""
+    return "" if found is None or isinstance(found, list | dict) else f"; quotes make it text: '{found}'"
+
+
 def first_line(error: BaseException) -> str:
     """Of what it says; what it is, where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from search_spaces import plain
-from search_spaces.errors import RequestError, gather, short, unknown
+from pydantic import Field, PlainValidator
+
+from search_spaces.errors import RequestError
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
 from search_spaces.trial import PROTOCOL, Trial
+from search_spaces.validation import Form, Line, Name, Seed, validate
 
 BASELINE = "baseline"
 CANDIDATE = "candidate"
-ROLES = (BASELINE, CANDIDATE)
+Role = Literal["baseline", "candidate"]
+ROLES = get_args(Role)
 MOST_TRIALS = 1_000_000  # of a grid: a plan of as many takes 9 s and 820 MiB
 
 
@@ -135,46 +137,32 @@ class Grid:
         Raises:
             RequestError: it is nothing that `to_dict` makes; with every problem.
         """
-        name, protocol, entries, pairs, seeds, recipe = gather(
-            ("", lambda: plain.name(data, "name")),
-            ("", lambda: _protocol_from(data)),
-            ("", lambda: plain.each(plain.take(data, "pools", list), _entry_from, "pools")),
-            ("", lambda: plain.each(plain.take(data, "pairs", list), _pair_from, "pairs")),
-            ("", lambda: plain.each(plain.take(data, "seeds", list), _seed_from, "seeds")),
-            ("recipe", lambda: Recipe.of(plain.take(data, "recipe", Mapping))),
-        )
-        grid = cls(name, tuple(entries), tuple(pairs), tuple(seeds), recipe, protocol)
+        form = validate(_Form, data, {("recipe",): Recipe})
+        pairs = (Pair(pair.arch, pair.dataset, pair.hidden) for pair in form.pairs)
+        grid = cls(form.name, tuple(form.pools), tuple(pairs), tuple(form.seeds), form.recipe, form.protocol)
         if len(grid) > MOST_TRIALS:
-            raise RequestError.of(f"found {len(grid):,} trials, allowed are {MOST_TRIALS:,}")
+            raise RequestError.of(f"expected at most {MOST_TRIALS:,} trials, got {len(grid):,}")
         return grid
 
 
-def _protocol_from(data: Any) -> int:
-    """Of a file that says nothing of it: 1, under which it was not written down."""
-    protocol = plain.take(data, "protocol", int) if isinstance(data, Mapping) and "protocol" in data else 1
-    if protocol < 1:
-        raise RequestError.of(f"found {protocol}, allowed is an integer from 1", "protocol")
-    return protocol
+class _Role(Form):
+    role: Role
 
 
 def _entry_from(data: Any) -> Entry:
-    role = plain.take(data, "role", str)
-    if role not in ROLES:
-        raise RequestError.of(unknown("role", role, ROLES), "role")
-    return Entry(Pool.from_dict(data), role)
+    return Entry(Pool.from_dict(data), validate(_Role, data).role)
 
 
-def _pair_from(data: Any) -> Pair:
-    """Its names become part of files' names, so they must be such as architectures and datasets have."""
-    names = [plain.take(data, key, str) for key in ("arch", "dataset")]
-    for key, name in zip(("arch", "dataset"), names, strict=True):
-        if not re.fullmatch("[a-z0-9_]+", name):
-            raise RequestError.of(f"found {short(name)}, allowed are lower-case letters, digits and underscores", key)
-    return Pair(*names, hidden=plain.take(data, "hidden", bool))
+class _Pair(Form):
+    arch: Name  # which become part of files' names
+    dataset: Name
+    hidden: bool
 
 
-def _seed_from(data: Any) -> int:
-    seed = plain.expect(data, int)
-    if not 0 <= seed < 2**63:
-        raise RequestError.of(f"found {seed}, allowed is an integer from 0 to 2^63 - 1")
-    return seed
+class _Form(Form):
+    name: Line
+    protocol: Annotated[int, Field(ge=1)] = 1  # under which it was not written down
+    recipe: Recipe
+    pairs: list[_Pair]
+    pools: list[Annotated[Entry, PlainValidator(_entry_from)]]
+    seeds: list[Seed]

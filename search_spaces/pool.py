@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import binascii
 import hashlib
 import itertools
 import json
@@ -18,13 +17,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from search_spaces import plain, registry, user_code
-from search_spaces.errors import Problem, RequestError, short, unknown
-from search_spaces.plain import is_plain
+from pydantic import BeforeValidator, Field, PlainValidator
+
+from search_spaces import registry, user_code
+from search_spaces.errors import Problem, RequestError, expected, unknown
 from search_spaces.signature import NO_LITERAL, Signature, choose_class, signature
 from search_spaces.user_code import DEFAULT_CLASS, Source
+from search_spaces.validation import PLAIN, Form, Line, Plain, check, is_plain, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,58 @@ class Pool:
         Raises:
             RequestError: it is nothing that `to_dict` makes; says where.
         """
-        name, label = plain.name(data, "name"), plain.name(data, "label")
-        params = plain.take(data, "params", Mapping)
-        if strange := [key for key, value in params.items() if not isinstance(key, str) or not is_plain(value)]:
-            raise RequestError.of(f"found {short(params[strange[0]])}, allowed is plain data", f"params.{strange[0]}")
-        source = None if data.get("source") is None else _source_from(plain.take(data, "source", Mapping))
-        if source is None and not re.fullmatch("[a-z0-9_]+", name):
-            raise RequestError.of(f"found {short(name)}, allowed is the name of a built-in pool", "name")
-        return cls(name, _frozen(params), source, label)
+        form = validate(_Form, data)
+        if form.source is None and not re.fullmatch("[a-z0-9_]+", form.name):
+            raise RequestError.of(expected("the name of a built-in pool", form.name), "name")
+        return cls(form.name, _frozen(form.params), form.source and _source_from(form.source), form.label)
+
+
+StoredPool = Annotated[Pool, PlainValidator(Pool.from_dict)]
+
+
+# As plain data: Python as text, anything else in base64
+
+
+Place = Annotated[str, check(user_code.is_place, "a path below the pool file's folder")]
+
+
+def _decoded(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError):
+        raise RequestError.of(expected("base64", text)) from None
+
+
+def _module_file(name: Any) -> Any:
+    """Before there were packages and data, a helper stood under its module's name."""
+    return f"{name}.py" if isinstance(name, str) and not name.endswith(".py") else name
+
+
+class _SourceForm(Form):
+    text: str
+    class_name: Line
+    path: str
+    place: Place | None = None  # of before there were packages: the file's name
+    helpers: dict[Annotated[Place, BeforeValidator(_module_file)], str] = Field({})
+    data: dict[Place, Annotated[bytes, BeforeValidator(_decoded)]] = Field({})
+
+
+class _Form(Form):
+    name: Line
+    params: dict[str, Plain]
+    source: _SourceForm | None = None
+    label: Line
+
+
+def _source_from(form: _SourceForm) -> Source:
+    beside = {name: text.encode() for name, text in form.helpers.items()} | form.data
+    place = form.place or re.split(r"[/\\]", form.path)[-1]
+    if not user_code.is_place(place):
+        raise RequestError.of(expected("a path to a file", form.path), "source.path")
+    return Source(form.text, form.class_name, form.path, tuple(sorted(beside.items())), place)
 
 
 def _source_to(source: Source) -> dict[str, Any]:
-    """As plain data: Python as text, anything else in base64."""
     modules = {name: _text(content) for name, content in source.beside if name.endswith(".py")}
     found: dict[str, Any] = {"text": source.text, "class_name": source.class_name, "path": source.path}
     found["helpers"] = {name: text for name, text in modules.items() if text is not None}
@@ -109,30 +150,6 @@ def _text(content: bytes) -> str | None:
         return None
 
 
-def _source_from(data: Mapping[str, Any]) -> Source:
-    beside = {}
-    for key in ("helpers", "data"):
-        for name, text in (plain.take(data, key, Mapping) if key in data else {}).items():
-            content = plain.expect(text, str, f"{key}.{name}")
-            # Before there were packages and data, a helper stood under its module's name.
-            spelled = f"{name}.py" if key == "helpers" and not str(name).endswith(".py") else name
-            _check_place(spelled, f"{key}.{name}")
-            try:
-                beside[spelled] = content.encode() if key == "helpers" else base64.b64decode(content, validate=True)
-            except (UnicodeEncodeError, binascii.Error, ValueError):
-                raise RequestError.of(f"found {short(content)}, allowed is base64", f"{key}.{name}") from None
-    text, path = plain.take(data, "text", str), plain.take(data, "path", str)
-    place = plain.take(data, "place", str) if "place" in data else re.split(r"[/\\]", path)[-1]
-    _check_place(place, "place")
-    return Source(text, plain.name(data, "class_name"), path, tuple(sorted(beside.items())), place)
-
-
-def _check_place(found: Any, where: str) -> None:
-    """It becomes a file's path wherever the pool is run."""
-    if not isinstance(found, str) or not user_code.is_place(found):
-        raise RequestError.of(f"found {short(found)}, allowed is a path below the pool file's folder", where)
-
-
 @cache
 def slug(name: str) -> str:
     """A name as a harmless part of a file name: lower-case letters, digits and underscores, at most 40."""
@@ -145,7 +162,7 @@ def own_slug(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolGrid:
+class ParameterGrid:
     """The pools that one request stands for: every combination of the values of its parameters.
 
     Attributes:
@@ -182,18 +199,18 @@ def expand(
     label: str | None = None,
     root: Path | None = None,
 ) -> list[Pool]:
-    """The pools of `grid`, which has the same arguments."""
-    return list(grid(spec, params, class_name=class_name, label=label, root=root))
+    """Return the pools of `parameter_grid`, which has the same arguments."""
+    return list(parameter_grid(spec, params, class_name=class_name, label=label, root=root))
 
 
-def grid(
+def parameter_grid(
     spec: str,
     params: Mapping[str, Any] | None = None,
     *,
     class_name: str | None = None,
     label: str | None = None,
     root: Path | None = None,
-) -> PoolGrid:
+) -> ParameterGrid:
     """The pools that `spec` asks for: one, or a grid where a parameter is a list of values.
 
     Args:
@@ -224,7 +241,7 @@ def grid(
     values = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
     problems = [Problem(f"params.{key}", "the list of values is empty") for key, some in values.items() if not some]
     problems += [
-        Problem(f"params.{key}", f"found {short(value)}, allowed is a finite number, text, true, false, null or a list")
+        Problem(f"params.{key}", expected(PLAIN, value))
         for key, some in values.items()
         for value in some
         if not is_plain(value)
@@ -233,7 +250,7 @@ def grid(
     problems += constructor.problems_with(name, given)
     if problems:
         raise RequestError(problems)
-    return PoolGrid(name, source, values, label, constructor)
+    return ParameterGrid(name, source, values, label, constructor)
 
 
 @cache

@@ -6,15 +6,18 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from search_spaces.errors import Problem, RequestError, did_you_mean, meant_number, short
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from search_spaces.errors import Problem
+from search_spaces.validation import Integer, Number, check, validate
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Recipe:
     """Every hyperparameter that all trials of a table share.
 
@@ -33,57 +36,26 @@ class Recipe:
         train_samples, test_samples: the first N of a fixed shuffle; None is all.
 
     Raises:
-        RequestError: naming every field that is out of its range.
+        pydantic.ValidationError: naming every field that is out of its range. `Recipe.of` says it in our words.
     """
 
-    epochs: int = 200
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    precision: str = "fp32"
-    train_samples: int | None = None
-    test_samples: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if type(value) is int and abs(value) < 2**53:  # `lr: 1` and `lr: 1.0` are one recipe, so one id
-                object.__setattr__(self, name, float(value))
-        problems = [
-            *_number(self, "epochs", int, at_least=1, below=10**6),
-            *_number(self, "batch_size", int, at_least=2, below=10**6),
-            *_number(self, "lr", float, above=0.0),
-            *_number(self, "momentum", float, at_least=0.0, below=1.0),
-            *_number(self, "weight_decay", float, at_least=0.0),
-            *_number(self, "train_samples", int, at_least=2, below=2**53, optional=True),
-            *_number(self, "test_samples", int, at_least=1, below=2**53, optional=True),
-        ]
-        if self.precision not in PRECISIONS:
-            problems.append(
-                Problem("precision", f"found {short(self.precision)}, allowed is one of {', '.join(PRECISIONS)}")
-            )
-        if problems:
-            raise RequestError(problems)
+    epochs: Annotated[Integer, Field(ge=1, lt=10**6)] = 200
+    batch_size: Annotated[Integer, Field(ge=2, lt=10**6)] = 128
+    lr: Annotated[Number, Field(gt=0)] = 0.1
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    precision: Annotated[str, check(PRECISIONS.__contains__, "one of fp32, tf32, bf16")] = "fp32"
+    train_samples: Annotated[Integer, Field(ge=2, lt=2**53)] | None = None
+    test_samples: Annotated[Integer, Field(ge=1, lt=2**53)] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:
-        """A recipe from plain data; the defaults stand for what is not given.
+        """Return the recipe of plain data; the defaults stand for what is not given.
 
         Raises:
             RequestError: naming every unknown key and every value out of range.
         """
-        fields = [field.name for field in dataclasses.fields(cls)]
-        problems = [
-            Problem(str(key), f"unknown key; {did_you_mean(key, fields)}") for key in values if key not in fields
-        ]
-        try:
-            recipe = cls(**{key: value for key, value in values.items() if key in fields})
-        except RequestError as error:
-            raise RequestError([*problems, *error.problems]) from None
-        if problems:
-            raise RequestError(problems)
-        return recipe
+        return validate(cls, values, {(): cls})
 
     def to_json(self) -> str:
         """The canonical spelling, by which recipes are compared."""
@@ -109,28 +81,3 @@ class Recipe:
                 f"batch norm has no variance; change batch_size or train_samples by one",
             )
         ]
-
-
-def _number(
-    recipe: Recipe,
-    name: str,
-    kind: type,
-    *,
-    at_least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,  # NaN and infinity are in no range
-    optional: bool = False,
-) -> list[Problem]:
-    value = getattr(recipe, name)
-    if optional and value is None:
-        return []
-    if type(value) is kind and value >= at_least and above < value < below:
-        return []
-    bounds = [
-        f">= {at_least:g}" if at_least > -math.inf else "",
-        f"> {above:g}" if above > -math.inf else "",
-        f"< {below:g}" if below < math.inf else "",
-    ]
-    noun = "an integer" if kind is int else "a number"
-    allowed = f"{noun} {' and '.join(filter(None, bounds))}".strip() + (", or null for all" if optional else "")
-    return [Problem(name, f"found {short(value)}, allowed is {allowed}{meant_number(value)}")]

@@ -17,8 +17,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from search_spaces.errors import Problem, RequestError, did_you_mean
-from search_spaces.plain import is_plain
 from search_spaces.user_code import DEFAULT_CLASS, Source
+from search_spaces.validation import is_plain
 
 NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)  # by the manual of `ast.literal_eval`
 MODULE = {"nn.Module", "torch.nn.Module", "Module"}

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     PlainValidator,
@@ -26,20 +25,22 @@ from pydantic import (
 )
 
 from search_spaces import pool, registry
-from search_spaces.document import Document, KeyPath, spell
+from search_spaces.document import Document
 from search_spaces.errors import (
     Problem,
     RequestError,
     did_you_mean,
+    expected,
     gather,
     meant_boolean,
     meant_number,
     short,
     unknown,
 )
-from search_spaces.grid import CANDIDATE, MOST_TRIALS, Entry, Grid, Pair
-from search_spaces.pool import Pool, PoolGrid
+from search_spaces.grid import CANDIDATE, MOST_TRIALS, Entry, Grid, Pair, Role
+from search_spaces.pool import ParameterGrid, Pool
 from search_spaces.recipe import Recipe
+from search_spaces.validation import Form, KeyPath, Seed, check, problems_in, spell
 
 SHIPPED = Path(__file__).parent
 LOGGERS = ("tensorboard", "mlflow", "wandb")
@@ -51,10 +52,10 @@ MOST_SIDE_BY_SIDE = 32  # torch has no more streams for a device
 _MAY_BE_EMPTY = ("recipe", "resources", "params", "loggers")  # `params:` and nothing behind it has none
 
 
-class _Part(BaseModel):
-    """A mapping of the file. Strict: `"3"` is no integer, and an unknown key is an error."""
+class _Part(Form):
+    """A mapping of the file. An unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
@@ -64,10 +65,15 @@ class _Part(BaseModel):
         return {key: value for key, value in part.items() if value is not None or key not in _MAY_BE_EMPTY}
 
 
-def _side_by_side(found: Any) -> int | Literal["auto"]:
-    if found == "auto" or (type(found) is int and 1 <= found <= MOST_SIDE_BY_SIDE):
-        return found
-    raise ValueError(f"found {short(found)}, allowed is auto, or a whole number from 1 to {MOST_SIDE_BY_SIDE}")
+def _is_pack_size(value: Any) -> bool:
+    return value == "auto" or (type(value) is int and 1 <= value <= MOST_SIDE_BY_SIDE)
+
+
+_PackSize = Annotated[
+    int | Literal["auto"],
+    PlainValidator(lambda value: value),  # instead of the union's: it says all that is wrong with each of its parts
+    check(_is_pack_size, f"auto, or an integer from 1 to {MOST_SIDE_BY_SIDE}"),
+]
 
 
 class Resources(_Part):
@@ -87,7 +93,7 @@ class Resources(_Part):
 
     gpus_per_trial: Annotated[int, Field(ge=0)] = 1
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
-    trials_per_gpu: Annotated[int | Literal["auto"], PlainValidator(_side_by_side)] = 1
+    trials_per_gpu: _PackSize = 1
     accelerator_type: Annotated[str, Field(min_length=1)] | None = None
     on_head: bool = False
 
@@ -139,12 +145,12 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
     named = (f"recipe.{each}" if each.partition("=")[0] in fields else each for each in overrides)
     gather(*(("", functools.partial(document.set, override)) for override in named))
     found = list(_problems_across(document.data))
-    grids = _grids(document.data.get("pools"), document.path.parent)
+    grids = _parameter_grids(document.data.get("pools"), document.path.parent)
     found += _problems_of_pools(document.data, grids)
     try:
         form = _File.model_validate(document.data)
     except ValidationError as error:
-        found += _problems_within(error)
+        found += problems_in(error, _FORMS)
     else:
         if not found:
             return _space(form, grids)
@@ -184,23 +190,23 @@ class _PairPart(_Part):
 
 class _PoolPart(_Part):
     name: str | None = None
-    file: Annotated[str | None, Field(pattern=r"\.py$")] = None
+    file: Annotated[str, check(lambda path: path.endswith(".py"), "a path to a .py file")] | None = None
     class_name: Annotated[str | None, Field(alias="class")] = None
     label: Annotated[str | None, Field(min_length=1)] = None
-    params: dict[str, Any] = {}
-    role: Literal["baseline", "candidate"] = CANDIDATE
+    params: dict[str, Any] = Field({})
+    role: Role = CANDIDATE
 
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, part: Any) -> Any:
         return {"name": part} if isinstance(part, str) else part
 
-    def grid(self, root: Path) -> PoolGrid:
-        """The pools that this entry stands for: more than one where a parameter is a grid."""
+    def parameter_grid(self, root: Path) -> ParameterGrid:
+        """Return the pools that this entry stands for: more than one where a parameter is a list of values."""
         if (self.name is None) == (self.file is None):
             raise RequestError.of("give either `name`, a built-in pool, or `file`, a pool of your own")
         spec = self.name or _expanded(str(self.file), root)
-        grid = pool.grid(spec, self.params, class_name=self.class_name, label=self.label, root=root)
+        grid = pool.parameter_grid(spec, self.params, class_name=self.class_name, label=self.label, root=root)
         if problems := list(_meant_otherwise(grid)):
             raise RequestError(problems)
         return grid
@@ -226,27 +232,24 @@ def _expanded(file: str, root: Path) -> str:
     return path
 
 
-def _meant_otherwise(grid: PoolGrid) -> Iterator[Problem]:
+def _meant_otherwise(grid: ParameterGrid) -> Iterator[Problem]:
     """Texts where a constructor's default is a number or a boolean: `off`, which Python takes for true, or `1_000`."""
     for key, values in grid.values.items():
         default = grid.constructor.defaults.get(key)
         for value in values if isinstance(default, bool | int | float) else ():
-            allowed, hint = (
-                ("true or false", meant_boolean) if isinstance(default, bool) else ("a number", meant_number)
-            )
-            if isinstance(value, str) and hint(value):
-                what = f"found {short(value)}, allowed is {allowed}, as {short(default)} is{hint(value)}"
-                yield Problem(f"params.{key}", what)
+            kind, meant = ("true or false", meant_boolean) if isinstance(default, bool) else ("a number", meant_number)
+            if isinstance(value, str) and (hint := meant(value)):
+                yield Problem(f"params.{key}", expected(f"{kind}, as {short(default)} is", value) + hint)
 
 
 class _File(_Part):
     name: Annotated[str, Field(min_length=1)]
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field({})
     pairs: Annotated[list[_PairPart] | None, Field(min_length=1)] = None
     architectures: Annotated[list[_Arch] | None, Field(min_length=1)] = None
     datasets: Annotated[list[_Dataset] | None, Field(min_length=1)] = None
     pools: Annotated[list[_PoolPart], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     max_trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = MAX_TRIALS
     resources: Resources = Resources()
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
@@ -256,7 +259,7 @@ class _File(_Part):
     skip_invalid: bool = False
     test_budget: Annotated[int | None, Field(ge=1)] = None
     keep_weights: bool = False
-    loggers: list[Annotated[str, _known(_logger)]] = []
+    loggers: Annotated[tuple[Annotated[str, _known(_logger)], ...], Field(strict=False)] = ()
 
     @field_validator("recipe")
     @classmethod
@@ -265,80 +268,28 @@ class _File(_Part):
         return values
 
 
-def _space(form: _File, grids: Sequence[PoolGrid | RequestError | None]) -> Space:
+def _space(form: _File, grids: Sequence[GridOrProblem]) -> Space:
     if form.pairs is not None:
         pairs = tuple(Pair(part.arch, part.dataset, part.hidden) for part in form.pairs)
     else:
         pairs = tuple(itertools.starmap(Pair, itertools.product(form.architectures or (), form.datasets or ())))
-    made = ((part.role, grid) for part, grid in zip(form.pools, grids, strict=True) if isinstance(grid, PoolGrid))
+    made = ((part.role, grid) for part, grid in zip(form.pools, grids, strict=True) if isinstance(grid, ParameterGrid))
     entries = tuple(Entry(pool, role) for role, grid in made for pool in grid)
     grid = Grid(form.name, entries, pairs, tuple(form.seeds), Recipe.of(form.recipe))
-    return Space(
-        grid,
-        form.resources,
-        form.checkpoint_every,
-        form.max_failures,
-        form.compiled,
-        skip_invalid=form.skip_invalid,
-        keep_weights=form.keep_weights,
-        test_budget=form.test_budget,
-        loggers=tuple(form.loggers),
-        stall_timeout=form.stall_timeout,
-    )
+    options = {name: getattr(form, name) for name in Space.__dataclass_fields__ if name in _File.model_fields}
+    return Space(grid, **options)
 
 
 # What can be wrong
 
 Found = tuple[KeyPath, Problem]
+GridOrProblem = ParameterGrid | RequestError | None
 
 _FORMS: Mapping[KeyPath, type[_Part]] = {
     (): _File,
     ("pairs",): _PairPart,
     ("pools",): _PoolPart,
     ("resources",): Resources,
-}
-
-
-def _problems_within(error: ValidationError) -> Iterator[Found]:
-    """What pydantic found, in our words."""
-    for item in error.errors():
-        path: KeyPath = item["loc"]
-        cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, RequestError):
-            yield from ((path, problem.under(spell(path))) for problem in cause.problems)
-            continue
-        if item["type"] in ("extra_forbidden", "invalid_key"):
-            form = _FORMS[tuple(key for key in path[:-1] if isinstance(key, str))]
-            keys = [field.alias or name for name, field in form.model_fields.items()]
-            what = f"unknown key; {did_you_mean(path[-1], keys)}"
-        elif item["type"] == "missing":
-            what = "missing; it must be given"
-        elif cause is not None:
-            what = str(cause)
-        else:
-            what = _wrong_kind(item["type"], item["input"], item["msg"])
-        yield path, Problem(spell(path), what)
-
-
-def _wrong_kind(kind: str, found: Any, message: str) -> str:
-    """A value that is none of those allowed, by pydantic's name for what is wrong with it."""
-    allowed = _ALLOWED.get(kind) or message.replace("Input should", "it should")
-    if kind == "string_type" and found is not None and not isinstance(found, list | dict):
-        allowed += f"; quotes make it one: '{found}'"
-    hint = _MEANT[kind](found) if kind in _MEANT else ""
-    return f"found {'nothing (null)' if found is None else short(found)}, {allowed}{hint}"
-
-
-_MEANT = {"bool_type": meant_boolean, "int_type": meant_number, "float_type": meant_number}
-_ALLOWED = {
-    "bool_type": "allowed is true or false",
-    "dict_type": "allowed is a mapping, {key: value, ...}",
-    "float_type": "allowed is a number",
-    "int_type": "allowed is a whole number",
-    "list_type": "allowed is a list, [first, second, ...]",
-    "model_type": "allowed is a mapping, {key: value, ...}",
-    "string_pattern_mismatch": "allowed is a path to a .py file",
-    "string_type": "allowed is a text",
 }
 
 
@@ -367,16 +318,16 @@ def _spell_item(value: Any) -> str:
 _OF_THE_POOL = ("name", "file", "class", "label", "params")
 
 
-def _grids(parts: Any, root: Path) -> list[PoolGrid | RequestError | None]:
+def _parameter_grids(parts: Any, root: Path) -> list[GridOrProblem]:
     """What each entry under `pools` stands for, or what is wrong with it; None where it is not even of the right form.
 
     By the raw data: an entry whose role is misspelled has its pool looked for all the same.
     """
-    found: list[PoolGrid | RequestError | None] = []
+    found: list[GridOrProblem] = []
     for part in parts if isinstance(parts, list) else ():
         given = {key: part[key] for key in _OF_THE_POOL if key in part} if isinstance(part, Mapping) else part
         try:
-            found.append(_PoolPart.model_validate(given).grid(root))
+            found.append(_PoolPart.model_validate(given).parameter_grid(root))
         except ValidationError:
             found.append(None)
         except RequestError as error:
@@ -384,20 +335,20 @@ def _grids(parts: Any, root: Path) -> list[PoolGrid | RequestError | None]:
     return found
 
 
-def _problems_of_pools(document: Mapping[str, Any], grids: Sequence[PoolGrid | RequestError | None]) -> Iterator[Found]:
+def _problems_of_pools(document: Mapping[str, Any], grids: Sequence[GridOrProblem]) -> Iterator[Found]:
     """Pools that cannot be had, too many of them, the same trial twice, and two that a table could not tell apart."""
     for index, grid in enumerate(grids):
         if isinstance(grid, RequestError):
             here: KeyPath = ("pools", index)
             yield from ((here, problem.under(spell(here))) for problem in grid.problems)
-    counts = [grid.count if isinstance(grid, PoolGrid) else 1 for grid in grids]
+    counts = [grid.count if isinstance(grid, ParameterGrid) else 1 for grid in grids]
     if too_many := _too_many(document, sum(counts)):
         yield ("pools",), too_many
         return
     by_pool: dict[Pool, int] = {}
     by_label: dict[str, int] = {}
     for index, grid in enumerate(grids):
-        for one in grid if isinstance(grid, PoolGrid) else ():
+        for one in grid if isinstance(grid, ParameterGrid) else ():
             here = ("pools", index)
             if one in by_pool:
                 first = f"first in pools[{by_pool[one]}]"
@@ -423,8 +374,8 @@ def _too_many(document: Mapping[str, Any], count: int) -> Problem | None:
     spelled = f"{trials:,}" if trials < 10**15 else "more than 10^15"
     return Problem(
         "",
-        f"found {spelled} trials, pools x {pairs:,} pairs x {sizes['seeds']:,} seeds; allowed are {most:,}, which is "
-        f"max_trials: take some out, or raise that, up to {MOST_TRIALS:,}",
+        f"expected at most {most:,} trials, got {spelled}: pools x {pairs:,} pairs x {sizes['seeds']:,} seeds; take "
+        f"some out, or raise max_trials, up to {MOST_TRIALS:,}",
     )
 
 

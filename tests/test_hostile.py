@@ -366,12 +366,27 @@ def test_what_a_sweep_wrote_is_read(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"pairs": [{"arch": "../../x", "dataset": "digits", "hidden": False}]}, "pairs[0].arch: found '../../x'"),
-        ({"pairs": [{"arch": "resnet20", "dataset": "a/b", "hidden": False}]}, "pairs[0].dataset: found 'a/b'"),
-        ({"pools": [POOLS[0] | {"name": "../../x", "role": "baseline"}]}, "pools[0].name: found '../../x'"),
-        ({"pools": [POOLS[0] | {"label": "\x1b[2J", "role": "baseline"}]}, "pools[0].label: found"),
+        (
+            {"pairs": [{"arch": "../../x", "dataset": "digits", "hidden": False}]},
+            "pairs[0].arch: expected lower-case letters, digits and underscores, got '../../x'",
+        ),
+        (
+            {"pairs": [{"arch": "resnet20", "dataset": "a/b", "hidden": False}]},
+            "pairs[0].dataset: expected lower-case letters, digits and underscores, got 'a/b'",
+        ),
+        (
+            {"pools": [POOLS[0] | {"name": "../../x", "role": "baseline"}]},
+            "pools[0].name: expected the name of a built-in pool, got '../../x'",
+        ),
+        (
+            {"pools": [POOLS[0] | {"label": "\x1b[2J", "role": "baseline"}]},
+            "pools[0].label: expected text without control characters",
+        ),
         ({"seeds": [-1, 2**64]}, "seeds[1]"),
-        ({"seeds": list(range(2000)), "pairs": [{"arch": "a", "dataset": "b", "hidden": False}] * 600}, "allowed are"),
+        (
+            {"seeds": list(range(2000)), "pairs": [{"arch": "a", "dataset": "b", "hidden": False}] * 600},
+            "expected at most 1,000,000",
+        ),
     ],
 )
 def test_names_that_would_be_paths(tmp_path: Path, change: dict[str, Any], says: str) -> None:

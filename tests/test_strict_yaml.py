@@ -150,34 +150,35 @@ SAYS: list[tuple[str, str, str]] = [
     (
         "seeds",
         "recipe:\n  lr: 0,02\nseeds",
-        "recipe.lr: found '0,02', allowed is a number > 0; a decimal has a point: 0.02",
+        "recipe.lr: expected a number, got '0,02'; a decimal has a point: 0.02",
     ),
     ("seeds", "recipe: {epochs: 1_000}\nseeds", "digits have nothing between them: 1000"),
     ("seeds", "recipe: {epochs: '7'}\nseeds", "a number has no quotes: 7"),
     (
         "[1]",
         "[1_000]",
-        ":4: seeds[0]: found '1_000', allowed is a whole number; digits have nothing between them: 1000",
+        ":4: seeds[0]: expected an integer, got '1_000'; digits have nothing between them: 1000",
     ),
-    ("[1]", "[1:30]", ":4: seeds[0]: found '1:30', allowed is a whole number"),
-    ("[1]", "", "seeds: found nothing (null), allowed is a list"),
+    ("[1]", "[1:30]", ":4: seeds[0]: expected an integer, got '1:30'"),
+    ("[1]", "", "seeds: expected a list [first, second, ...], got nothing (null)"),
     *(
-        ("seeds", f"compile: {word}\nseeds", "allowed is true or false; write true")
-        for word in ("on", "Yes", "y", "'true'")
+        ("seeds", f"compile: {word}\nseeds", f"compile: expected true or false, got {found!r}; write {meant}")
+        for meant, words in (("true", "on Yes y 'true'"), ("false", "off NO n"))
+        for word in words.split()
+        for found in [word.strip("'")]
     ),
-    *(("seeds", f"compile: {word}\nseeds", "allowed is true or false; write false") for word in ("off", "NO", "n")),
-    ("digits", "digits, hidden: yes", "pairs[0].hidden: found 'yes', allowed is true or false; write true"),
+    ("digits", "digits, hidden: yes", "pairs[0].hidden: expected true or false, got 'yes'; write true"),
     (
         "[gap]",
         "[{file: own.py, params: {learn: off}}]",
-        ":3: pools[0].params.learn: found 'off', allowed is true or false",
+        ":3: pools[0].params.learn: expected true or false, as True is, got 'off'; write false",
     ),
     (
         "[gap]",
         "[{file: own.py, params: {p: [1_0, 2]}}]",
-        "params.p: found '1_0', allowed is a number, as 3.0 is; ",
+        "params.p: expected a number, as 3.0 is, got '1_0'; ",
     ),
-    ("mine", "2024", ":1: name: found 2024, allowed is a text; quotes make it one: '2024'"),
+    ("mine", "2024", ":1: name: expected text, got 2024; quotes make it text: '2024'"),
     ("[gap]", "[{file: $NOT_SET_ANYWHERE/own.py}]", "pools[0].file: found '$NOT_SET_ANYWHERE/own.py', and $NOT_SET_"),
     ("[gap]", "[{file: ~nobody_is_called_so/own.py}]", "there is no such user here"),
     ("seeds", "max_failures:\u00a02\nseeds", ":4 is not YAML: found U+00A0 NO-BREAK SPACE in 'max_failures:"),

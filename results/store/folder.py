@@ -32,10 +32,11 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import yaml
+from pydantic import PlainValidator
 
 from results.store import parquet, schema, seal
 from results.store.attempt import Attempt
@@ -43,11 +44,12 @@ from results.store.disk import Disk, Files
 from results.store.logs import Log
 from results.store.parquet import MERGED, Where
 from results.store.s3 import ObjectStore, StoreError, is_uri
-from search_spaces import plain, strict_yaml
+from search_spaces import strict_yaml
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from search_spaces.grid import Grid
-from search_spaces.pool import Pool
+from search_spaces.pool import Pool, StoredPool
+from search_spaces.validation import Form, Line, Number, validate
 
 FOLDERS = ("trials", "epochs", "attempts", "checkpoints", "weights", "logs")
 MERGE = 20_000  # files at a time: 4 million epochs, 300 MB while they are merged
@@ -177,11 +179,11 @@ class RunFolder:
 
     def pools(self) -> list[Pool]:
         """Every pool that a sweep on this folder has asked for, all revisions, under its newest label."""
-        return self._read_json("pools.json", lambda found: plain.each(found, Pool.from_dict), list)
+        return self._read_json("pools.json", lambda found: validate(list[StoredPool], found), list)
 
     def submissions(self) -> dict[str, tuple[Pool, str]]:
         """{name of a candidate: the entry, when it was submitted}."""
-        return self._read_json("submitted.json", lambda found: plain.values(found, _entry_from), dict)
+        return self._read_json("submitted.json", _entries_from, dict)
 
     def write_submissions(self, submissions: Mapping[str, tuple[Pool, str]]) -> None:
         data = {name: {"pool": pool.to_dict(), "when": when} for name, (pool, when) in submissions.items()}
@@ -189,14 +191,14 @@ class RunFolder:
 
     def topups(self) -> dict[str, Any]:
         """Which seeds were asked for after looking: {arch-dataset: {target, seeds}}."""
-        return self._read_json("topups.json", lambda found: plain.values(found, _topup_from), dict)
+        return self._read_json("topups.json", _topups_from, dict)
 
     def write_topups(self, topups: Mapping[str, Any]) -> None:
         self._write_json("topups.json", topups)
 
     def pack_sizes(self) -> dict[str, Any]:
         """What was measured about how many trials to train side by side: {what and where: measurements}."""
-        return self._read_json("packs.json", lambda found: plain.values(found, _measurements_from), dict)
+        return self._read_json("packs.json", _measurements_from, dict)
 
     def write_pack_sizes(self, sizes: Mapping[str, Any]) -> None:
         self._write_json("packs.json", sizes)
@@ -439,23 +441,40 @@ def _log(trial_id: str) -> str:
 # What the JSON files hold
 
 
-def _entry_from(data: Any) -> tuple[Pool, str]:
-    return Pool.from_dict(plain.take(data, "pool", Mapping)), plain.name(data, "when")
+class _Submission(Form):
+    pool: StoredPool
+    when: Line
 
 
-def _topup_from(data: Any) -> dict[str, Any]:
-    seeds = plain.each(plain.take(data, "seeds", list), lambda seed: plain.expect(seed, int), "seeds")
-    return {"target": plain.number(data, "target"), "seeds": seeds}
+class _Topup(Form):
+    target: Number
+    seeds: list[int]
 
 
-def _measurements_from(data: Any) -> list[dict[str, Any]]:
-    def measurement(one: Any) -> dict[str, Any]:
-        size, memory = plain.take(one, "size", int), one.get("memory_mb")
-        rates = {name: plain.number(one, name) for name in ("start_s", "epoch_s", "images_per_s")}
-        return {"size": size, **rates, "memory_mb": memory and plain.number(one, "memory_mb")}
+class _Measurement(Form):
+    size: int
+    start_s: Number
+    epoch_s: Number
+    images_per_s: Number
+    memory_mb: Number | None = None
 
-    return plain.each(data, measurement)
+
+class _Checks(Form):
+    same_function: list[Annotated[Equivalence, PlainValidator(Equivalence.from_dict)]]
+
+
+def _entries_from(data: Any) -> dict[str, tuple[Pool, str]]:
+    return {name: (entry.pool, entry.when) for name, entry in validate(dict[Line, _Submission], data).items()}
+
+
+def _topups_from(data: Any) -> dict[str, Any]:
+    return {pair: topup.model_dump() for pair, topup in validate(dict[Line, _Topup], data).items()}
+
+
+def _measurements_from(data: Any) -> dict[str, Any]:
+    found = validate(dict[Line, list[_Measurement]], data)
+    return {place: [one.model_dump() for one in measurements] for place, measurements in found.items()}
 
 
 def _equivalences_from(data: Any) -> list[Equivalence]:
-    return plain.each(plain.take(data, "same_function", list), Equivalence.from_dict, "same_function")
+    return validate(_Checks, data).same_function
