@@ -1,24 +1,20 @@
-"""A space file as data, with the line of every key; and what is wrong with it as a text, whatever it is about."""
+"""Read a space file as data, with the line of every key, and say what is wrong with it as a text."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from search_spaces import strict_yaml
-from search_spaces.errors import Problem, RequestError, meant_number, short
+from search_spaces.errors import Problem, RequestError, expected, meant_number, short
+from search_spaces.strict_yaml import MOST_BYTES
 from search_spaces.text import unprintable
-
-KeyPath = tuple[str | int, ...]
-
-MOST_BYTES = 2**20  # of short values PyYAML reads 120 kB a second
-MOST_VALUES = 200_000
-MOST_CHARACTERS = 1_000  # of a text
+from search_spaces.validation import KeyPath, spell
 
 # What looks like a space, or like nothing, and is no space to YAML: it comes with what is copied from a page or a PDF.
 _NO_SPACE = "[\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff]"
@@ -28,47 +24,39 @@ _NULL, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:int"
 
 
 class Document:
-    """A YAML file's data, and where in the file each key stands.
+    """The data of a YAML file, and the line of each key.
 
     Attributes:
         data: the mapping that the file holds.
 
     Raises:
-        RequestError: no YAML, no mapping, keys that stand twice, or texts with control characters.
+        RequestError: the file is not YAML or no mapping, or has keys twice, or texts with control characters.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._lines: dict[KeyPath, int] = {}
-        text = _read(path)
-        try:
-            loader, root = strict_yaml.compose(text, MOST_VALUES)
-            problems = list(_walk(root, (), self._lines))
-            self.data: dict[str, Any] = loader.construct_document(root) if root else {}
-        except yaml.YAMLError as error:
-            line, what = _not_yaml(error, text)
-            raise RequestError.of(f"{path}{f':{line}' if line else ''} is not YAML: {what}") from None
-        if not isinstance(self.data, dict):
-            raise RequestError.of(
-                f"{path} must hold a mapping of keys (name, pools, seeds, ...), found a {_kind(self.data)}"
-            )
+        data, problems = _parse(_read(path), self._lines, lambda line, why: f"{path}{line} is not YAML: {why}")
+        if data is not None and not isinstance(data, dict):
+            raise RequestError.of(f"{path}: {expected('a mapping of keys (name, pools, seeds, ...)', data)}")
         if problems:
             raise RequestError(self.locate(problem, at) for at, problem in problems)
+        self.data: dict[str, Any] = data or {}
 
     def set(self, override: str) -> None:
-        """Applies `KEY.KEY=VALUE`, the value in YAML."""
+        """Apply `KEY.KEY=VALUE`, the value in YAML.
+
+        Raises:
+            RequestError: it is written otherwise, the value is no YAML, or what is above the key is no mapping.
+        """
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise RequestError.of(f"found {override!r}, allowed is KEY=VALUE", "--set")
+            raise RequestError.of(expected("KEY=VALUE", override), "--set")
         where = f"--set {key}"
-        try:
-            loader, root = strict_yaml.compose(text, MOST_VALUES)
-            problems = [problem for _, problem in _walk(root, (), {})]
-            value = loader.construct_document(root) if root else None
-        except yaml.YAMLError as error:
-            raise RequestError.of(f"{short(text)} is not a YAML value: {_not_yaml(error, text)[1]}", where) from None
+        refusal = f"{where}: {short(text)} is not a YAML value"
+        value, problems = _parse(text, {}, lambda _, why: f"{refusal}: {why}")
         if problems:
-            raise RequestError(problem.under(where) for problem in problems)
+            raise RequestError(problem.under(where) for _, problem in problems)
         at: Any = self.data
         *parents, last = key.split(".")
         for parent in parents:
@@ -80,19 +68,19 @@ class Document:
         at[last] = value
 
     def line(self, path: KeyPath) -> int:
-        """The line of a path of keys, or of the nearest key above it that the file has; 0 for the whole file."""
+        """Return the line of a path of keys, or of the nearest key above it that the file has; 0 for the whole file."""
         while path and path not in self._lines:
             path = path[:-1]
         return self._lines[path] if path else 0
 
     def locate(self, problem: Problem, path: KeyPath) -> Problem:
-        """The problem at a path of keys, with file and line in front."""
+        """Return the problem at a path of keys, with file and line in front."""
         line = self.line(path)
         return Problem(f"{self.path}{f':{line}' if line else ''}: {problem.where}".removesuffix(": "), problem.what)
 
 
 def _read(path: Path) -> str:
-    """The file's text.
+    """Return the file's text.
 
     Raises:
         RequestError: it cannot be read, is larger than a space can be, or no UTF-8.
@@ -103,20 +91,37 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise RequestError.of(f"{path} cannot be read: {error.strerror or error}") from None
     if len(data) > MOST_BYTES:
-        raise RequestError.of(f"{path} has {path.stat().st_size:,} bytes; allowed are {MOST_BYTES:,}")
+        raise RequestError.of(f"{path}: expected at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
-        what = f"is not YAML, which is UTF-8 text: found the byte 0x{byte:02x}; save the file as UTF-8"
+        what = f"is not YAML, which is UTF-8 text: got the byte 0x{byte:02x}; save the file as UTF-8"
         raise RequestError.of(f"{path}:{line} {what}") from None
 
 
+def _parse(
+    text: str, lines: dict[KeyPath, int], refusal: Callable[[str, str], str]
+) -> tuple[Any, list[tuple[KeyPath, Problem]]]:
+    """Return a text's data and what is wrong in it; note the line of every key and item in `lines`.
+
+    Raises:
+        RequestError: the text is not YAML; says `refusal` of the line, as `:3` or empty, and the reason.
+    """
+    try:
+        loader, root = strict_yaml.compose(text)
+        problems = list(_walk(root, (), lines))
+        return loader.construct_document(root) if root else None, problems
+    except yaml.YAMLError as error:
+        line, what = _not_yaml(error, text)
+        raise RequestError.of(refusal(f":{line}" if line else "", what)) from None
+
+
 def _not_yaml(error: yaml.YAMLError, text: str) -> tuple[int, str]:
-    """The line where a text is no YAML, 0 if nobody knows, and why, with what to do."""
+    """Return the line where a text is not YAML, 0 if nobody knows, and why, with what to do."""
     if isinstance(error, yaml.reader.ReaderError):
-        found = f"found U+{error.character:04X}, a character that YAML does not have; take it out"
-        return text.count("\n", 0, error.position) + 1, found
+        what = f"got U+{error.character:04X}, a character that YAML does not have; take it out"
+        return text.count("\n", 0, error.position) + 1, what
     if not isinstance(error, yaml.MarkedYAMLError) or not error.problem_mark:
         return 0, str(error)
     end, begin = error.problem_mark.line, (error.context_mark or error.problem_mark).line
@@ -149,11 +154,11 @@ _HINTS = (  # by what PyYAML says
 
 def _no_space(where: str, character: str) -> str:
     name = unicodedata.name(character, "")
-    return f"found U+{ord(character):04X} {name} in {short(where)}; replace it by an ordinary space, or quote the text"
+    return f"got U+{ord(character):04X} {name} in {short(where)}; replace it by an ordinary space, or quote the text"
 
 
 def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[tuple[KeyPath, Problem]]:
-    """What is wrong in a node, each with its path; notes the line of every key and item."""
+    """Yield what is wrong in a node, each with its path; note the line of every key and item."""
     if isinstance(node, yaml.ScalarNode):
         if what := _wrong_with(node):
             yield path, Problem(spell(path), what)
@@ -171,7 +176,7 @@ def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> I
             here = (*path, name)
             if whole and not value.value and value.tag == _NULL and _DIGITS.fullmatch(name):  # {lr: 0,02}
                 text = f"{whole},{name}"
-                what = f"found {text}, and a comma begins the next key{meant_number(text)}"
+                what = f"got {text}, and a comma begins the next key{meant_number(text)}"
                 yield before, Problem(spell(before), what)
                 continue
             before, whole = here, value.value if node.flow_style and value.tag == _INT else ""
@@ -186,10 +191,8 @@ def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> I
 
 def _wrong_with(node: yaml.ScalarNode) -> str:
     text = node.value
-    if len(text) > MOST_CHARACTERS:
-        return f"found a text of {len(text):,} characters, {short(text)}; allowed are {MOST_CHARACTERS:,}"
     if character := unprintable(text):
-        return f"found {short(text)}, allowed is text without control characters; it has {character}"
+        return f"{expected('text without control characters', text)}; it has {character}"
     if node.style is None and (found := _TAKEN_FOR_A_SPACE.search(text)):
         return _no_space(text, found[0].strip(":-#"))
     return ""
@@ -198,12 +201,3 @@ def _wrong_with(node: yaml.ScalarNode) -> str:
 def _odd_key(node: yaml.ScalarNode) -> str:
     found = re.search(_NO_SPACE, node.value)
     return _no_space(node.value, found[0]) if found else ""
-
-
-def spell(path: KeyPath) -> str:
-    """("pools", 2, "name") -> `pools[2].name`."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
-
-
-def _kind(value: Any) -> str:
-    return "list" if isinstance(value, list) else "mapping" if isinstance(value, Mapping) else type(value).__name__

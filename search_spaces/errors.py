@@ -60,8 +60,8 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
-    """The message for a `name` that is not among `choices`."""
-    return f"unknown {kind} {name!r}; {did_you_mean(name, choices)}"
+    """Return the message for a `name` that is not among `choices`."""
+    return f"unknown {kind} {short(name)}; {did_you_mean(name, choices)}"
 
 
 def expected(what: str, got: object) -> str:

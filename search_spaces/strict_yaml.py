@@ -1,19 +1,20 @@
-"""YAML that can do no harm, by the core schema of YAML 1.2: what is a number, what is true, and that all else is text.
+"""Read and write YAML by the core schema of version 1.2, which says what is a number, what is true, and what is text.
 
-Data only: no tags, so no objects either; and bounded, because a few lines of aliases to aliases stand for billions of
-values, which PyYAML makes one by one wherever a mapping is merged.
+Data only: no tags, so no objects. And bounded: a few lines of aliases to aliases stand for billions of values, which
+PyYAML makes one by one wherever a mapping is merged.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
 import yaml
 
-from search_spaces.errors import short
+from search_spaces.errors import expected
 
-MOST_VALUES = 4_000_000  # PyYAML takes 60 s and 2 GiB for as many
+MOST_BYTES = 2**20  # of a space file: PyYAML reads 120 kB of short values a second
 MOST_DEEP = 40
 
 # YAML 1.2.2, section 10.3.2. PyYAML reads YAML 1.1, to which `on` is true, 010 is 8, 1:30 is 90, 1_000 is 1000, a date
@@ -31,28 +32,18 @@ _BOOL_1_1 = ("tag:yaml.org,2002:bool", re.compile(r"[yYnN]\Z"))
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's, but for the schema and the bounds."""
-
-    def __init__(self, text: str, most: int = MOST_VALUES):
-        super().__init__(text)
-        self._left = self.most = most
+    """PyYAML's loader, but for the schema; it has no tags."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
-        self._left -= 1
-        if self._left < 0:
-            what = f"found more than {self.most:,} values"
-            raise yaml.constructor.ConstructorError(None, None, what, event.start_mark)
-        if getattr(event, "tag", None) is not None:
-            what = f"found the tag {event.tag!r}; a value needs none: quotes make it a text"  # pyright: ignore
-            raise yaml.constructor.ConstructorError(None, None, what, event.start_mark)
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise _error(f"got the tag {tag!r}; a value needs none: quotes make it text", event)
         return super().compose_node(parent, index)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = node.value
         if len(text) > 80:  # Python refuses to spell one of more than 4,300 digits, which 0x may well have
-            what = f"{short(text)} is no integer of at most 80 characters"
-            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+            raise _error(expected("an integer of at most 80 characters", text), node)
         return int(text[2:], {"0o": 8, "0x": 16}[text[:2]]) if text[:2] in ("0o", "0x") else int(text)
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
@@ -66,7 +57,7 @@ Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's, which quotes what YAML 1.1 would not read as a text; here also what YAML 1.2 would not."""
+    """PyYAML's dumper, which quotes what YAML 1.1 would not read as text; here also what YAML 1.2 would not."""
 
     def analyze_scalar(self, scalar: str) -> Any:
         found: Any = super().analyze_scalar(scalar)
@@ -79,41 +70,52 @@ Dumper.yaml_implicit_resolvers = yaml.SafeDumper.yaml_implicit_resolvers | {None
 
 
 def dump(data: Any) -> str:
-    """Plain data as a document that readers of YAML 1.1 and of 1.2 take for the same."""
+    """Return plain data as a document that readers of YAML 1.1 and of 1.2 take for the same."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def compose(text: str, most: int = MOST_VALUES) -> tuple[Loader, yaml.Node | None]:
-    """The text's one document as nodes, and what constructs them; None for an empty one.
+def compose(text: str) -> tuple[Loader, yaml.Node | None]:
+    """Return what constructs the text's one document, and the document as nodes; None for an empty one.
 
     Raises:
-        yaml.YAMLError: it is no YAML, has a tag, is nested too deeply, or stands for more than `most` values.
+        yaml.YAMLError: the text is no YAML, has a tag, is nested too deeply, or has aliases that stand for too much.
     """
-    loader = Loader(text, most)
+    loader = Loader(text)
     try:
         root = loader.get_single_node()
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
-    left = most
-    waiting = [(root, 0)] if root else []
-    while waiting:
+    if root:
+        _check_size(root, max(len(text), MOST_BYTES))
+    return loader, root
+
+
+def _check_size(root: yaml.Node, most: int) -> None:
+    """Count every value as often as it is constructed. No text without aliases has more of them than characters."""
+    waiting = [(root, 0)]
+    for left in itertools.count(most, -1):
+        if not waiting:
+            return
         node, depth = waiting.pop()
-        left -= 1
-        if left < 0 or depth > MOST_DEEP:
-            much = f"nested more than {MOST_DEEP} deep" if depth > MOST_DEEP else f"of more than {most:,} values"
-            raise yaml.constructor.ConstructorError(None, None, f"a document {much}, aliases expanded", node.start_mark)
+        if depth > MOST_DEEP:
+            raise _error(f"expected at most {MOST_DEEP} lists and mappings in each other, aliases expanded", node)
+        if left < 0:
+            raise _error(f"expected at most {most:,} values, aliases expanded", node)
         if isinstance(node, yaml.SequenceNode):
             waiting += [(item, depth + 1) for item in node.value]
         elif isinstance(node, yaml.MappingNode):
             waiting += [(part, depth + 1) for pair in node.value for part in pair]
-    return loader, root
 
 
-def load(text: str, most: int = MOST_VALUES) -> Any:
-    """The data of a text; None for an empty one.
+def _error(what: str, at: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, what, at.start_mark)
+
+
+def load(text: str) -> Any:
+    """Return the data of a text; None for an empty one.
 
     Raises:
         yaml.YAMLError: as `compose`, or a merge of what is no mapping, or an integer that Python cannot read.
     """
-    loader, root = compose(text, most)
+    loader, root = compose(text)
     return loader.construct_document(root) if root else None

@@ -23,7 +23,6 @@ from orchestrator.plan import make_plan
 from results.store.folder import RunFolder
 from search_spaces import space as spaces
 from search_spaces import user_code
-from search_spaces.document import MOST_VALUES
 from search_spaces.errors import RequestError
 from search_spaces.grid import FILTERS, MOST_TRIALS
 from search_spaces.space import MAX_TRIALS
@@ -85,14 +84,6 @@ def plan(tmp_path: Path) -> Callable[..., list[str]]:
     return run
 
 
-@pytest.fixture(scope="module")
-def patience_s() -> float:
-    """Twice what PyYAML takes on this machine for as many values as a space may have."""
-    start = time.process_time()
-    yaml.safe_load(f"[{'1, ' * (MOST_VALUES // 10)}]")
-    return 20 * (time.process_time() - start)
-
-
 def dumped(data: Any) -> str:
     return yaml.dump(data, sort_keys=False, allow_unicode=False)  # tags, anchors and all, wherever PyYAML needs them
 
@@ -149,15 +140,15 @@ MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
     [
         ("", "name: missing"),
         ("name: a\n---\nname: b\n", "a single document"),
-        (BOMB, "more than 200,000 values"),
-        (MERGE_BOMB, "more than 200,000 values"),
-        ("? " + BOMB.replace("\n", "\n  "), "more than 200,000 values"),
-        ("pools: &a [*a]", "nested more than 40 deep"),
+        (BOMB, "expected at most 1,048,576 values, aliases expanded"),
+        (MERGE_BOMB, "expected at most 1,048,576 values, aliases expanded"),
+        ("? " + BOMB.replace("\n", "\n  "), "expected at most 1,048,576 values, aliases expanded"),
+        ("pools: &a [*a]", "expected at most 40 lists and mappings in each other"),
         ("[" * 100_000, "nested too deeply"),
-        ("name: !!python/object/apply:os.system ['true']", "found the tag"),
-        ("name: !!int ''", "found the tag"),
+        ("name: !!python/object/apply:os.system ['true']", "got the tag"),
+        ("name: !!int ''", "got the tag"),
         ("seeds: [0x_]", "expected an integer, got '0x_'"),
-        (f"seeds: [0x{'f' * 5000}]", "is no integer of at most 80 characters"),
+        (f"seeds: [0x{'f' * 5000}]", "expected an integer of at most 80 characters"),
         ("? [a]\n: b", "unhashable key"),
         ("<<: 3", "for merging"),
         ("name:\tx\n\t- y", "is not YAML"),
@@ -169,17 +160,15 @@ MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
         ('name: "\\u202egap"', "U+202E RIGHT-TO-LEFT OVERRIDE"),
         ('name: "\\ud800"', "it has U+D800"),
         ('"na\\eme": x', "as a key"),
-        (f"name: {'x' * 1001}", "a text of 1,001 characters"),
-        ("seeds: [" + "1, " * 250_000 + "1]", "more than 200,000 values"),
-        (b" " * (50 * 2**20), "has 52,428,800 bytes; allowed are 1,048,576"),
+        (b" " * (50 * 2**20), "expected at most 1,048,576 bytes, got 52,428,800"),
     ],
     ids=lambda value: repr(value[:20]),
 )
-def test_what_no_space_is(plan: Callable[..., list[str]], patience_s: float, text: str | bytes, says: str) -> None:
+def test_what_no_space_is(plan: Callable[..., list[str]], text: str | bytes, says: str) -> None:
     start = time.process_time()
     said = plan(text)
     assert any(says in line for line in said), said
-    assert time.process_time() - start < patience_s
+    assert time.process_time() - start < 5, "a second or two, on a machine that has nothing else to do"
     assert all("space.yaml" in line for line in said)
 
 

@@ -217,7 +217,7 @@ seeds: [1, 1, x]
     ("text", "says"),
     [
         ("a: [", "is not YAML"),
-        ("- a\n- b", "must hold a mapping"),
+        ("- a\n- b", "expected a mapping of keys"),
         ("", "name: missing"),
         ("a: !!python/object/apply:os.system ['true']", "is not YAML"),
         ("a: &a [*a]", "is not YAML"),

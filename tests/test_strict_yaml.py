@@ -142,11 +142,11 @@ SAYS: list[tuple[str, str, str]] = [
     (
         "seeds",
         "recipe: {lr: 0,02}\nseeds",
-        ":4: recipe.lr: found 0,02, and a comma begins the next key; a decimal has a",
+        ":4: recipe.lr: got 0,02, and a comma begins the next key; a decimal has a",
     ),
     ("seeds", "recipe: {train_samples: 1,000}\nseeds", "has a point: 1.000, and thousands have nothing: 1000"),
     ("seeds", "recipe: {lr: 1,5e-3}\nseeds", "a decimal has a point: 1.5e-3"),
-    ("[gap]", "[{name: gem, params: {p: 2,5}}]", ":3: pools[0].params.p: found 2,5"),
+    ("[gap]", "[{name: gem, params: {p: 2,5}}]", ":3: pools[0].params.p: got 2,5"),
     (
         "seeds",
         "recipe:\n  lr: 0,02\nseeds",
@@ -181,10 +181,10 @@ SAYS: list[tuple[str, str, str]] = [
     ("mine", "2024", ":1: name: expected text, got 2024; quotes make it text: '2024'"),
     ("[gap]", "[{file: $NOT_SET_ANYWHERE/own.py}]", "pools[0].file: found '$NOT_SET_ANYWHERE/own.py', and $NOT_SET_"),
     ("[gap]", "[{file: ~nobody_is_called_so/own.py}]", "there is no such user here"),
-    ("seeds", "max_failures:\u00a02\nseeds", ":4 is not YAML: found U+00A0 NO-BREAK SPACE in 'max_failures:"),
-    ("seeds", "max_failures: \u00a02\nseeds", ":4: max_failures: found U+00A0 NO-BREAK SPACE in"),
-    ("seeds", "recipe: {lr:\u20070.1}\nseeds", ":4: recipe.lr:\u20070.1: as a key: found U+2007 FIGURE SPACE"),
-    ("[gap]", "\n \u00a0- gap", ":3: pools: found U+00A0 NO-BREAK SPACE"),
+    ("seeds", "max_failures:\u00a02\nseeds", ":4 is not YAML: got U+00A0 NO-BREAK SPACE in 'max_failures:"),
+    ("seeds", "max_failures: \u00a02\nseeds", ":4: max_failures: got U+00A0 NO-BREAK SPACE in"),
+    ("seeds", "recipe: {lr:\u20070.1}\nseeds", ":4: recipe.lr:\u20070.1: as a key: got U+2007 FIGURE SPACE"),
+    ("[gap]", "\n \u00a0- gap", ":3: pools: got U+00A0 NO-BREAK SPACE"),
     (
         "seeds: [1]",
         "seeds:\n\t- 1",
