@@ -1,7 +1,7 @@
-"""Trials that have learned nothing: their accuracy never leaves what guessing comes to.
+"""Trials that have learned nothing: their accuracy stays at what guessing gets.
 
-The recipe itself does that to some seeds of VGG-16-BN: the loss stays finite, and the network says the same of every
-image. Such a trial says nothing of its pool's accuracy, and how often it happens is an outcome of its own.
+The recipe does that to some seeds of VGG-16-BN: the loss stays finite, and the network gives every image one answer.
+Such a trial says nothing about its pool's accuracy, and how often it happens is an outcome of its own.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ SURE = 0.999
 
 
 def is_guessing(accuracy: float, classes: int, images: int) -> bool:
-    """Whether an accuracy in percent, over so many images, is no more than guesses may come to."""
+    """Return whether an accuracy in percent over this many images is no more than guessing may get."""
     return round(accuracy / 100 * images) <= most_hits(classes, images)
 
 
 @functools.lru_cache(maxsize=64)
 def most_hits(classes: int, images: int) -> int:
-    """The 99.9 % quantile of how many of so many images are guessed right: of the binomial with p = 1 / classes.
+    """Return how many images are guessed right at most: the 99.9 % quantile of the binomial with p = 1 / classes.
 
-    132 of CIFAR-100's 10,000, and 1,094 of Fashion-MNIST's.
+    It is 132 of the 10,000 of CIFAR-100, and 1,094 of those of Fashion-MNIST.
     """
     p = 1 / classes
     hits, below = -1, 0.0

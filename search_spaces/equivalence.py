@@ -1,4 +1,4 @@
-"""Pools that are one and the same function, as the gate found them; who reads a table has to know."""
+"""Pools that are the same function, as the gate found them. A reader of the table has to know."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from search_spaces.validation import Form, Line, validate
 
 @dataclass(frozen=True, slots=True)
 class Equivalence:
-    """Pools that compute one function in an architecture, at initialisation.
+    """Pools that compute the same function in an architecture, at initialisation.
 
     Attributes:
         pools: their labels.
@@ -25,7 +25,7 @@ class Equivalence:
     parting: Mapping[str, tuple[str, ...]]
 
     def __str__(self) -> str:
-        """`vgg16bn: gap and mine start as the same function; learning may part mine by weight`."""
+        """Return `vgg16bn: gap and mine start as the same function; learning may part mine by weight`."""
         learned = ", ".join(f"{pool} by {', '.join(names)}" for pool, names in self.parting.items())
         later = f"; learning may part {learned}" if learned else ", and nothing that they learn parts them: chance does"
         return f"{self.arch}: {', '.join(self.pools[:-1])} and {self.pools[-1]} start as the same function{later}"
@@ -36,10 +36,10 @@ class Equivalence:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """From `to_dict`, as it comes back from a file.
+        """Return the equivalence that `to_dict` wrote.
 
         Raises:
-            RequestError: it is nothing that `to_dict` makes; says where.
+            RequestError: the data is not what `to_dict` makes; says where.
         """
         form = validate(_Form, data)
         return cls(form.arch, tuple(form.pools), {pool: tuple(names) for pool, names in form.parting.items()})

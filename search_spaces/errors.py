@@ -1,4 +1,4 @@
-"""What is wrong with a request: every problem at once, each with the place, the fault and what is allowed."""
+"""What is wrong with a request: every problem at once, each with its place, what was expected and what it got."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from search_spaces.text import visible
 class Problem:
     """One fault of a request.
 
-    `where` is the path of the key that is at fault (`recipe.lr`, `pools[2].file`; empty: the whole
-    request), `what` says what was found, what is allowed and what to do next. Either may quote whatever somebody wrote,
-    and is shown on a terminal: what would act there is spelled out.
+    Attributes:
+        where: the path of the key that is wrong (`recipe.lr`, `pools[2].file`); empty for the whole request.
+        what: what was expected, what it got, and what to do next.
+
+    Both may quote anything that somebody wrote. They are shown on a terminal, so control characters are spelled out.
     """
 
     where: str
@@ -29,7 +31,7 @@ class Problem:
         object.__setattr__(self, "what", visible(self.what, keep="\n"))
 
     def under(self, prefix: str) -> Problem:
-        """The same problem, seen from the outside of `prefix`."""
+        """Return the same problem, with its place below `prefix`."""
         joint = "." if prefix and self.where and not self.where.startswith("[") else ""
         return Problem(prefix + joint + self.where, self.what)
 
@@ -53,7 +55,7 @@ class RequestError(ValueError):
 
 
 def did_you_mean(name: object, choices: Iterable[str]) -> str:
-    """The nearest of `choices` to `name`, as a phrase, and the whole list of them."""
+    """Return a phrase with the nearest of `choices` to `name`, and all of them."""
     known = sorted(choices)
     near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
@@ -83,7 +85,7 @@ def short(value: object) -> str:
 
 
 def meant_number(found: object) -> str:
-    """How a number is written that somebody wrote as a text, as the end of a message; empty where none was meant."""
+    """Return how to write a number that somebody wrote as text, as the end of a message; empty if none was meant."""
     if not isinstance(found, str):
         return ""
     if re.fullmatch(r"[-+]?[0-9]+,[0-9]+([eE][-+]?[0-9]+)?", found):
@@ -95,7 +97,7 @@ def meant_number(found: object) -> str:
 
 
 def meant_boolean(found: object) -> str:
-    """The same of a boolean: `on` and `yes` were booleans in YAML 1.1, and are texts in 1.2."""
+    """Return the same for a boolean: `on` and `yes` were booleans in YAML 1.1, and are text in 1.2."""
     word = str(found).lower()
     if word in ("on", "yes", "y", "true"):
         return "; write true"
@@ -108,25 +110,25 @@ def meant_text(found: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what it says; what it is, where it says nothing."""
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def seconds(text: str) -> float:
-    """A number of seconds above 0, as the type of a command line's option."""
+    """Return a number of seconds > 0: the type of a command line's option."""
     try:
-        if 0 < (found := float(text)) < float("inf"):
-            return found
+        if 0 < (value := float(text)) < float("inf"):
+            return value
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(expected("a number of seconds > 0", text))
 
 
 def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:
-    """What each attempt, a place and a function, comes to, in order.
+    """Return the results of all attempts, each a place and a function, in order.
 
     Raises:
-        RequestError: with the problems of all attempts, each under its place; none is left untried.
+        RequestError: with the problems of all attempts, each at its place; every attempt is made.
     """
     values, problems = [], []
     for where, attempt in attempts:

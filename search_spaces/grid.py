@@ -1,7 +1,7 @@
 """The set of trials that a run was asked for, as plain data.
 
-The search space writes it into the run folder and the table reads it back, so that both mean the same trials without
-knowing each other.
+The search space writes it into the run folder and the table reads it back, so both mean the same trials without knowing
+each other.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A trial, with what the table has to know about it beyond its identity.
+    """A trial, with what the table has to know beyond its identity.
 
     Attributes:
-        place: where it stands in the grid, (entry, pair, seed) by position: `grid.at(place)` gives it back.
+        place: its position in the grid, as indices (entry, pair, seed): `grid.at(place)` returns it.
     """
 
     trial: Trial
@@ -87,12 +87,12 @@ class Grid:
         return len(self.entries) * len(self.pairs) * len(self.seeds)
 
     def __iter__(self) -> Iterator[Planned]:
-        """Seeds outermost: a sweep that is cut short leaves whole comparisons behind, not half a table."""
+        """Yield every trial, seeds outermost: a sweep that is cut short leaves whole comparisons, not half a table."""
         for seed, pair, entry in itertools.product(*map(range, map(len, (self.seeds, self.pairs, self.entries)))):
             yield self.at((entry, pair, seed))
 
     def at(self, place: tuple[int, int, int]) -> Planned:
-        """The trial at (entry, pair, seed), by position."""
+        """Return the trial at these indices (entry, pair, seed)."""
         entry, pair, seed = self.entries[place[0]], self.pairs[place[1]], self.seeds[place[2]]
         trial = Trial(entry.pool, pair.arch, pair.dataset, seed, self.recipe, self.protocol)
         return Planned(trial, entry.role, pair.hidden, place)
@@ -115,7 +115,7 @@ class Grid:
         ]
 
     def with_candidates(self, pools: Iterable[Pool]) -> Grid:
-        """The same, and these pools after the others where it does not have them."""
+        """Return this grid with those of the pools that it lacks added as candidates."""
         mine = {entry.pool.key for entry in self.entries}
         more = (Entry(pool) for pool in pools if pool.key not in mine)
         return dataclasses.replace(self, entries=(*self.entries, *more))
@@ -132,10 +132,10 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: Any) -> Grid:
-        """From `to_dict`, as it comes back from a file.
+        """Return the grid that `to_dict` wrote.
 
         Raises:
-            RequestError: it is nothing that `to_dict` makes; with every problem.
+            RequestError: the data is not what `to_dict` makes; with every problem.
         """
         form = validate(_Form, data, {("recipe",): Recipe})
         pairs = (Pair(pair.arch, pair.dataset, pair.hidden) for pair in form.pairs)

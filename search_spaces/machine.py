@@ -1,4 +1,4 @@
-"""This machine: where the project's code is and which it is, where it may keep things, how many cores there are."""
+"""This machine: where the project's code is, its version, the cache folder, and the number of CPU cores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PACKAGES = ("orchestrator", "results", "search_spaces", "trainer")
 
 
 def python_path() -> str:
-    """$PYTHONPATH of a process that imports this project, and what this one was told to import."""
+    """Return the $PYTHONPATH of a process that imports this project and what this process was told to import."""
     return os.pathsep.join([str(ROOT), *process.named_path()])
 
 
 def commit() -> str | None:
-    """Its git commit, `-dirty` if files differ from it; None outside a checkout, or without git."""
+    """Return the project's git commit, with `-dirty` if files differ; None outside a checkout or without git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
@@ -27,12 +27,12 @@ def commit() -> str | None:
 
 
 def cache() -> Path:
-    """Where what can be made again is kept: $POOLSWEEP_CACHE, or `poolsweep` in the user's cache folder."""
+    """Return the folder for what can be made again: $POOLSWEEP_CACHE, or `poolsweep` in the user's cache folder."""
     if given := os.environ.get("POOLSWEEP_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poolsweep"
 
 
 def cores() -> int:
-    """How many CPU cores this process may use: those that its affinity mask leaves."""
+    """Return how many CPU cores this process may use, by its affinity mask."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""Pools by name: from what a person writes to a pool with an identity, and from that to a module.
+"""Pools by name: from what a person writes to a pool with an identity.
 
-Everything but `load_class` and `build` works on the source text, without importing torch and without running
-any code of a candidate, so that a plan, a status or a table can be made from files that nobody trusts yet.
+Everything here works on the source text. It neither imports torch nor runs any code of a candidate, so a plan, a status
+or a table can be made from files that nobody trusts yet. `trainer.pools` makes modules of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Pool:
             `mine.Other` for a class that is not called CustomPool).
         params: (name, value) of every constructor argument, defaults included, sorted by name.
         source: the user's file; None for a built-in pool.
-        label: how tables call it. Not part of the identity.
+        label: its name in tables. Not part of the identity.
     """
 
     name: str
@@ -50,22 +50,22 @@ class Pool:
             object.__setattr__(self, "label", self.name)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two pools different pools, as plain data."""
+        """Return what makes two pools different pools, as plain data."""
         return {"pool": self.name, "params": dict(self.params), "source": self.source.sha if self.source else None}
 
     @property
     def revision(self) -> str:
-        """The short hash of a user's file; empty for a built-in pool."""
+        """The first 8 hex digits of the hash of a user's file; empty for a built-in pool."""
         return self.source.sha[:8] if self.source else ""
 
     @property
     def code(self) -> str:
-        """Whose code it is: the hash of a user's file, or empty for built-in pools. What has run one runs no other."""
+        """The hash of a user's file, or empty for a built-in pool. A process that has run one code runs no other."""
         return self.source.sha if self.source else ""
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """(name, parameters, revision), as a trial's id and row spell them."""
+        """(name, parameters, revision), as in a trial's id and row."""
         return slug(self.name), self.params_json, self.revision
 
     @property
@@ -78,10 +78,10 @@ class Pool:
 
     @classmethod
     def from_dict(cls, data: Any) -> Pool:
-        """From `to_dict`, as it comes back from a file.
+        """Return the pool that `to_dict` wrote.
 
         Raises:
-            RequestError: it is nothing that `to_dict` makes; says where.
+            RequestError: the data is not what `to_dict` makes; says where.
         """
         form = validate(_Form, data)
         if form.source is None and not re.fullmatch("[a-z0-9_]+", form.name):
@@ -106,7 +106,7 @@ def _decoded(text: Any) -> bytes:
 
 
 def _module_file(name: Any) -> Any:
-    """Before there were packages and data, a helper stood under its module's name."""
+    """Return the name of a helper's file; run folders of before packages and data have its module's name."""
     return f"{name}.py" if isinstance(name, str) and not name.endswith(".py") else name
 
 
@@ -152,12 +152,12 @@ def _text(content: bytes) -> str | None:
 
 @cache
 def slug(name: str) -> str:
-    """A name as a harmless part of a file name: lower-case letters, digits and underscores, at most 40."""
+    """Return a name as a harmless part of a file name: at most 40 lower-case letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] or "pool"
 
 
 def own_slug(name: str) -> str:
-    """A slug that no other name has: with the beginning of a hash where something of the name is not in it."""
+    """Return a slug that no other name has: it ends with part of a hash where it does not hold the whole name."""
     return slug(name) if slug(name) == name else f"{slug(name)}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
@@ -166,9 +166,10 @@ class ParameterGrid:
     """The pools that one request stands for: every combination of the values of its parameters.
 
     Attributes:
-        values: {argument: the values that it takes}.
-        label: how tables call it, with the parameters that vary; None is the name, with those that are no default.
-        constructor: what it takes.
+        values: {argument of the constructor: its values}.
+        label: the name in tables, to which parameters that vary are added. None is the pool's name, to which those
+            that differ from their defaults are added.
+        constructor: the arguments that the class takes.
     """
 
     name: str
@@ -179,7 +180,7 @@ class ParameterGrid:
 
     @property
     def count(self) -> int:
-        """How many pools there are. They may be too many to be made, so look here first."""
+        """How many pools there are. They may be too many to make, so look here first."""
         return math.prod(map(len, self.values.values()))
 
     def __iter__(self) -> Iterator[Pool]:
@@ -211,19 +212,19 @@ def parameter_grid(
     label: str | None = None,
     root: Path | None = None,
 ) -> ParameterGrid:
-    """The pools that `spec` asks for: one, or a grid where a parameter is a list of values.
+    """Return the pools that `spec` asks for: one, or several where a parameter is a list of values.
 
     Args:
         spec: `gem`, `gem(p=3)`, or a path to a user's file, `mine.py`, `mine.py:Other`.
         params: constructor arguments; a list is a grid (`{"p": [1, 3, 5]}`), so a parameter
             that is itself a list is written as `[[1, 2, 4]]`.
         class_name: the class of a user's file, `CustomPool` unless given.
-        label: how tables call it; in a grid, the parameters that vary are added.
+        label: the name in tables; in a grid, the parameters that vary are added.
         root: what a relative path of a user's file starts from; the working directory by default.
 
     Raises:
-        RequestError: an unknown pool (with the nearest name), a file that cannot be read or parsed, a class that
-            is not in it, an unknown or missing argument.
+        RequestError: the pool is unknown (says the nearest name), the file cannot be read or parsed or lacks the
+            class, or an argument is unknown or missing.
     """
     name, called_with = _parse_call(spec)
     given = {**called_with, **(params or {})}
@@ -255,12 +256,12 @@ def parameter_grid(
 
 @cache
 def builtin_source(name: str) -> Source:
-    """The file of a built-in pool, and its one public class."""
+    """Return the file of a built-in pool, with its one public class."""
     path = registry.POOLS / f"{name}.py"
     text = path.read_text(encoding="utf-8")
     public = [n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
     if len(public) != 1:
-        raise RuntimeError(f"{path.name} must hold exactly one public class, found {public}")
+        raise RuntimeError(f"{path.name} must hold exactly one public class, got {public}")
     return Source(text, public[0], str(path))
 
 
@@ -275,7 +276,7 @@ def _read_source(path: Path, class_name: str | None) -> Source:
 
 
 def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
-    """`gem(p=3)` -> ("gem", {"p": 3}); a path keeps its slashes."""
+    """Return the name or path, and the arguments: ("gem", {"p": 3}) for `gem(p=3)`."""
     if file := re.fullmatch(r"(.*\.py(?::[\w.]*)?)(\(.*)?", spec.strip(), re.DOTALL):  # a path may have brackets too
         head, bracket, tail = file[1], file[2] or "", (file[2] or "")[1:]
     else:
@@ -288,7 +289,7 @@ def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
             raise ValueError
         return head.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except NO_LITERAL:
-        raise RequestError.of(f"cannot read {spec!r}; write a pool as name or name(key=value, ...)") from None
+        raise RequestError.of(expected("a pool as name or name(key=value, ...)", spec)) from None
 
 
 def _spell(params: Mapping[str, Any]) -> str:
@@ -297,7 +298,7 @@ def _spell(params: Mapping[str, Any]) -> str:
 
 
 def _frozen(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Parameters as a hashable, sorted tuple; lists become tuples, which JSON spells alike."""
+    """Return parameters as a hashable, sorted tuple. Lists become tuples, which are the same in JSON."""
 
     def freeze(value: Any) -> Any:
         return tuple(map(freeze, value)) if isinstance(value, (list, tuple)) else value

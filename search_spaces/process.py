@@ -1,6 +1,6 @@
-"""What a command makes of what it was started with: its streams, and where it imports from.
+"""Prepare a command's process: its streams, and the folders that it imports from.
 
-Imports nothing that Python has not loaded before it, because where that would come from is decided here.
+This module imports only what Python has already loaded, because it decides where everything else is imported from.
 """
 
 import codecs
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def prepare() -> None:
-    """Once, before a command does anything else.
+    """Prepare the process, once, before a command does anything else.
 
-    Whatever stdout and stderr are, writing to them raises nothing afterwards: a pipe whose reader has gone, a disk that
-    is full, a terminal that was closed, none at all, an encoding that lacks a character. No sweep of days ends for it.
+    Afterwards no write to stdout or stderr raises an error, whether a pipe's reader has gone, the disk is full, the
+    terminal was closed, or the encoding lacks a character. A sweep of days must not end for that.
     """
     _import_nothing_from_here()
     for number in range(3):
@@ -33,10 +33,10 @@ def prepare() -> None:
 
 
 def named_path() -> list[str]:
-    """The folders of $PYTHONPATH that are folders wherever one stands.
+    """Return the folders of $PYTHONPATH, but for the working directory.
 
-    An empty entry, as `$PYTHONPATH:/more` has where nothing was before, is the working directory, and so is `.`: a file
-    there that is called random.py would be imported for Python's own. Whoever means it gives its whole path.
+    An empty entry means the working directory, as in `$PYTHONPATH:/more` where the variable was not set, and so does
+    `.`: a file random.py there would be imported instead of Python's own. Give the whole path to mean that folder.
     """
     entries = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return [os.path.abspath(each) for each in entries if os.path.isabs(each) or not _is_here(each)]  # noqa: PTH100, PTH117
@@ -50,7 +50,7 @@ def _is_here(folder: str) -> bool:
 
 
 def _import_nothing_from_here() -> None:
-    """Neither in this process nor, by Python's -P, in those that it starts."""
+    """Take the working directory out of the path of this process and, by Python's -P, of those that it starts."""
     named = named_path()
     os.environ |= {"PYTHONPATH": os.pathsep.join(named), "PYTHONSAFEPATH": "1"}
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
@@ -61,12 +61,12 @@ def _import_nothing_from_here() -> None:
 
 
 def unread() -> bool:
-    """Whether whoever read stdout has gone: `| head` has had enough."""
+    """Return whether the reader of stdout has gone, as `| head` has once it has its lines."""
     return isinstance(_lost(), BrokenPipeError)
 
 
 def unwritten() -> OSError | None:
-    """What kept stdout from being written, if anything did, for a command whose result it is: a disk that is full."""
+    """Return what kept stdout from being written, such as a full disk, for a command whose result it is."""
     error = _lost()
     return None if isinstance(error, BrokenPipeError) else error
 
@@ -77,7 +77,7 @@ def _lost() -> OSError | None:
 
 
 def _open_if_closed(number: int) -> None:
-    """Else the next file that is opened has this number, and gets what is printed."""
+    """Open a closed descriptor on /dev/null, or the next file opened would get its number and what is printed."""
     try:
         os.fstat(number)
     except OSError:
@@ -85,7 +85,7 @@ def _open_if_closed(number: int) -> None:
 
 
 def _forgiving(stream: "Any", number: int) -> io.TextIOWrapper:
-    """A stream that drops what it cannot write, and spells out what its encoding lacks."""
+    """Return a stream that drops what it cannot write, and spells out what its encoding lacks."""
     if stream is not None:
         stream.flush()
     at_once = bool(stream and stream.write_through)
@@ -96,10 +96,10 @@ def _forgiving(stream: "Any", number: int) -> io.TextIOWrapper:
 
 
 class _Dropping(io.FileIO):
-    """A file that takes all that it is given.
+    """A file whose writes never fail.
 
     Attributes:
-        lost: why the last that it was given could not be written.
+        lost: why the last write failed; None if none did.
     """
 
     def __init__(self, number: int):
@@ -110,7 +110,7 @@ class _Dropping(io.FileIO):
         import select  # not loaded by Python before
 
         try:
-            while (written := super().write(data)) is None:  # whoever else has it open has made it non-blocking
+            while (written := super().write(data)) is None:  # another process that has it open has made it non-blocking
                 select.select([], [self], [])
         except OSError as error:
             self.lost = error

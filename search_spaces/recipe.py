@@ -1,4 +1,4 @@
-"""The fixed hyperparameters. A recipe is part of every trial's identity, so nothing in it may drift."""
+"""The fixed hyperparameters. A recipe is part of every trial's identity, so it must not drift."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Recipe:
         return validate(cls, values, {(): cls})
 
     def to_json(self) -> str:
-        """The canonical spelling, by which recipes are compared."""
+        """Return the canonical JSON, by which recipes are compared."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     def lr_after(self, epoch: int) -> float:
-        """The learning rate once `epoch` epochs (0..epochs) are done: lr/2 (1 + cos(pi e/E)).
+        """Return the learning rate after `epoch` epochs (0..epochs): lr/2 (1 + cos(pi e/E)).
 
         Epoch e (from 1) trains at `lr_after(e - 1)`; the log shows `lr_after(e)`, as the benchmark's does
         (0.009549 after epoch 160 of 200). SGDR without restarts (Loshchilov and Hutter, 2017).
@@ -70,7 +70,7 @@ class Recipe:
         return self.lr / 2 * (1 + math.cos(math.pi * epoch / self.epochs))
 
     def problems_with(self, train_images: int) -> list[Problem]:
-        """What keeps this recipe from a training set of that many images."""
+        """Return what is wrong with this recipe for a training set of that many images."""
         n = min(self.train_samples or train_images, train_images)
         if n % self.batch_size != 1:
             return []

@@ -1,4 +1,4 @@
-"""The names there are: architectures, datasets and pools. Plain data: nothing is imported for them, and nothing run."""
+"""The architectures, datasets and built-in pools, by name. Plain data: nothing is imported or run for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Arch:
 
     Attributes:
         family: the module of `trainer/archs` that builds it, with these `arguments`.
-        feature_map: (C, H, W) of what the pool is given for a 32x32 image.
+        feature_map: (C, H, W) of the pool's input for a 32x32 image.
     """
 
     family: str
@@ -47,11 +47,11 @@ class DatasetSpec:
     """Where a dataset comes from, and what is fixed about it.
 
     Attributes:
-        classes: how many.
+        classes: the number of classes.
         flip: whether a horizontal flip is part of its augmentation. A mirrored digit is another digit or none.
-        called: what the folder of its Parquet files is called, the name to recommend first.
-        labels: what their column of labels is called, the first that is there.
-        torchvision: the class of `torchvision.datasets`; None where there is none.
+        called: possible names of the folder with its Parquet files; the first is the one to recommend.
+        labels: possible names of their column of labels; the first that exists is read.
+        torchvision: its class in `torchvision.datasets`; None if there is none.
     """
 
     classes: int

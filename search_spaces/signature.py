@@ -1,7 +1,7 @@
-"""Which class of a file is the pool, and what its constructor takes: read off the text, without running it.
+"""Read off a file's text which class is the pool and what its constructor takes, without running it.
 
-A file can make its class in ways that no reading follows: a factory, a decorator, a base from some library. What is not
-seen here is left to the gate, which builds the pool; a signature says whether it is certain.
+A file can make its class in ways that no reader can follow: a factory, a decorator, a base class of some library. What
+is not seen here is left to the gate, which builds the pool. A signature says whether it is certain.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ NO_MODULE = {name for name, value in vars(builtins).items() if isinstance(value,
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A constructor's arguments, but for `channels`.
+    """The arguments of a constructor, but for `channels`.
 
     Attributes:
-        defaults: those that are literals.
+        defaults: the default values that are literals.
+        required: the arguments without a default.
+        takes_channels: whether it has an argument `channels`.
         takes_any: whether it has `**kwargs`.
-        certain: whether nothing of it can be otherwise when the file runs.
+        certain: whether it is sure to be so when the file runs.
     """
 
     arguments: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Signature:
     certain: bool = True
 
     def problems_with(self, name: str, given: Iterable[str]) -> list[Problem]:
-        """What keeps the pool of that name from being made with these arguments, as far as it is certain."""
+        """Return what is wrong with these arguments for the pool of that name, as far as it is certain."""
         problems = []
         names = set(given)
         if not self.certain:
@@ -60,7 +62,7 @@ class Signature:
         return problems
 
     def bind(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All arguments: those that are given, and the defaults of the others."""
+        """Return all arguments: the given ones, and the defaults of the others."""
         bound = dict(self.defaults)
         for key, value in given.items():
             # `p: 3` and `p: 3.0` are one pool, so one id.
@@ -74,16 +76,16 @@ PLAIN, UNKNOWN = Signature(), Signature(takes_any=True, certain=False)
 
 @cache
 def signature(source: Source) -> Signature:
-    """The constructor of a source's class."""
+    """Return the arguments that the class of a source takes."""
     files = {name: content for name, content in source.beside if name.endswith(".py")}
     return _Reader(files | {source.place: source.text.encode()}).of(source.place, source.class_name)
 
 
 def choose_class(tree: ast.Module, wanted: str | None) -> str:
-    """The class of a file that is the pool: the one that was named, `CustomPool`, or else its only nn.Module.
+    """Return the name of the pool's class: the one that was named, `CustomPool`, or else the only nn.Module.
 
     Raises:
-        RequestError: there is no such class, or nobody can tell which.
+        RequestError: there is no such class, or it is not clear which one is meant.
     """
     bound, star = _bound(tree)
     name = wanted or DEFAULT_CLASS
@@ -160,7 +162,7 @@ class _Reader:
         return any(isinstance(node, ast.ClassDef) and node.name == name for node in self._parsed(place).body)
 
     def _place(self, place: str, module: str, level: int) -> str:
-        """The file of a module that lies beside; some file that there is not, for any other."""
+        """Return the file of a module beside this one; empty for any other module."""
         folder = PurePosixPath(place).parent
         for above in (folder, PurePosixPath()) if level == 0 else (([folder, *folder.parents])[level - 1 : level]):
             at = above.joinpath(*module.split(".")) if module else above
@@ -191,7 +193,7 @@ def _of_arguments(given: ast.arguments, skip: int, certain: bool) -> Signature:
 
 
 def _of_fields(node: ast.ClassDef, certain: bool) -> Signature:
-    """Of a dataclass: what is annotated in its body."""
+    """Return the arguments of a dataclass: what is annotated in its body."""
     names, with_default = [], {}
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
@@ -218,7 +220,7 @@ def _made(names: list[str], with_default: Mapping[str, ast.expr], *, takes_any: 
 
 
 def _bound(tree: ast.Module) -> tuple[set[str], bool]:
-    """The names that a module has when it has run, and whether `import *` may have brought more."""
+    """Return the names that a module has once it has run, and whether `import *` may add more."""
     names, star = set[str](), False
     waiting: list[ast.AST] = list(tree.body)
     while waiting:
@@ -248,7 +250,7 @@ def _targets(target: ast.expr) -> Iterator[str]:
 
 
 def _may_be_module(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef], depth: int = 0) -> bool:
-    """Whether a class may be an nn.Module, as far as its bases tell."""
+    """Return whether a class may be an nn.Module, as far as its bases tell."""
     for base in map(ast.unparse, node.bases):
         if base in classes and base != node.name and depth < len(classes):
             if _may_be_module(classes[base], classes, depth + 1):

@@ -1,6 +1,6 @@
-"""What a YAML file asks for, checked whole before anything is started.
+"""Read the YAML file of a search space, and check all of it before anything starts.
 
-Every problem of a file is found in one pass and named with its line, its key, what was found and what is allowed.
+One pass finds every problem, and names its line, its key, what was expected and what it got.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ class Space:
         stall_timeout: seconds without an epoch after which a trial counts as hanging, and its worker as dead. An hour:
             VGG-19's epoch on one slow thread takes 800 s.
         compiled: whether torch.compile makes the kernels: the same function, to rounding.
-        skip_invalid: whether the others run when the gate refuses a pool.
+        skip_invalid: whether the other pools run when the gate refuses one.
         test_budget: how many revisions of a candidate may be trained on the visible pairs.
         keep_weights: whether a trial that completes leaves its final weights in the run folder.
-        loggers: of LOGGERS those that every trial is logged with when it has ended.
+        loggers: those of LOGGERS that get every trial.
     """
 
     grid: Grid
@@ -127,13 +127,13 @@ class Space:
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
-    """The space that a YAML file describes. Runs no pool's code.
+    """Return the space that a YAML file describes. Run no pool's code.
 
-    A space has `max_trials` at most, 100,000 unless the file says otherwise: pools x pairs x seeds are counted before
-    any of them is made, so that a grid of a billion parameters is a message and not a full memory.
+    A space has at most `max_trials`, 100,000 unless the file says otherwise. Pools x pairs x seeds are counted before
+    any trial is made, so that a grid of a billion parameters is a message and not a full memory.
 
     Args:
-        file: looked for as given, then in `search_spaces/`.
+        file: the path, looked for as given and then in `search_spaces/`.
         overrides: `KEY=VALUE` each, the value in YAML: a recipe field (`epochs=2`) or a path of keys
             (`resources.cpus_per_trial=2`, `seeds=[1, 2]`).
 
@@ -164,7 +164,7 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
 
 
 def _known(get: Callable[[str], Any]) -> AfterValidator:
-    """A name that `get` knows."""
+    """Return the validator of a name that `get` knows."""
 
     def check(name: str) -> str:
         get(name)
@@ -213,9 +213,9 @@ class _PoolPart(_Part):
 
 
 def _expanded(file: str, root: Path) -> str:
-    """A pool's file with `~` and `$NAME` as a shell has them, unless there is a file that is called so.
+    """Return the path of a pool's file with `~` and `$NAME` expanded as in a shell, unless a file has that very name.
 
-    No trial's identity depends on it: that is the file's name and its text.
+    No trial's identity depends on this, only on the file's name and its text.
     """
     if os.path.isfile(root / file):  # noqa: PTH113 - which says no to a name that is too long, and raises nothing
         return file
@@ -223,17 +223,17 @@ def _expanded(file: str, root: Path) -> str:
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]
         if not os.environ.get(name):
-            raise RequestError.of(f"found {short(file)}, and ${name} is not set; set it, or write the path out", "file")
+            raise RequestError.of(f"got {short(file)}, and ${name} is not set; set it, or write the path out", "file")
         return os.environ[name]
 
     path = os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, file))  # noqa: PTH111 - which raises for ~nobody
     if path.startswith("~"):
-        raise RequestError.of(f"found {short(file)}, and there is no such user here; write the path out", "file")
+        raise RequestError.of(f"got {short(file)}, and there is no such user here; write the path out", "file")
     return path
 
 
 def _meant_otherwise(grid: ParameterGrid) -> Iterator[Problem]:
-    """Texts where a constructor's default is a number or a boolean: `off`, which Python takes for true, or `1_000`."""
+    """Yield the texts where a default is a number or a boolean: `off`, which Python takes for true, or `1_000`."""
     for key, values in grid.values.items():
         default = grid.constructor.defaults.get(key)
         for value in values if isinstance(default, bool | int | float) else ():
@@ -294,12 +294,12 @@ _FORMS: Mapping[KeyPath, type[_Part]] = {
 
 
 def _problems_across(document: Mapping[str, Any]) -> Iterator[Found]:
-    """What is wrong between keys; reads the raw data, so that it is found beside the problems within them."""
+    """Yield what is wrong between keys. This reads the raw data, so it is found along with problems within them."""
     product = [key for key in ("architectures", "datasets") if document.get(key) is not None]
     if document.get("pairs") is not None and product:
         yield ("pairs",), Problem("pairs", f"give either pairs or {' and '.join(product)}, not both")
     elif document.get("pairs") is None and len(product) < 2:
-        has = f"; found only {product[0]}" if product else ""
+        has = f"; got only {product[0]}" if product else ""
         yield (), Problem("pairs", f"missing; give pairs, or both architectures and datasets{has}")
     for key in ("seeds", "pairs", "architectures", "datasets", "loggers"):
         values = document.get(key)
@@ -319,9 +319,9 @@ _OF_THE_POOL = ("name", "file", "class", "label", "params")
 
 
 def _parameter_grids(parts: Any, root: Path) -> list[GridOrProblem]:
-    """What each entry under `pools` stands for, or what is wrong with it; None where it is not even of the right form.
+    """Return the pools of each entry under `pools`, or what is wrong with it; None if it does not have the right form.
 
-    By the raw data: an entry whose role is misspelled has its pool looked for all the same.
+    This reads the raw data: the pool of an entry is looked up even if its role is misspelled.
     """
     found: list[GridOrProblem] = []
     for part in parts if isinstance(parts, list) else ():
@@ -336,7 +336,7 @@ def _parameter_grids(parts: Any, root: Path) -> list[GridOrProblem]:
 
 
 def _problems_of_pools(document: Mapping[str, Any], grids: Sequence[GridOrProblem]) -> Iterator[Found]:
-    """Pools that cannot be had, too many of them, the same trial twice, and two that a table could not tell apart."""
+    """Yield the pools that do not exist, are too many, stand twice, or have the same label as another."""
     for index, grid in enumerate(grids):
         if isinstance(grid, RequestError):
             here: KeyPath = ("pools", index)
@@ -363,9 +363,9 @@ def _problems_of_pools(document: Mapping[str, Any], grids: Sequence[GridOrProble
 
 
 def _too_many(document: Mapping[str, Any], count: int) -> Problem | None:
-    """Whether so many pools make more trials than the space may have."""
+    """Return the problem of a space whose pools make more trials than it may have; None if they do not."""
     sizes = {key: len(document[key]) if isinstance(document.get(key), list) else 1 for key in _COUNTED}
-    pairs = sizes["pairs"] * sizes["architectures"] * sizes["datasets"]  # of which the file has the one or the others
+    pairs = sizes["pairs"] * sizes["architectures"] * sizes["datasets"]  # the file has either
     asked = document.get("max_trials")
     most = asked if type(asked) is int and 1 <= asked <= MOST_TRIALS else MAX_TRIALS
     trials = count * pairs * sizes["seeds"]
@@ -388,7 +388,7 @@ def _find(file: Path) -> Path:
         if os.path.isfile(place):  # noqa: PTH113 - which says no to a name that is too long, and raises nothing
             return place
     if any(map(os.path.exists, places)):
-        raise RequestError.of(f"{file} is no file, but a folder, a pipe or a device; give the YAML file")
+        raise RequestError.of(f"{file} is no file but a folder, a pipe or a device; give the YAML file")
     shipped = [path.name for path in SHIPPED.glob("*.yaml")]
     looked = " and ".join(str(place.parent.resolve()) for place in places)
     raise RequestError.of(f"there is no space file {file} (looked in {looked}); {did_you_mean(file.name, shipped)}")

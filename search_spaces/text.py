@@ -1,8 +1,8 @@
-"""Text that does no more than stand where it is shown: in a terminal, a table, a page.
+"""Text that is shown and does nothing else: in a terminal, a table, a page.
 
-A label may be whatever a person can read. What it may not have are characters that move a cursor, end a line, turn the
-direction of what follows or cannot be encoded. A space file or a run folder with one in a name is refused; in other
-text from elsewhere, such as a candidate's exception, they are spelled out.
+A label may be anything that a person can read. It may not have characters that move a cursor, end a line, reverse the
+direction of the text or cannot be encoded. A space file or a run folder with such a name is refused. In other text,
+such as the exception of a candidate, these characters are spelled out.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""The text with every such character as `\u001b`; `keep` are those that stay, such as line ends."""
+    r"""Return the text with every such character as `\u001b`, but for those in `keep`, such as line ends."""
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
 
 
 def unprintable(text: str) -> str | None:
-    """What the first such character of a text is called, `U+001B`, or `U+202E RIGHT-TO-LEFT OVERRIDE`; None: none."""
+    """Return the first such character of a text, as `U+202E RIGHT-TO-LEFT OVERRIDE`; None if it has none."""
     found = _UNPRINTABLE.search(text)
     return found and f"U+{ord(found[0]):04X} {unicodedata.name(found[0], '')}".strip()
 
 
 def plain(table: Table) -> list[str]:
-    """The table's lines, as wide as it needs to be whatever the terminal, without colours and blanks at their ends.
+    """Return the table's lines, as wide as it needs to be, without colours and trailing blanks.
 
-    Its cells are texts as they stand: `[red]` is a label like any other, and `:smile:` another.
+    Cells are shown as they are: `[red]` and `:smile:` are labels like any other.
     """
-    from rich.console import Console  # only who shows something: a worker does without
+    from rich.console import Console  # here, because a worker does not need it
 
     sink = StringIO()
     Console(file=sink, width=1000, color_system=None, markup=False, emoji=False).print(table)

@@ -16,7 +16,7 @@ from search_spaces.recipe import Recipe
 # Raised by hand whenever training semantics change, so that old and new results never mix under one id.
 PROTOCOL = 2
 
-CHANGES = {  # {protocol: what it changed}, in words for whoever has results of the one before
+CHANGES = {  # {protocol: what it changed}, for readers who have results of the one before
     2: (
         "the networks are the benchmark's own (MobileNetV2 with a stem of stride 1 and a 4x4 map; VGG without biases "
         "in its convolutions, and with two linear layers and dropout after the pool), initial weights are Kaiming "
@@ -43,7 +43,7 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """A readable slug and 8 hex digits of a SHA-256 over everything that decides the result.
+        """A readable slug, and 8 hex digits of a SHA-256 over everything that decides the result.
 
         Labels, roles, resources, versions and machines are not in it: they do not decide the result, or not on
         purpose, and are kept as columns. (An id from a hash of the configuration: facebookresearch/dora.)
@@ -62,7 +62,7 @@ class Trial:
         return f"{self.pool.label} {self.arch}-{self.dataset} seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, the form in which a trial travels to a worker."""
+        """Return the trial as plain data, in which form it travels to a worker."""
         return {
             "pool": self.pool.to_dict(),
             "arch": self.arch,
@@ -78,7 +78,7 @@ class Trial:
 
 @functools.lru_cache(maxsize=1024)
 def _around_the_seed(pool: str, arch: str, dataset: str, recipe: Recipe, protocol: int) -> tuple[str, str]:
-    """The canonical JSON of an identity, before and after the seed: a grid has many trials that differ in no more."""
+    """Return the canonical JSON of an identity before and after the seed, which many trials of a grid share."""
     here = "the seed"
     identity = {
         **json.loads(pool),

@@ -1,9 +1,9 @@
-"""A user's file and what lies beside it that it needs: as content, with one hash over all of it. Runs none of it.
+"""Read a user's file and the files beside it that it needs: as content, with one hash over all of it. Run none of it.
 
-What a file needs is read off its text. An import is resolved as Python resolves it for a script: first beside the file,
-or in the package that the file is part of, then in the environment; but a name of the standard library or of what this
-project itself imports is always theirs, and never a sibling's. A data file is needed if its name stands in the text.
-What neither rule finds, the gate does (`trainer.gate.reads`), and refuses by name.
+What a file needs is read off its text. An import is resolved as Python does for a script: first beside the file, or in
+its package, then in the environment. But a name of the standard library, or of what this project imports, never means a
+file beside it. A data file is needed if its name is in the text. The gate finds what these rules miss
+(`trainer.gate.reads`), and refuses it by name.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Files = tuple[tuple[str, bytes], ...]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A pool in a user's file: its content and not its path, so that it reaches a worker on any machine.
+    """A pool in a user's file, as content and not as a path, so that it reaches a worker on any machine.
 
     Attributes:
-        text: of the file, decoded as Python would.
-        path: for messages only.
+        text: the file's text, decoded as Python would.
+        path: the file's path, for messages only.
         beside: (path relative to the folder that they share, content) of the modules and data that it needs.
         place: the file's own path there: its name, or `lab/pools/mine.py` if it is part of a package.
     """
@@ -56,7 +56,7 @@ class Source:
 
     @property
     def sha(self) -> str:
-        """SHA-256 of the text and of all that lies beside, 64 hex digits: the candidate's revision."""
+        """The SHA-256 of the text and of all files beside it, 64 hex digits: the candidate's revision."""
         return _sha(self.text, self.beside, self.place)
 
     @property
@@ -78,10 +78,10 @@ def _sha(text: str, beside: Files, place: str) -> str:
 
 
 def read(path: Path) -> tuple[bytes, str, ast.Module]:
-    """A file of Python: its content, its text, and that parsed. A byte order mark and a declared encoding are heeded.
+    """Return a Python file's content, its text, and its syntax tree. Respect a byte order mark and a declared encoding.
 
     Raises:
-        RequestError: it cannot be read, is too long, or is not Python; says where.
+        RequestError: the file cannot be read, is too long, or is not Python; says where.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -92,7 +92,7 @@ def read(path: Path) -> tuple[bytes, str, ast.Module]:
         reason = error.strerror or type(error).__name__
         raise RequestError.of(f"the pool file {path} cannot be read: {reason}") from None
     if len(content) > MOST_BYTES:
-        raise RequestError.of(f"the pool file {path} is too long; allowed are {MOST_BYTES:,} bytes")
+        raise RequestError.of(f"the pool file {path} is too long: expected at most {MOST_BYTES:,} bytes")
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         text = re.sub("\r\n?", "\n", content.decode(encoding))
@@ -105,10 +105,10 @@ def read(path: Path) -> tuple[bytes, str, ast.Module]:
 
 
 def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
-    """The file's place, and what lies beside it that it needs: what it imports, what that imports, and data.
+    """Return the file's place, and the files beside it that it needs: its imports, their imports, and data.
 
     Raises:
-        RequestError: one of these files cannot be read, or they are more than can travel.
+        RequestError: one of these files cannot be read, or all together are too large.
     """
     path = path.resolve()  # as Python does for a script
     root = _root(path.parent)
@@ -129,32 +129,32 @@ def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
     if (size := sum(map(len, found.values())) + sum(data.values())) > MOST_BYTES_BESIDE:
         largest = max(data or {name: len(content) for name, content in found.items()}, key=lambda n: data.get(n, 0))
         raise RequestError.of(
-            f"what the pool file {path} needs from beside it is {size:,} bytes, {largest} above all; allowed are "
-            f"{MOST_BYTES_BESIDE:,}, for all of it is copied into every run folder"
+            f"expected at most {MOST_BYTES_BESIDE:,} bytes of files that {path} needs, got {size:,}, most of them in "
+            f"{largest}; every run folder gets a copy, so make them smaller"
         )
     found |= {name: (root / name).read_bytes() for name in data}
     return path.relative_to(root).as_posix(), tuple(sorted(found.items()))
 
 
 def texts(source: Source) -> set[str]:
-    """The short texts that stand in a source's files of Python."""
+    """Return the short strings in the Python files of a source."""
     modules = [content for name, content in source.beside if name.endswith(".py")]
     return {text for content in (source.text, *modules) for text in _texts(ast.parse(content))}
 
 
 def names_a_pattern(source: Source) -> bool:
-    """Whether `*.npy`, say, stands in one: what it matched has travelled."""
+    """Return whether a source has a string such as `*.npy`: the files that it matches have travelled."""
     return any(PATTERN.fullmatch(text) for text in texts(source))
 
 
 def is_environment(name: str) -> bool:
-    """Whether an import of that name is the standard library's or this project's own, whatever lies beside a file."""
+    """Return whether an import of that name means the standard library or this project's own environment."""
     top = name.partition(".")[0]
     return top in sys.stdlib_module_names or top in ENVIRONMENT
 
 
 def is_place(text: str) -> bool:
-    """Whether a text is a path that stays below the folder that it is relative to."""
+    """Return whether a text is a relative path that stays below its folder."""
     parts = text.split("/")
     return (
         bool(text)
@@ -164,14 +164,14 @@ def is_place(text: str) -> bool:
 
 
 def _root(folder: Path) -> Path:
-    """The folder above the package that this one is part of; itself, if it is part of none."""
+    """Return the folder above the package that this one is part of; itself, if it is part of none."""
     while os.path.isfile(folder / "__init__.py") and folder.parent != folder:  # noqa: PTH113 - a name too long is none
         folder = folder.parent
     return folder
 
 
 def _modules(file: Path, tree: ast.Module, script: Path, root: Path) -> Iterator[Path]:
-    """The files of the modules that a file imports, of those that lie beside: packages' own `__init__` included."""
+    """Yield the files beside a file that it imports, with the `__init__` of their packages."""
     for base, name in _imported(file, tree, (script, root)):
         at = base
         for part in filter(None, name.split(".")):
@@ -187,8 +187,7 @@ def _modules(file: Path, tree: ast.Module, script: Path, root: Path) -> Iterator
 
 
 def _imported(file: Path, tree: ast.Module, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """(the folder it starts from, dotted name) of all that a file may import from beside; what is no module is passed
-    over later."""
+    """Yield (folder to start from, dotted name) of all that a file may import from beside it, modules or not."""
     for node in _run(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -216,8 +215,7 @@ def _absolute(name: str, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
-    """The files beside whose names stand in the text of a file: whole, as a pattern, joined to a folder's, or as its
-    own ending."""
+    """Yield the data files that strings of a file name: whole, as a pattern, joined to a folder, or as a suffix."""
     named = sorted(set(_texts(tree)))
     folders = [""] + [text for text in named if _is_folder(file.parent, text)]
     for folder, text in itertools.product(folders, named):
@@ -232,7 +230,7 @@ def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
 
 
 def _run(tree: ast.Module) -> Iterator[ast.AST]:
-    """The nodes of a file that run when it is imported, or later: all but `if __name__ == "__main__"`."""
+    """Yield the nodes of a file that may run once it is imported: all but `if __name__ == "__main__"`."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
@@ -246,7 +244,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _texts(tree: ast.Module) -> Iterator[str]:
-    """The short texts of a file but for its docstrings, which may well name a README."""
+    """Yield the short strings of a file, but for its docstrings, which may name a README."""
     said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in _run(tree):
         text = node.value if isinstance(node, ast.Constant) and id(node) not in said else None

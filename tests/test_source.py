@@ -132,7 +132,7 @@ def test_what_is_never_run_needs_nothing(tmp_path: Path) -> None:
 def test_what_is_beside_must_be_small_enough_for_every_run_folder(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(bytes(5 * 2**20))
     write(tmp_path, {"mine": HEAD + "SCALE = 1\nWHERE = 'weights.pt'\n" + BODY})
-    with pytest.raises(RequestError, match=r"5,242,880 bytes, weights\.pt above all; allowed are 4,194,304"):
+    with pytest.raises(RequestError, match=r"at most 4,194,304 bytes .* got 5,242,880, most of them in weights\.pt"):
         pool.expand(str(tmp_path / "mine.py"))
 
 

@@ -126,7 +126,7 @@ PAIRS, POOLS, SEEDS = "pairs: [{arch: resnet20, dataset: digits}]", "pools: [gap
     [
         ("name: mine", "nam: mine", ["nam: unknown key; did you mean 'name'?", "name: missing"]),
         (PAIRS, "", ["pairs: missing; give pairs, or both architectures and datasets"]),
-        (PAIRS, "architectures: [resnet20]", ["found only architectures"]),
+        (PAIRS, "architectures: [resnet20]", ["got only architectures"]),
         (PAIRS, PAIRS + "\ndatasets: [digits]", ["give either pairs or datasets, not both"]),
         (PAIRS, "pairs: []", ["pairs: expected a list of 1 or more, got []"]),
         (

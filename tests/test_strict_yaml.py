@@ -179,7 +179,7 @@ SAYS: list[tuple[str, str, str]] = [
         "params.p: expected a number, as 3.0 is, got '1_0'; ",
     ),
     ("mine", "2024", ":1: name: expected text, got 2024; quotes make it text: '2024'"),
-    ("[gap]", "[{file: $NOT_SET_ANYWHERE/own.py}]", "pools[0].file: found '$NOT_SET_ANYWHERE/own.py', and $NOT_SET_"),
+    ("[gap]", "[{file: $NOT_SET_ANYWHERE/own.py}]", "pools[0].file: got '$NOT_SET_ANYWHERE/own.py', and $NOT_SET_"),
     ("[gap]", "[{file: ~nobody_is_called_so/own.py}]", "there is no such user here"),
     ("seeds", "max_failures:\u00a02\nseeds", ":4 is not YAML: got U+00A0 NO-BREAK SPACE in 'max_failures:"),
     ("seeds", "max_failures: \u00a02\nseeds", ":4: max_failures: got U+00A0 NO-BREAK SPACE in"),
