@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 import results
+import search_spaces.space
 from orchestrator import environment
 from orchestrator.plan import Plan, forecast, make_plan
 from orchestrator.record import StoppedError
@@ -27,7 +28,6 @@ from results.store.lease import Lease
 from results.store.s3 import is_uri
 from results.table import leaderboard, render
 from search_spaces import process
-from search_spaces import space as spaces
 from search_spaces.errors import RequestError, did_you_mean, gather, seconds
 from search_spaces.grid import FILTERS, Grid, Planned
 from search_spaces.messages import shown_by
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace, console: Console) -> int:
     stop_at = time.monotonic() + args.time_budget
     space, only, data_dir, _ = gather(
-        ("", lambda: spaces.load(args.space, args.set)),
+        ("", lambda: search_spaces.space.load(args.space, args.set)),
         ("", lambda: _only(args.only)),
         ("", lambda: data.folder(args.data_dir)),
         ("", lambda: None if args.plan or args.status else environment.check_folders()),

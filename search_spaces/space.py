@@ -5,6 +5,7 @@ One pass finds every problem, and names its line, its key, what was expected and
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -144,9 +145,12 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
     fields = Recipe.__dataclass_fields__
     named = (f"recipe.{each}" if each.partition("=")[0] in fields else each for each in overrides)
     gather(*(("", functools.partial(document.set, override)) for override in named))
-    found = list(_problems_across(document.data))
-    grids = _parameter_grids(document.data.get("pools"), document.path.parent)
-    found += _problems_of_pools(document.data, grids)
+    grids, problems_of_entries = _parameter_grids(document.data.get("pools"), document.path.parent)
+    found = [
+        *_problems_across(document.data),
+        *problems_of_entries,
+        *_problems_of_pools(document.data, grids),
+    ]
     try:
         form = _File.model_validate(document.data)
     except ValidationError as error:
@@ -268,13 +272,14 @@ class _File(_Part):
         return values
 
 
-def _space(form: _File, grids: Sequence[GridOrProblem]) -> Space:
+def _space(form: _File, grids: Mapping[int, ParameterGrid]) -> Space:
     if form.pairs is not None:
         pairs = tuple(Pair(part.arch, part.dataset, part.hidden) for part in form.pairs)
     else:
         pairs = tuple(itertools.starmap(Pair, itertools.product(form.architectures or (), form.datasets or ())))
-    made = ((part.role, grid) for part, grid in zip(form.pools, grids, strict=True) if isinstance(grid, ParameterGrid))
-    entries = tuple(Entry(pool, role) for role, grid in made for pool in grid)
+    entries = tuple(
+        Entry(pool, part.role) for part, pools in zip(form.pools, grids.values(), strict=True) for pool in pools
+    )
     grid = Grid(form.name, entries, pairs, tuple(form.seeds), Recipe.of(form.recipe))
     options = {name: getattr(form, name) for name in Space.__dataclass_fields__ if name in _File.model_fields}
     return Space(grid, **options)
@@ -283,7 +288,6 @@ def _space(form: _File, grids: Sequence[GridOrProblem]) -> Space:
 # What can be wrong
 
 Found = tuple[KeyPath, Problem]
-GridOrProblem = ParameterGrid | RequestError | None
 
 _FORMS: Mapping[KeyPath, type[_Part]] = {
     (): _File,
@@ -318,38 +322,35 @@ def _spell_item(value: Any) -> str:
 _OF_THE_POOL = ("name", "file", "class", "label", "params")
 
 
-def _parameter_grids(parts: Any, root: Path) -> list[GridOrProblem]:
-    """Return the pools of each entry under `pools`, or what is wrong with it; None if it does not have the right form.
+def _parameter_grids(parts: Any, root: Path) -> tuple[dict[int, ParameterGrid], list[Found]]:
+    """Return {index of an entry under `pools`: its pools}, and what is wrong with those that have none.
 
     This reads the raw data: the pool of an entry is looked up even if its role is misspelled.
     """
-    found: list[GridOrProblem] = []
-    for part in parts if isinstance(parts, list) else ():
+    grids, problems = dict[int, ParameterGrid](), list[Found]()
+    for index, part in enumerate(parts if isinstance(parts, list) else ()):
         given = {key: part[key] for key in _OF_THE_POOL if key in part} if isinstance(part, Mapping) else part
-        try:
-            found.append(_PoolPart.model_validate(given).parameter_grid(root))
-        except ValidationError:
-            found.append(None)
-        except RequestError as error:
-            found.append(error)
-    return found
+        here: KeyPath = ("pools", index)
+        with contextlib.suppress(ValidationError):  # which the whole file's validation says too
+            try:
+                grids[index] = _PoolPart.model_validate(given).parameter_grid(root)
+            except RequestError as error:
+                problems += [(here, problem.under(spell(here))) for problem in error.problems]
+    return grids, problems
 
 
-def _problems_of_pools(document: Mapping[str, Any], grids: Sequence[GridOrProblem]) -> Iterator[Found]:
-    """Yield the pools that do not exist, are too many, stand twice, or have the same label as another."""
-    for index, grid in enumerate(grids):
-        if isinstance(grid, RequestError):
-            here: KeyPath = ("pools", index)
-            yield from ((here, problem.under(spell(here))) for problem in grid.problems)
-    counts = [grid.count if isinstance(grid, ParameterGrid) else 1 for grid in grids]
-    if too_many := _too_many(document, sum(counts)):
+def _problems_of_pools(document: Mapping[str, Any], grids: Mapping[int, ParameterGrid]) -> Iterator[Found]:
+    """Yield that the pools are too many, or those that stand twice or have the same label as another."""
+    parts = document.get("pools")
+    unknown_pools = len(parts) - len(grids) if isinstance(parts, list) else 0
+    if too_many := _too_many(document, sum(grid.count for grid in grids.values()) + unknown_pools):
         yield ("pools",), too_many
         return
     by_pool: dict[Pool, int] = {}
     by_label: dict[str, int] = {}
-    for index, grid in enumerate(grids):
-        for one in grid if isinstance(grid, ParameterGrid) else ():
-            here = ("pools", index)
+    for index, grid in grids.items():
+        here: KeyPath = ("pools", index)
+        for one in grid:
             if one in by_pool:
                 first = f"first in pools[{by_pool[one]}]"
                 what = f"{one.label} stands twice ({first}), so each of its trials would; take one out"
