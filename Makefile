@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak check chaos lock clean
+.PHONY: demo test soak test-oldest check chaos lock clean
 
 demo: .venv/.installed
 	$(BIN)/python run_sweep.py --space quickstart.yaml
@@ -34,9 +34,19 @@ chaos: .venv/.installed
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	touch $@
 
+# The tests with the lowest versions that pyproject.toml allows. --no-config: not those that the lock is compiled for.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest
+
+.venv-oldest/.installed: pyproject.toml .venv/.installed
+	$(BIN)/uv venv --quiet --clear --python 3.11 .venv-oldest
+	$(BIN)/uv pip install --quiet --no-config --compile-bytecode --python .venv-oldest/bin/python \
+		--resolution lowest-direct -r pyproject.toml --extra dev --extra cluster
+	touch $@
+
 lock: .venv/.installed
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --extra dev --extra cluster --upgrade pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest runs
