@@ -7,8 +7,11 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python run_sweep.py --space quickstart.yaml
 
+# In two processes; what starts Ray stays in one of them (tests/conftest.py).
+PYTEST := python -m pytest -n 2 --dist loadgroup
+
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .
@@ -18,7 +21,7 @@ check: .venv/.installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# What takes minutes: machines that are lost, hosts in namespaces of their own, two minutes of chaos.
+# What takes long and tries rare paths: kills, machines that are lost, hosts in namespaces, two minutes of chaos.
 soak: .venv/.installed
 	$(BIN)/python -m pytest -m soak
 
@@ -36,7 +39,7 @@ chaos: .venv/.installed
 
 # The tests with the lowest versions that pyproject.toml allows. --no-config: not those that the lock is compiled for.
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/$(PYTEST)
 
 .venv-oldest/.installed: pyproject.toml .venv/.installed
 	$(BIN)/uv venv --quiet --clear --python 3.11 .venv-oldest

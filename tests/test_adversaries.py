@@ -54,13 +54,12 @@ WHEN_AND_WHERE = [
 QUICK = ("default_dtype", "sgd", "weights", "thread")  # at four moments
 REST = tuple(name for name in ADVERSARIES if name not in QUICK)
 SWEEPS = [QUICK, *(REST[start : start + 6] for start in range(0, len(REST), 6))]
-EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.soak) for name in ADVERSARIES]
 
 # What the gate says of an adversary: what it changed, or what came of that in training.
 SAID = {"process-state", "training", "run"}
 UNSEEN = {"rows"}  # who patches the run folder's code, which no trial computes with
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 
 def around(name: str, batch: Sequence[str]) -> list[Pool]:
@@ -107,7 +106,7 @@ def rows(run: Path, table: str, pools: Sequence[Pool]) -> pd.DataFrame:
     return frame[frame["trial_id"].isin(of)].sort_values(order).reset_index(drop=True)
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", ADVERSARIES)
 def test_nobody_in_a_sweep_notices(name: str, sweep: Callable[[Sequence[str]], Path]) -> None:
     batch = next(each for each in SWEEPS if name in each)
     run, undisturbed, pools = sweep(batch), sweep(()), around(name, batch)
@@ -144,7 +143,7 @@ def but_for_times(one: Validation) -> dict[str, Any]:
     return found.found_dict()
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", ADVERSARIES)
 def test_the_gate_says_the_same_of_others(name: str, gate: Callable[[Sequence[str]], list[Validation]]) -> None:
     batch = QUICK if name in QUICK else REST
     beside, alone = ({one.pool: one for one in gate(each)} for each in (batch, ()))
@@ -171,7 +170,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str
     return run
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", ADVERSARIES)
 def test_in_one_process_it_does_harm(name: str, together: Callable[[Sequence[str]], Path]) -> None:
     """Without which the others would say nothing: a valid pool, and the next trial is another or none."""
     runs = together(QUICK if name in QUICK else REST)

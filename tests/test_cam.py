@@ -273,6 +273,7 @@ def test_the_picture_goes_where_it_is_wanted(
     assert "give another --output" in error
 
 
+@pytest.mark.soak
 def test_a_map_of_one_position_is_drawn_and_said_to_be_one(
     files: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -185,7 +185,6 @@ def test_a_machine_that_is_no_node(ray_address: str, monkeypatch: pytest.MonkeyP
         connect(ray_address)
 
 
-@pytest.mark.slow
 def test_a_cluster_of_another_version_is_one_line(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -243,7 +242,7 @@ def listening(pids: list[int]) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads the kernel's own account of sockets: Linux")
 def test_a_local_ray_is_its_own_and_listens_on_loopback_only(ray_address: str) -> None:
     # Somebody else's cluster runs here, and the environment names it.
@@ -288,7 +287,6 @@ def nodes() -> Iterator[Any]:
 
 
 @pytest.mark.soak
-@pytest.mark.slow
 def test_trials_stay_off_the_head_and_find_their_gpus(nodes: Any, tmp_path: Path) -> None:
     import ray
     from ray import tune

@@ -278,7 +278,7 @@ def long_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("how", ['"$@" 2>&- | head -2', 'PYTHONIOENCODING=ascii "$@"'], ids=["unread", "ascii"])
 def test_a_sweep_goes_to_its_end(shadows: Path, space: Path, long_folder: Path, tmp_path: Path, how: str) -> None:
     steering = {"TUNE_RESULT_DIR": str(tmp_path / "x"), "RAY_AIR_LOCAL_CACHE_DIR": str(tmp_path / "x")}

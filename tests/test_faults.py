@@ -91,7 +91,7 @@ run_pack(trials, data.load("digits", Path()), make_job(run, {settings}))
 
 @pytest.mark.parametrize(
     "hang",
-    ["time.sleep(600)", "re.fullmatch('(a+)+b', 'a' * 60)"],  # the second one never lets go of the GIL
+    ["time.sleep(600)", pytest.param("re.fullmatch('(a+)+b', 'a' * 60)", marks=pytest.mark.soak)],  # holds the GIL
     ids=["in Python", "in C, holding Python's lock"],
 )
 def test_a_trial_that_hangs_takes_its_process_with_it_and_leaves_its_stack(tmp_path: Path, hang: str) -> None:
@@ -108,6 +108,7 @@ def test_a_trial_that_hangs_takes_its_process_with_it_and_leaves_its_stack(tmp_p
     assert run.ended() == {}
 
 
+@pytest.mark.soak
 def test_a_gpu_that_is_never_done_counts_as_hanging_too(tmp_path: Path) -> None:
     """There a trial says again and again that it waits."""
     run = make_run(tmp_path / "run")
@@ -135,6 +136,7 @@ def test_epochs_that_are_slow_together_are_no_hang(tmp_path: Path) -> None:
     assert row["train_s"] > 5
 
 
+@pytest.mark.soak
 def test_host_memory_that_runs_out_fails_the_trial_with_the_reason(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     spec = write_pool(tmp_path, "        if self.calls == 5: self.all = torch.zeros(2**32)\n")
@@ -204,7 +206,10 @@ def test_no_damage_to_a_checkpoint_goes_unnoticed(data: st.DataObject) -> None:
         checkpoint.decode("one", found)
 
 
-@pytest.mark.parametrize("damage", ["a bit", "cut", "another trial's", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    ["a bit", *(pytest.param(damage, marks=pytest.mark.soak) for damage in ("cut", "another trial's", "empty"))],
+)
 def test_a_damaged_checkpoint_costs_the_epochs_behind_it_and_nothing_else(
     tmp_path: Path, digits: Dataset, undisturbed: pd.DataFrame, damage: str
 ) -> None:
@@ -267,6 +272,7 @@ def test_a_trial_that_is_asked_to_stop_loses_nothing(
     pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
 
 
+@pytest.mark.soak
 def test_a_trial_that_is_asked_to_stop_as_it_resumes_keeps_the_epochs_behind_it(
     tmp_path: Path, digits: Dataset, undisturbed: pd.DataFrame
 ) -> None:
@@ -290,6 +296,7 @@ def test_a_worker_whose_driver_has_lost_the_folder_writes_nothing_more(tmp_path:
     assert run.log_text(planned.trial.id) is None, "it was not even begun"
 
 
+@pytest.mark.soak
 def test_a_machine_that_comes_back_does_not_overwrite_what_was_trained_elsewhere(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +355,7 @@ def remount(place: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
 
 
+@pytest.mark.soak
 def test_a_disk_that_is_full_fails_no_trial_and_once_there_is_room_it_goes_on(
     small_disk: Path, digits: Dataset, undisturbed: pd.DataFrame
 ) -> None:
@@ -363,6 +371,7 @@ def test_a_disk_that_is_full_fails_no_trial_and_once_there_is_room_it_goes_on(
     pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
 
 
+@pytest.mark.soak
 def test_a_folder_that_becomes_unwritable_in_mid_run(
     small_disk: Path, digits: Dataset, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -226,7 +226,8 @@ def test_a_cache_that_cannot_be_written_costs_no_log(s3: str, monkeypatch: pytes
 # Faults that pass
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_bad_network_loses_nothing(s3: str, through, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "FIRST_PAUSE_S", 0.01)
     with through(some(seed, 0.3, ["500", "503", "drop before", "drop after"])) as proxy:
@@ -240,6 +241,7 @@ def test_a_bad_network_loses_nothing(s3: str, through, seed: int, monkeypatch: p
     assert all(proxy.happened[fault] for fault in ("500", "503", "drop before", "drop after"))
 
 
+@pytest.mark.soak
 def test_many_readers_and_writers_on_a_bad_network(s3: str, through, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "FIRST_PAUSE_S", 0.01)
     with through(some(7, 0.2, ["500", "503", "drop before", "drop after"])):
@@ -251,6 +253,7 @@ def test_many_readers_and_writers_on_a_bad_network(s3: str, through, monkeypatch
         assert store.names("trials") == sorted(map(str, range(60)))
 
 
+@pytest.mark.soak
 def test_a_store_that_falls_silent(s3: str, through, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "ANSWER_S", 1.0)
     faults = iter(["silence"])
@@ -260,6 +263,7 @@ def test_a_store_that_falls_silent(s3: str, through, monkeypatch: pytest.MonkeyP
     assert proxy.happened["silence"] == 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("fault", ["drop before", "drop after", "500"])
 def test_an_upload_that_breaks_off_leaves_the_old_object(s3: str, through, fault: str) -> None:
     ObjectStore(f"{s3}/run").write("file", b"old" * 7_000_000)  # in parts
@@ -274,6 +278,7 @@ def test_an_upload_that_breaks_off_leaves_the_old_object(s3: str, through, fault
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "drop before"])
+@pytest.mark.soak
 def test_a_fault_that_stays_is_said_in_time(s3: str, through, fault: str) -> None:
     with through(lambda: fault):
         store = ObjectStore(f"{s3}/run", patience_s=1.0)
@@ -362,7 +367,9 @@ def test_what_is_secret_in_a_uri_is_shown_nowhere(
 # Processes
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "how", ["fork", *(pytest.param(how, marks=pytest.mark.soak) for how in ("spawn", "forkserver"))]
+)
 def test_children_use_it_and_end(s3: str, how: str, tmp_path: Path) -> None:
     code = f"""
         import multiprocessing
@@ -389,7 +396,6 @@ def test_children_use_it_and_end(s3: str, how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.slow
 def test_a_sweep_into_a_store(
     s3: str, s3_server: str, ray_address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

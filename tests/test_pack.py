@@ -138,7 +138,7 @@ class _Roomy(Program):
             self._tight.alive -= 1
 
 
-@pytest.mark.parametrize("room", [1, 3])
+@pytest.mark.parametrize("room", [1, pytest.param(3, marks=pytest.mark.soak)])
 def test_without_memory_for_all_the_pack_is_split(grid: Grid, job: Job, digits: Dataset, room: int) -> None:
     trials = list(grid)[:5]
     tight = Tight(room)
@@ -155,6 +155,7 @@ def test_without_memory_for_one_it_fails(grid: Grid, job: Job, digits: Dataset) 
     assert "out of memory" in RunFolder(job.run).read_trials(["error"])["error"][0].as_py()
 
 
+@pytest.mark.soak
 def test_out_of_memory_in_the_middle_goes_on_from_the_checkpoint(grid: Grid, job: Job, digits: Dataset) -> None:
     class Greedy(Program):
         calls = 0
@@ -272,6 +273,7 @@ def test_the_best_size_is_the_smallest_that_is_as_fast() -> None:
     assert best([]) == 1
 
 
+@pytest.mark.soak
 def test_a_probe_stops_where_it_no_longer_pays(grid: Grid, digits: Dataset, job: Job) -> None:
     real = measure(list(grid), digits, job)
     assert [row["size"] for row in real] == [1, 2, 4, 8, 16][: len(real)]
@@ -280,6 +282,7 @@ def test_a_probe_stops_where_it_no_longer_pays(grid: Grid, digits: Dataset, job:
     assert [one.size for one in pack.while_it_pays(found)] == [1, 2, 4]
 
 
+@pytest.mark.soak
 def test_a_probe_stops_where_no_more_fit(
     grid: Grid, digits: Dataset, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,7 @@ def images() -> Dataset:
     return Dataset("random", 100, True, train, labels[:24], test, labels[24:], (0.5,) * 3, (0.29,) * 3)
 
 
-@pytest.mark.parametrize("plain", [resnet56, vgg16bn, mobilenetv2])
+@pytest.mark.parametrize("plain", [resnet56, vgg16bn, pytest.param(mobilenetv2, marks=pytest.mark.soak)])
 def test_the_first_six_steps_are_those_of_a_plain_program(plain: Callable[[], nn.Module], images: Dataset) -> None:
     """In float64: batch norm multiplies float32's rounding by ten thousand within six steps of a deep network."""
     program = Program(Trial(pool.expand("gap")[0], plain.__name__, "cifar100", 1, RECIPE), Images(images, CPU))
@@ -201,7 +201,7 @@ def test_a_pool_that_draws_moves_no_mask(tmp_path: Path, images: Dataset) -> Non
     assert first == noisy
 
 
-@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("stop_after", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_trial_with_dropout_goes_on_bit_equal(stop_after: int, images: Dataset) -> None:
     trial, on_cpu = vgg(epochs=3), Images(images, CPU)
     whole = list(train(Program(trial, on_cpu)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,17 +82,25 @@ HIDDEN: dict[str, dict[str, str]] = {  # each where no checkpoint looks, and lat
 }
 
 
+QUICK = {"attribute", "closure", "not_persistent", "buffer", "batch_norm", "noise"}  # one for each of the ways
+
+
+def each(pools: dict[str, dict[str, str]]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.soak) for name in pools]
+
+
 @pytest.fixture(scope="module")
-def hidden(tmp_path_factory: pytest.TempPathFactory) -> Examined:
-    return examined_all(tmp_path_factory.mktemp("hidden"), HIDDEN)
+def found(selected: set[str], tmp_path_factory: pytest.TempPathFactory) -> Examined:
+    pools = {name: parts for name, parts in (HIDDEN | FINE).items() if name in selected}
+    return examined_all(tmp_path_factory.mktemp("found"), pools)
 
 
-@pytest.mark.parametrize("name", HIDDEN)
-def test_state_that_no_checkpoint_finds_is_refused(hidden: Examined, name: str) -> None:
-    refused = [finding.check for finding in hidden[name].findings if finding.refused]
-    assert refused, hidden[name].findings
+@pytest.mark.parametrize("name", each(HIDDEN))
+def test_state_that_no_checkpoint_finds_is_refused(found: Examined, name: str) -> None:
+    refused = [finding.check for finding in found[name].findings if finding.refused]
+    assert refused, found[name].findings
     assert set(refused) <= {"resume", "repeatability", "device"}
-    assert hidden[name].cost is None
+    assert found[name].cost is None
 
 
 SHARED: dict[str, dict[str, str]] = {  # so that a trial starts from what another left
@@ -112,6 +121,7 @@ SHARED: dict[str, dict[str, str]] = {  # so that a trial starts from what anothe
 }
 
 
+@pytest.mark.soak
 def test_a_trial_that_starts_from_what_another_left_is_refused(tmp_path: Path) -> None:
     found = examined_all(tmp_path, SHARED)
     for name in SHARED:
@@ -153,18 +163,14 @@ FINE: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def fine(tmp_path_factory: pytest.TempPathFactory) -> Examined:
-    return examined_all(tmp_path_factory.mktemp("fine"), FINE)
-
-
-@pytest.mark.parametrize("name", FINE)
-def test_state_that_a_checkpoint_finds_passes(fine: Examined, name: str) -> None:
-    assert fine[name].verdict == "ok", fine[name].findings
+@pytest.mark.parametrize("name", each(FINE))
+def test_state_that_a_checkpoint_finds_passes(found: Examined, name: str) -> None:
+    assert found[name].verdict == "ok", found[name].findings
     if name in ("buffer", "scripted", "lazy", "where_it_is"):
-        assert fine[name].findings == (), "nothing to be said of it"
+        assert found[name].findings == (), "nothing to be said of it"
 
 
+@pytest.mark.soak
 def test_what_fails_in_training_alone_is_found(tmp_path: Path) -> None:
     cached = CACHED + "            self.grid = torch.ones_like(x)\n"
     found = examined(
@@ -180,7 +186,7 @@ def test_what_fails_in_training_alone_is_found(tmp_path: Path) -> None:
         assert says in finding.what
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 100, 128])
+@pytest.mark.parametrize("batch_size", [*(pytest.param(size, marks=pytest.mark.soak) for size in (2, 3, 100)), 128])
 def test_what_evaluation_leaves_behind_meets_the_next_epoch(tmp_path: Path, batch_size: int) -> None:
     cached = CACHED + "            self.grid = torch.ones_like(x)\n        return (x * self.grid).mean((2, 3))"
     found = examined([file(tmp_path, "cached", "self.grid = None", cached)], batch_size=batch_size)
@@ -212,6 +218,7 @@ READS = {
 }
 
 
+@pytest.mark.soak
 def test_what_it_takes_from_elsewhere_is_refused_by_name(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -245,6 +252,7 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
     assert "draws or seeds random numbers" in found["draws"].findings[0].what
 
 
+@pytest.mark.soak
 def test_the_whole_shelf_can_be_rehearsed(tmp_path: Path) -> None:
     """In this process, where its pools share their state with nobody."""
     rehearsal = Rehearsal(Recipe(batch_size=4, lr=0.02))

@@ -265,7 +265,7 @@ def test_mixed_recipes_are_refused_as_in_the_table(build: Build, capsys: pytest.
     assert "gap [epochs=3]" in report(run, "--allow-mixed").text
 
 
-@pytest.mark.parametrize("form", ["png", "svg"])
+@pytest.mark.parametrize("form", ["png", pytest.param("svg", marks=pytest.mark.soak)])
 def test_the_pictures_as_files(build: Build, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = build(grid=grid_of((*ENTRIES[:3], Entry(pool.expand("se", label=QUOTES)[0])), epochs=5))
     target = tmp_path / "pictures"
@@ -299,7 +299,7 @@ def test_the_table_never_imports_matplotlib() -> None:
 # In a browser
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
 def test_a_browser_shows_it_without_complaint(build: Build, tmp_path: Path, width: int, dark: bool) -> None:
     chromium = shutil.which("chromium")

@@ -42,8 +42,6 @@ checkpoint_every: 1
 LEARNS = "{epochs: 2, batch_size: 16, lr: 0.01, train_samples: 640, test_samples: 200}"  # 24 % and up
 TIMES = ["epoch_s"]
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def space_file(tmp_path: Path) -> Path:
@@ -118,6 +116,7 @@ def test_a_sweep_a_rerun_and_one_more_seed(sweep, space_file: Path, tmp_path: Pa
     assert (results.load(run).leaderboard()["n"] == 2).all()
 
 
+@pytest.mark.soak
 def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     sweep, space_file: Path, tmp_path: Path, capfd
 ) -> None:
@@ -172,6 +171,7 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     }
 
 
+@pytest.mark.soak
 def test_real_images(sweep, space_file: Path, tmp_path: Path, shared_data: Path) -> None:
     space_file.write_text("""
 name: real
@@ -303,7 +303,8 @@ def test_kill_9_and_run_again(command: Command, space_file: Path, tmp_path: Path
     pd.testing.assert_frame_equal(epochs_of(command.run), epochs_of(undisturbed(space_file, tmp_path / "undisturbed")))
 
 
-@pytest.mark.parametrize("sent", ["while Ray starts", pytest.param("before the first trial", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("sent", ["while Ray starts", "before the first trial"])
 def test_sigterm_is_heard_from_the_first_word_on(command: Command, sent: str) -> None:
     process = command.start()
     assert process.stdout is not None
@@ -370,6 +371,7 @@ def test_a_disk_that_is_full_stops_the_sweep_and_fails_no_trial(sweep, tmp_path:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.soak
 def test_a_row_that_cannot_be_read_is_set_aside_and_trained_anew(sweep, tmp_path: Path, capfd) -> None:
     run = tmp_path / "run"
     only = ("--only", "arch=resnet20,seed=1")

@@ -61,7 +61,9 @@ class CustomPool(nn.Module):
 """
 
 
-@pytest.fixture(params=["gem", "noisy", "mobilenetv2_s32", "bf16"])
+@pytest.fixture(
+    params=["gem", "noisy", *(pytest.param(name, marks=pytest.mark.soak) for name in ("mobilenetv2_s32", "bf16"))]
+)
 def a_trial(request: pytest.FixtureRequest, make_trial: Make, tmp_path: Path) -> Trial:
     if request.param == "noisy":
         (tmp_path / "noisy.py").write_text(NOISY)
