@@ -37,13 +37,15 @@ chaos: .venv/.installed
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	touch $@
 
-# The tests with the lowest versions that pyproject.toml allows. --no-config: not those that the lock is compiled for.
+# The tests with the lowest versions that pyproject.toml allows, which have wheels for Python 3.11 and 3.12. Without
+# --no-config, uv would keep to the versions that the lock is compiled for.
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/$(PYTEST)
 
-.venv-oldest/.installed: pyproject.toml .venv/.installed
-	$(BIN)/uv venv --quiet --clear --python 3.11 .venv-oldest
-	$(BIN)/uv pip install --quiet --no-config --compile-bytecode --python .venv-oldest/bin/python \
+.venv-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/uv pip install --quiet --no-config --compile-bytecode --python .venv-oldest/bin/python \
 		--resolution lowest-direct -r pyproject.toml --extra dev --extra cluster
 	touch $@
 
