@@ -260,6 +260,7 @@ def test_the_picture(run: RunFolder, grid: Grid, capsys: pytest.CaptureFixture[s
     assert (pixels[88 + height + 20 :, 20 + width + 20 :] == 255).all()  # no sixth image
 
 
+@pytest.mark.soak
 def test_the_picture_goes_where_it_is_wanted(
     run: RunFolder, grid: Grid, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_row_that_says_otherwise_is_found(
     assert f"it is {other} at a best accuracy of" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_the_command_says_so_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from trainer.__main__ import main
 
