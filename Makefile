@@ -7,8 +7,8 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python run_sweep.py --space quickstart.yaml
 
-# In two processes; what starts Ray stays in one of them (tests/conftest.py).
-PYTEST := python -m pytest -n 2 --dist loadgroup
+# In two processes, a file's tests in one of them; only tests/test_sweep.py needs Ray's cluster.
+PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed
 	$(BIN)/$(PYTEST)

@@ -34,18 +34,12 @@ S3_ENVIRONMENT = {
 TINY = Recipe(epochs=3, batch_size=32, lr=0.02, train_samples=80, test_samples=40)  # the last batch has 16
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU; for `-n`, keep a file's tests in one process, and in another, first, all that need Ray."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU; start with what needs Ray, which takes longest."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
-        if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group("ray" if _needs_ray(item) else item.path.stem))
-    items.sort(key=lambda item: not _needs_ray(item))
-
-
-def _needs_ray(item: pytest.Item) -> bool:
-    return "ray_address" in getattr(item, "fixturenames", ())
+    items.sort(key=lambda item: "ray_address" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="module")

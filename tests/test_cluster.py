@@ -179,12 +179,14 @@ def test_auto_joins_the_one_cluster_that_is_alive(monkeypatch: pytest.MonkeyPatc
         connect("auto")
 
 
+@pytest.mark.soak
 def test_a_machine_that_is_no_node(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compat, "is_node", lambda: False)
     with pytest.raises(RequestError, match="this machine is no node of the cluster"):
         connect(ray_address)
 
 
+@pytest.mark.soak
 def test_a_cluster_of_another_version_is_one_line(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
