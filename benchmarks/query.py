@@ -43,7 +43,7 @@ QUESTIONS = {
     "answer = len(v.to_text(results.load(run).leaderboard(), 'best_test_acc'))",
     "load trials": "import results; answer = len(results.load(run).trials())",
     "load epochs": "import results; answer = len(results.load(run).epochs())",
-    "audit": "import results; from results.audit.verify import audit; answer = audit(results.load(run).folder).trials",
+    "audit": "import results; from results.store.verify import audit; answer = audit(results.load(run).folder).trials",
 }
 ABOUT_EPOCHS = ("load epochs", "audit")
 ASK = """

@@ -21,11 +21,11 @@ from orchestrator.plan import Plan, forecast, make_plan
 from orchestrator.record import StoppedError
 from orchestrator.shutdown import GRACE_S, interruptible
 from orchestrator.sweep import Sweep
-from results.audit import verify
-from results.store import schema
+from results.store import schema, verify
 from results.store.folder import RunFolder
 from results.store.lease import Lease
 from results.store.s3 import is_uri
+from results.store.set_aside import SET_ASIDE, set_aside
 from results.table import leaderboard, render
 from search_spaces import process
 from search_spaces.errors import RequestError, did_you_mean, gather, seconds
@@ -154,9 +154,9 @@ def _set_aside_unreadable(run: RunFolder, console: Console) -> bool:
     found = [one for one in verify.unreadable(run) if one.aside]
     if found:
         with Lease(run):
-            verify.set_aside(run, [name for one in found for name in one.aside])
+            set_aside(run, [name for one in found for name in one.aside])
     for one in found:
-        console.print(f"set aside, into {run}/{verify.SET_ASIDE}: {one}", highlight=False, soft_wrap=True)
+        console.print(f"set aside, into {run}/{SET_ASIDE}: {one}", highlight=False, soft_wrap=True)
     return bool(found)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Console
 
 from results import status, submissions
-from results.audit import verify
 from results.run import load
+from results.store import verify
+from results.store.set_aside import set_aside
 from results.table import leaderboard, published, render, reproduce, topup
 from search_spaces import process
 from search_spaces.errors import RequestError, seconds
@@ -204,7 +205,7 @@ def _verify(args: argparse.Namespace) -> int:
     for found in audit.findings:
         print(found)
     if args.set_aside:
-        for moved in verify.set_aside(run, [name for found in audit.findings for name in found.aside]):
+        for moved in set_aside(run, [name for found in audit.findings for name in found.aside]):
             print(f"set aside: {moved}")
     print(audit)
     return 1 if audit.findings else 0

@@ -34,8 +34,7 @@ from rich.table import Table
 from orchestrator import cli
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
-from results.audit import verify
-from results.store import schema
+from results.store import schema, verify
 from results.store.folder import RunFolder
 from search_spaces import space as spaces
 from tests.kills import identity

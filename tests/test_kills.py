@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from results.audit import verify
-from results.store import schema
+from results.store import schema, verify
 from results.store.folder import RunFolder
 from tests.kills import Campaign, Death, identity
 

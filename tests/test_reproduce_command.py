@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from benchmarks import reproduce
-from results.audit import verify
+from results.store import verify
 from results.store.folder import RunFolder
 from search_spaces.errors import RequestError
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from results.store import seal
+from results.store import schema, seal
 from results.store.disk import Files
 from search_spaces.errors import Problem, RequestError, did_you_mean
 
@@ -96,12 +96,39 @@ def value(files: Files, column: str, name: str) -> Any:
         return None
 
 
+class WrongColumnsError(ValueError):
+    """A Parquet file has not the declared columns."""
+
+
+def whole(files: Files, name: str) -> pa.Table:
+    """Read every byte of a file of `trials` or `epochs`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WrongColumnsError: its columns are not as declared.
+        pa.ArrowException, OSError, ValueError: it cannot be read.
+    """
+    wanted = schema.TABLES[name.partition("/")[0]]
+    file = seal.opened(pa.BufferReader(files.read(name)))
+    got = {column.name: str(column.type) for column in file.schema_arrow}
+    expected = {column.name: str(column.type) for column in wanted}
+    if wrong := [key for key in {**expected, **got} if expected.get(key) != got.get(key)]:
+        differences = (
+            f"column {key}: expected {expected.get(key, 'none')}, got {got.get(key, 'none')}" for key in wrong
+        )
+        raise WrongColumnsError(", ".join(differences))
+    table = file.read(columns=wanted.names, use_threads=False).replace_schema_metadata(None)
+    table.validate(full=True)  # for example that text is UTF-8
+    return table
+
+
 def is_merged(name: str) -> bool:
     return name.rpartition("/")[2].startswith(MERGED)
 
 
 def trial_id(name: str) -> str:
-    return name.rpartition("/")[2].removesuffix(SUFFIX)
+    """Return the id in the name of any file of a trial: an id has no dot."""
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def _read_file(files: Files, name: str, wanted: pa.Schema, filters: pc.Expression | None) -> pa.Table:

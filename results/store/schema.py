@@ -77,3 +77,5 @@ EPOCHS = pa.schema(
         ("epoch_s", pa.float64()),
     ]
 )
+
+TABLES = {"trials": TRIALS, "epochs": EPOCHS}
