@@ -19,7 +19,7 @@ from scipy import stats as scipy_stats
 import results
 from orchestrator.record import row
 from results.__main__ import main
-from results.store import schema, seal
+from results.store import parquet, schema
 from results.store.disk import Disk
 from results.store.folder import RunFolder
 from results.table import leaderboard, render, stats
@@ -413,7 +413,7 @@ def test_a_row_of_an_older_version_has_nulls(fill: Fill) -> None:
     run = fill()
     file = next((run.path / "trials").iterdir())
     old = pq.read_table(file).drop_columns(["compiled"])
-    file.write_bytes(seal.seal(old))
+    file.write_bytes(parquet.written(old))
     trials = results.load(run.path).trials()
     assert list(trials.columns) == schema.TRIALS.names
     assert trials["compiled"].isna().any()

@@ -21,7 +21,7 @@ from orchestrator import record
 from orchestrator.record import Job
 from orchestrator.worker import run_pack
 from results.__main__ import main
-from results.store import parquet, schema, seal, verify
+from results.store import parquet, schema, verify
 from results.store.folder import RunFolder
 from results.store.set_aside import set_aside
 from search_spaces import pool
@@ -125,7 +125,9 @@ def edit(run: RunFolder, folder: str, trial_id: str, change: Callable[[list[dict
     before = rows.index(mine[0])
     others = [row for row in rows if row["trial_id"] != trial_id]
     change(mine)
-    path.write_bytes(seal.seal(pa.Table.from_pylist(others[:before] + mine + others[before:], schema=table.schema)))
+    path.write_bytes(
+        parquet.written(pa.Table.from_pylist(others[:before] + mine + others[before:], schema=table.schema))
+    )
     return path
 
 
@@ -278,16 +280,22 @@ def test_one_bit_of_a_summary(either: RunFolder, ended: list[str], data: st.Data
         assert _named(either, trial_id, where(either, "epochs", trial_id))
 
 
+def turn_a_bit(path: Path, data: st.DataObject) -> None:
+    """Of a page: a footer has no checksum in Parquet."""
+    spoilt = bytearray(path.read_bytes())
+    footer = len(spoilt) - 8 - int.from_bytes(spoilt[-8:-4], "little")
+    spoilt[data.draw(st.integers(0, footer - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(spoilt)
+
+
 @given(st.data())
 @EACH
 def test_a_bit_that_turns_over_in_a_file(either: RunFolder, data: st.DataObject) -> None:
     """It is found, or nobody sees it."""
     path = data.draw(st.sampled_from(sorted(either.path.glob("*/*.parquet"))))
-    spoilt = bytearray(path.read_bytes())
-    spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     whole = pq.read_table(path)
     with restored(path):
-        path.write_bytes(spoilt)
+        turn_a_bit(path, data)
         name = path.relative_to(either.path).as_posix()
         if name not in {one.name for one in verify.audit(either).findings}:
             assert repr(pq.read_table(path).to_pydict()) == repr(whole.to_pydict())
@@ -301,10 +309,8 @@ def test_a_bit_that_turns_over_is_no_wrong_number_in_a_table(run: RunFolder, dat
     path = data.draw(st.sampled_from(sorted(run.path.glob("*/merged.*.parquet"))))
     read = {"trials": run.read_trials, "epochs": run.read_epochs}[path.parent.name]
     whole = read(where={"seed": 1}).to_pydict()
-    spoilt = bytearray(path.read_bytes())
-    spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with restored(path):
-        path.write_bytes(spoilt)
+        turn_a_bit(path, data)
         with contextlib.suppress(RequestError):
             assert repr(read(where={"seed": 1}).to_pydict()) == repr(whole)
 
@@ -384,7 +390,7 @@ def test_parquet_of_other_columns(run: RunFolder) -> None:
     ):
         path = where(run, folder, trial_id)
         before = path.read_bytes()
-        path.write_bytes(seal.seal(change(pq.read_table(path))))
+        path.write_bytes(parquet.written(change(pq.read_table(path))))
         (finding,) = verify.audit(run).findings
         assert (finding.kind, finding.name) == ("schema", f"{folder}/{path.name}")
         assert what in finding.what

@@ -38,7 +38,7 @@ import pyarrow as pa
 import yaml
 from pydantic import PlainValidator
 
-from results.store import parquet, schema, seal
+from results.store import parquet, schema
 from results.store.attempt import Attempt
 from results.store.disk import Disk, Files
 from results.store.logs import Log
@@ -276,7 +276,7 @@ class RunFolder:
         unknown = {key for row in rows for key in row} - set(wanted.names)
         if unknown:
             raise ValueError(f"no such column in {name}: {', '.join(sorted(unknown))}")
-        self.files.write(f"{name}/{trial_id}.parquet", seal.seal(pa.Table.from_pylist(list(rows), schema=wanted)))
+        self.files.write(f"{name}/{trial_id}.parquet", parquet.written(pa.Table.from_pylist(list(rows), schema=wanted)))
 
     def compact(self) -> int:
         """Merges the small files of trials that were trained to their ends; how many.
@@ -311,7 +311,7 @@ class RunFolder:
 
     def write_merged(self, name: str, rows: pa.Table) -> None:
         """Rows of many trials, as one file of `trials` or `epochs`."""
-        data = seal.seal(rows, compression="zstd", row_group_size=ROW_GROUP)
+        data = parquet.written(rows, compression="zstd", row_group_size=ROW_GROUP)
         self.files.write(f"{name}/{MERGED}{uuid.uuid4().hex[:12]}.parquet", data)
 
     # What a trial needs while it runs

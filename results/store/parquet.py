@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from results.store import schema, seal
+from results.store import schema
 from results.store.disk import Files
 from search_spaces.errors import Problem, RequestError, did_you_mean
 
@@ -96,6 +96,22 @@ def value(files: Files, column: str, name: str) -> Any:
         return None
 
 
+def written(rows: pa.Table, **how: Any) -> pa.Buffer:
+    """Return rows as a Parquet file with a checksum for each page; `how` as `pyarrow.parquet.write_table` takes it."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, write_page_checksum=True, **how)
+    return sink.getvalue()
+
+
+def opened(file: pa.NativeFile) -> pq.ParquetFile:
+    """Open a Parquet file whose pages are checked when they are read.
+
+    Raises:
+        pa.ArrowInvalid: it is no Parquet file.
+    """
+    return pq.ParquetFile(file, page_checksum_verification=True)
+
+
 class WrongColumnsError(ValueError):
     """A Parquet file has not the declared columns."""
 
@@ -109,7 +125,7 @@ def whole(files: Files, name: str) -> pa.Table:
         pa.ArrowException, OSError, ValueError: it cannot be read.
     """
     wanted = schema.TABLES[name.partition("/")[0]]
-    file = seal.opened(pa.BufferReader(files.read(name)))
+    file = opened(pa.BufferReader(files.read(name)))
     got = {column.name: str(column.type) for column in file.schema_arrow}
     expected = {column.name: str(column.type) for column in wanted}
     if wrong := [key for key in {**expected, **got} if expected.get(key) != got.get(key)]:
@@ -137,8 +153,7 @@ def _read_file(files: Files, name: str, wanted: pa.Schema, filters: pc.Expressio
 
     def read(file: pa.NativeFile) -> pa.Table:
         if filters is None:
-            return seal.opened(file).read(columns=wanted.names)
-        seal.check(file)
+            return opened(file).read(columns=wanted.names)
         # half a second for pyarrow.dataset
         return pq.read_table(file, schema=wanted, filters=filters, page_checksum_verification=True)
 
@@ -148,7 +163,7 @@ def _read_file(files: Files, name: str, wanted: pa.Schema, filters: pc.Expressio
 def _read_small(files: Files, name: str, columns: Sequence[str]) -> pa.Table:
     # From memory, on one thread: for a file of one row, twice as fast as pyarrow's own reading of it.
     data = pa.BufferReader(files.read(name))
-    return _named(name, lambda: seal.opened(data).read(columns=list(columns), use_threads=False))
+    return _named(name, lambda: opened(data).read(columns=list(columns), use_threads=False))
 
 
 def _named(name: str, read: Callable[[], pa.Table]) -> pa.Table:
