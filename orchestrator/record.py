@@ -110,9 +110,12 @@ def row(
 ) -> dict[str, Any]:
     """The part of a `schema.TRIALS` row that follows from the trial, its epochs and what its pool costs."""
     trial = planned.trial
+    name, params, revision = trial.pool.key
     found: dict[str, Any] = {
         **_identity(trial),
-        "pool_params": trial.pool.params_json,
+        "pool_name": name,
+        "pool_revision": revision or None,
+        "pool_params": params,
         "pool_source_sha": trial.pool.source and trial.pool.source.sha,
         "role": planned.role,
         "hidden": planned.hidden,

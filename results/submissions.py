@@ -71,11 +71,10 @@ def _asked(run: RunFolder, name: str) -> str | None:
 
 
 def _candidates(run: RunFolder) -> pd.DataFrame:
-    trials = run.read_trials(["trial_id", "pool_params", "pool_source_sha", "role", "hidden", "status"]).to_pandas()
+    trials = run.read_trials(["pool_name", "pool_params", "pool_revision", "role", "hidden", "status"]).to_pandas()
     return trials[(trials["role"] == CANDIDATE) & (trials["status"] != schema.INVALID)]
 
 
 def _keys(trials: pd.DataFrame) -> list[tuple[str, str, str]]:
-    names = trials["trial_id"].str.split("-").str[0]
-    shas = trials["pool_source_sha"].fillna("").str[:8]
-    return list(zip(names, trials["pool_params"], shas, strict=True))
+    revisions = trials["pool_revision"].fillna("")
+    return list(zip(trials["pool_name"], trials["pool_params"], revisions, strict=True))

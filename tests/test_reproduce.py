@@ -234,7 +234,7 @@ def test_recipes_and_revisions_are_not_pooled(measure: Measure) -> None:
     with pytest.raises(RequestError, match="recipes"):
         reproduce.compare(pd.concat([trials, trials.assign(protocol=99)]), tables.load())
     with pytest.raises(RequestError, match="several pools or revisions"):
-        reproduce.compare(pd.concat([trials, trials.assign(pool_source_sha="x")]), tables.load())
+        reproduce.compare(pd.concat([trials, trials.assign(pool_revision="x")]), tables.load())
     with pytest.raises(RequestError, match="above 0"):
         reproduce.compare(trials, tables.load(), margin=-1)
 

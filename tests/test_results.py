@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats as scipy_stats
@@ -19,7 +20,7 @@ from scipy import stats as scipy_stats
 import results
 from orchestrator.record import row
 from results.__main__ import main
-from results.store import parquet, schema
+from results.store import parquet, schema, verify
 from results.store.disk import Disk
 from results.store.folder import RunFolder
 from results.table import leaderboard, render, stats
@@ -409,11 +410,48 @@ def test_load_is_imported_when_asked_for_and_completed_in_a_notebook() -> None:
         results.laod  # noqa: B018  # pyright: ignore
 
 
+def without(run: RunFolder, *columns: str) -> None:
+    """Rewrites `trials` as an older version left it."""
+    for file in (run.path / "trials").iterdir():
+        old = pq.read_table(file).drop_columns(list(columns))
+        at = old.column_names.index("schema_version")
+        file.write_bytes(parquet.written(old.set_column(at, "schema_version", pa.array([1] * len(old), pa.int64()))))
+
+
 def test_a_row_of_an_older_version_has_nulls(fill: Fill) -> None:
     run = fill()
-    file = next((run.path / "trials").iterdir())
-    old = pq.read_table(file).drop_columns(["compiled"])
-    file.write_bytes(parquet.written(old))
+    without(run, "compiled")
     trials = results.load(run.path).trials()
     assert list(trials.columns) == schema.TRIALS.names
-    assert trials["compiled"].isna().any()
+    assert trials["compiled"].isna().all()
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_rows_of_schema_1_have_the_name_and_revision_of_their_pools(
+    fill: Fill, tmp_path: Path, compacted: bool
+) -> None:
+    (tmp_path / "Mine.py").write_text("class CustomPool:\n    pass")
+    mine = Entry(pool.expand(str(tmp_path / "Mine.py"))[0])
+    run = fill(
+        grid=Grid("g", (*ENTRIES, mine), PAIRS, (1, 2, 3), GRID.recipe),
+        other={("Mine", n): "failed" for n in (1, 2, 3)},
+    )
+    if compacted:
+        run.compact()
+    before = results.load(run.path).trials()
+    assert set(zip(before["pool_name"], before["pool_revision"].fillna(""), strict=True)) == {
+        ("gap", ""),
+        ("global_max", ""),
+        ("gem", ""),
+        ("mine", mine.pool.revision),
+    }
+    table = results.load(run.path).leaderboard()
+    without(run, "pool_name", "pool_revision")
+    after = results.load(run.path).trials()
+    pd.testing.assert_frame_equal(after.drop(columns="schema_version"), before.drop(columns="schema_version"))
+    pd.testing.assert_frame_equal(results.load(run.path).leaderboard(), table)
+    assert set(results.load(run.path).trials(["pool_revision"], pool_name="mine")["pool_revision"]) == {
+        mine.pool.revision
+    }
+    assert len(results.load(run.path).trials(["seed"], pool_name=["gem", "gap"])) == 6
+    assert not verify.unreadable(run)

@@ -176,6 +176,8 @@ ROWS: Mapping[str, tuple[str, dict[str, Any], str, str]] = {
     "newer": (schema.COMPLETED, {"schema_version": 99}, "row", "is of a newer version"),
     "seed": (schema.FAILED, {"seed": 7}, "id", "its contents have the id"),
     "arch": (schema.FAILED, {"arch": "resnet56"}, "id", "its contents have the id"),
+    "another pool": (schema.COMPLETED, {"pool_name": "gap"}, "id", "is not in pools.json"),
+    "another revision": (schema.FAILED, {"pool_revision": "0" * 8}, "id", "is not in pools.json"),
     "parameters": (schema.COMPLETED, {"pool_params": '{"p": 3.0}'}, "id", "is not in pools.json"),
     "another recipe": (
         schema.COMPLETED,
@@ -395,6 +397,12 @@ def test_parquet_of_other_columns(run: RunFolder) -> None:
         assert (finding.kind, finding.name) == ("schema", f"{folder}/{path.name}")
         assert what in finding.what
         path.write_bytes(before)
+
+
+def test_columns_that_schema_1_did_not_have(run: RunFolder) -> None:
+    for path in (run.path / "trials").iterdir():
+        path.write_bytes(parquet.written(pq.read_table(path).drop_columns(["pool_name", "pool_revision"])))
+    assert not verify.audit(run).findings
 
 
 def test_a_trial_in_two_places(run: RunFolder) -> None:

@@ -29,10 +29,15 @@ def trials() -> pd.DataFrame:
         for (arch, dataset), found in zip(PAIRS, columns, strict=True):
             for seed, value in enumerate(found):
                 key = {"pool": pool, "role": role, "arch": arch, "dataset": dataset, "seed": seed, "hidden": False}
-                identity = {"trial_id": f"{pool}-{arch}-{dataset}-s{seed}-x", "pool_params": "{}", "recipe": "{}"}
+                identity = {
+                    "trial_id": f"{pool}-{arch}-{dataset}-s{seed}-x",
+                    "pool_name": pool,
+                    "pool_params": "{}",
+                    "recipe": "{}",
+                }
                 measured = {"best_test_acc": value, "final_test_acc": value, "status": "completed", "protocol": 1}
-                rows.append({**key, **identity, **measured, "pool_source_sha": None})
-    return pd.DataFrame(rows).astype({"pool_source_sha": "string"})
+                rows.append({**key, **identity, **measured, "pool_revision": None})
+    return pd.DataFrame(rows).astype({"pool_revision": "string"})
 
 
 def frame(**selection: object) -> pd.DataFrame:

@@ -73,13 +73,19 @@ def concatenated(
     files: Files, names: Sequence[str], wanted: pa.Schema, allowed: Mapping[str, pa.Array] | None = None
 ) -> pa.Table:
     """The rows of all files, and of merged ones only those with the allowed values."""
-    filters = (
-        functools.reduce(operator.and_, (pc.field(name).isin(allowed[name]) for name in allowed)) if allowed else None
-    )
-    read = functools.partial(_read_file, files, wanted=wanted, filters=filters)
-    # Whatever an older version of this project did not write yet is null.
-    table = pa.concat_tables([*each(files, read, names), wanted.empty_table()], promote_options="permissive")
-    return table.select(wanted.names).cast(wanted).combine_chunks()
+    sources = [schema.FILLED_IN_FROM[name] for name in wanted.names if name in schema.FILLED_IN_FROM]
+    needed = pa.unify_schemas([wanted, *(pa.schema([schema.TRIALS.field(name)]) for name in sources)])
+    in_files = [name for name in allowed or () if name not in schema.FILLED_IN_FROM]
+    filters = [pc.field(name).isin((allowed or {})[name]) for name in in_files]
+    filter = functools.reduce(operator.and_, filters) if filters else None
+    tables = each(files, functools.partial(_read_file, files, wanted=needed, filters=filter), names)
+    return schema.fill_in(_as_declared(tables, needed)).select(wanted.names).combine_chunks()
+
+
+def _as_declared(tables: Iterable[pa.Table], wanted: pa.Schema) -> pa.Table:
+    """Concatenate tables, with nulls for columns that an older version of this project did not write."""
+    table = pa.concat_tables([*tables, wanted.empty_table()], promote_options="permissive")
+    return table.select(wanted.names).cast(wanted)
 
 
 def each(files: Files, function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
@@ -128,14 +134,15 @@ def whole(files: Files, name: str) -> pa.Table:
     file = opened(pa.BufferReader(files.read(name)))
     got = {column.name: str(column.type) for column in file.schema_arrow}
     expected = {column.name: str(column.type) for column in wanted}
+    expected = {key: kind for key, kind in expected.items() if key in got or key not in schema.FILLED_IN_FROM}
     if wrong := [key for key in {**expected, **got} if expected.get(key) != got.get(key)]:
         differences = (
             f"column {key}: expected {expected.get(key, 'none')}, got {got.get(key, 'none')}" for key in wrong
         )
         raise WrongColumnsError(", ".join(differences))
-    table = file.read(columns=wanted.names, use_threads=False).replace_schema_metadata(None)
+    table = file.read(use_threads=False).replace_schema_metadata(None)
     table.validate(full=True)  # for example that text is UTF-8
-    return table
+    return schema.fill_in(_as_declared([table], wanted))
 
 
 def is_merged(name: str) -> bool:

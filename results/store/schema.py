@@ -6,8 +6,10 @@ An inferred schema breaks a reader as soon as the first file has a column of not
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-SCHEMA_VERSION = 1
+# 3 added `pool_name` and `pool_revision`, which `fill_in` gives to rows of version 1. There was no version 2.
+SCHEMA_VERSION = 3
 
 COMPLETED = "completed"
 DIVERGED = "diverged"  # a loss is not finite
@@ -29,6 +31,8 @@ _IDENTITY = [
 TRIALS = pa.schema(
     [
         *_IDENTITY,
+        ("pool_name", pa.string()),  # as in the trial's id
+        ("pool_revision", pa.string()),  # 8 hex digits of `pool_source_sha`; null for a built-in pool
         ("pool_params", pa.string()),  # JSON
         ("pool_source_sha", pa.string()),  # null for a built-in pool
         ("role", pa.string()),
@@ -79,3 +83,17 @@ EPOCHS = pa.schema(
 )
 
 TABLES = {"trials": TRIALS, "epochs": EPOCHS}
+FILLED_IN_FROM = {"pool_name": "trial_id", "pool_revision": "pool_source_sha"}
+
+
+def fill_in(table: pa.Table) -> pa.Table:
+    """Fill in the columns of `FILLED_IN_FROM` that the table has, in rows from before version 3."""
+    old = {
+        "pool_name": lambda ids: pc.replace_substring_regex(ids, "-.*", ""),  # pyright: ignore
+        "pool_revision": lambda hashes: pc.utf8_slice_codeunits(hashes, 0, 8),  # pyright: ignore
+    }
+    for name, source in FILLED_IN_FROM.items():
+        if name in table.column_names:
+            column = pc.coalesce(table[name], old[name](table[source]))  # pyright: ignore
+            table = table.set_column(table.column_names.index(name), name, column)
+    return table

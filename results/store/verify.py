@@ -40,7 +40,7 @@ from search_spaces.trial import PROTOCOL, Trial
 FINAL = ("test_acc", "test_loss", "train_acc", "train_loss")
 SUMMARY = ("best_test_acc", "best_epoch", *(f"final_{name}" for name in FINAL), "train_s")
 
-_IDENTITY = ("trial_id", "pool", "pool_params", "arch", "dataset", "seed", "recipe", "protocol")
+_IDENTITY = ("trial_id", "pool", "pool_name", "pool_params", "arch", "dataset", "seed", "recipe", "protocol")
 _NEVER_NULL = (*_IDENTITY, "role", "hidden", "status", "schema_version")
 _FOLDERS = ("trials", "epochs", "checkpoints", "weights", "logs", "cam")
 _UNNEEDED = "nothing needs it: set it aside (--set-aside)"
@@ -96,7 +96,8 @@ def audit(run: RunFolder) -> Audit:
     going_on = ({planned.trial.id for planned in grid or ()} | checkpoints) - known
     if not any(parquet.is_merged(name) or name == "space.yaml" for name in damaged):  # else nobody can say
         what = f"its trial has no row, no checkpoint to go on from, and no place in space.yaml; {_UNNEEDED}"
-        orphans = [name for name in own if parquet.trial_id(name) not in known | going_on | {"merged"}]
+        needed = {*known, *going_on, parquet.trial_id(parquet.MERGED)}
+        orphans = [name for name in own if parquet.trial_id(name) not in needed]
         findings += [Finding("orphan", name, what, (name,)) for name in orphans if name not in damaged]
     ended = {trial_id for trial_id in checkpoints & rows.keys() if rows[trial_id]["status"] in schema.TRAINED}
     leftovers = dict.fromkeys(run.files.leftovers(0.0), "its writer was killed")
@@ -139,7 +140,7 @@ def _read(files: Files, folder: str, own: Sequence[str], findings: list[Finding]
             findings.append(found)
         elif found is not None:
             tables.append(found.append_column("file", pa.repeat(name, len(found))))
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables).combine_chunks()
     places = table.select(["trial_id", "file"]).to_pandas()
     files_of = places.drop_duplicates()
     first = files_of.drop_duplicates("trial_id").set_index("trial_id")["file"]
@@ -175,29 +176,28 @@ def _open(files: Files, name: str) -> pa.Table | Finding | None:
 
 def _check_row(row: Mapping[str, Any], pools: Mapping[tuple[str, str, str], Pool]) -> Iterator[Finding]:
     """Yield what is wrong with a row by itself."""
-    status, recipe, is_trained = row["status"], _recipe(row["recipe"]), row["status"] in schema.TRAINED
-    needed = (*_NEVER_NULL, "epochs", *SUMMARY) if is_trained else _NEVER_NULL
+    trial_id, status, recipe = row["trial_id"], row["status"], _recipe(row["recipe"])
+    needed = (*_NEVER_NULL, "epochs", *SUMMARY) if status in schema.TRAINED else _NEVER_NULL
     problems = [f"{column} is null" for column in needed if row[column] is None]
     if not problems and (row["schema_version"] > schema.SCHEMA_VERSION or row["protocol"] > PROTOCOL):
-        yield Finding("row", row["file"], f"{row['trial_id']} is of a newer version; verify it with that version")
+        yield Finding("row", row["file"], f"{trial_id} is of a newer version; verify it with that version")
         return
     for column, allowed in (("status", schema.STATUSES), ("role", ROLES)):
         if row[column] not in allowed:
             problems.append(f"{column}: expected one of {', '.join(allowed)}, got {row[column]!r}")
-    if is_trained == bool(row["error"]):
+    if (status in schema.TRAINED) == bool(row["error"]):
         problems.append(f"it is {status}, and its error is {row['error']!r}")
     if recipe is None:
         problems.append(f"recipe: expected the JSON of a recipe, got {row['recipe']!r}")
     for what in problems:
-        yield Finding.of_trial("row", row["trial_id"], what, row["file"])
+        yield Finding.of_trial("row", trial_id, what, row["file"])
     if recipe and not problems:
-        place = row["arch"], row["dataset"], row["seed"]
-        pool = pools.get((row["trial_id"].partition("-")[0], row["pool_params"], (row["pool_source_sha"] or "")[:8]))
+        pool = pools.get((row["pool_name"], row["pool_params"], row["pool_revision"] or ""))
         if pool is None or pool.code != (row["pool_source_sha"] or ""):
-            what = f"the pool of {row['trial_id']} is not in pools.json, or was changed there; restore that from a copy"
+            what = f"the pool of {trial_id} is not in pools.json, or was changed there; restore that from a copy"
             yield Finding("id", row["file"], what)
-        elif row["trial_id"] != (got := Trial(pool, *place, recipe, row["protocol"]).id):
-            yield Finding.of_trial("id", row["trial_id"], f"its contents have the id {got}", row["file"])
+        elif (got := Trial(pool, row["arch"], row["dataset"], row["seed"], recipe, row["protocol"]).id) != trial_id:
+            yield Finding.of_trial("id", trial_id, f"its contents have the id {got}", row["file"])
 
 
 def _recipe(text: str) -> Recipe | None:

@@ -24,8 +24,8 @@ METRICS = ("best_test_acc", "final_test_acc")
 GAPS = (*schema.STATUSES[1:], "missing")  # what no mean is made of
 CELL = ["pool", "revision", "role", "arch", "dataset", "hidden"]
 NEEDS = [
-    *("trial_id", "pool", "pool_params", "pool_source_sha", "role", "arch", "dataset", "hidden", "seed", "status"),
-    *(*METRICS, "recipe", "protocol"),
+    *("trial_id", "pool", "pool_name", "pool_revision", "pool_params", "role", "arch", "dataset", "hidden", "seed"),
+    *("status", *METRICS, "recipe", "protocol"),
 ]
 COLUMNS = {
     **dict.fromkeys(["pool", "revision", "role", "arch", "dataset"], "string"),
@@ -278,9 +278,8 @@ def with_planned(trials: pd.DataFrame, grid: Grid | None) -> pd.DataFrame:
 
     What the newest grid calls a pool, and the part it gives it, hold for all its trials, whenever they ran.
     """
-    recorded = trials[["trial_id", *CELL[:1], *CELL[2:], "seed", "status", *METRICS, *_IDENTITY[1:]]].assign(
-        revision=trials["pool_source_sha"].str[:8], pool_name=trials["trial_id"].str.split("-").str[0]
-    )
+    kept = ["trial_id", *CELL, "seed", "status", *METRICS, *_IDENTITY]
+    recorded = trials.rename(columns={"pool_revision": "revision"})[kept]
     if grid is not None:
         planned = pd.DataFrame(_planned_rows(grid), columns=["trial_id", *CELL, "seed", *_IDENTITY])
         measured = recorded[["trial_id", "status", *METRICS]]
@@ -395,7 +394,7 @@ def _is_recipe(text: str) -> bool:
 
 
 _FINE: Mapping[str, Callable[[Any], object]] = {
-    **dict.fromkeys(["trial_id", "pool", "pool_params"], _is_name),
+    **dict.fromkeys(["trial_id", "pool", "pool_name", "pool_params"], _is_name),
     **dict.fromkeys(["arch", "dataset"], lambda name: re.fullmatch("[a-z0-9_]+", name)),  # parts of files' names
     "role": ROLES.__contains__,
     "status": schema.STATUSES.__contains__,
