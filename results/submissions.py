@@ -1,7 +1,7 @@
-"""Which revision of a candidate is the entry: the one, and the only one, that the hidden pairs will see.
+"""Submissions: which revision of a candidate is trained on the hidden pairs.
 
-Whoever tries ten revisions on a test set and reports the best has fitted it. So the hidden pairs are asked about a
-candidate once, about a revision that was named before.
+Trying ten revisions on a test set and reporting the best fits the test set. So the hidden pairs see one revision of a
+candidate, and it is named beforehand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from search_spaces.pool import Pool, slug
 
 
 def submit(run: RunFolder, spec: str) -> Pool:
-    """Records a revision as the entry of its candidate, in place of an earlier one.
+    """Record a revision as the entry of its candidate, in place of an earlier one.
 
     Args:
         spec: `POOL` or `POOL@REVISION`: the label of a candidate on record, and the first digits of its short hash.
@@ -48,23 +48,23 @@ def submit(run: RunFolder, spec: str) -> Pool:
 
 
 def spell(pool: Pool) -> str:
-    """`mine@3f2a91bc`; without a hash for a built-in pool."""
+    """Return `mine@3f2a91bc`, or `gem` for a built-in pool."""
     return f"{pool.label}@{pool.revision}" if pool.revision else pool.label
 
 
 def revisions(run: RunFolder) -> set[tuple[str, str, str]]:
-    """The keys (name, parameters, short hash) of all candidates that have been trained."""
+    """Return the keys (name, parameters, revision) of all candidates that have been trained."""
     return set(_keys(_candidates(run)))
 
 
 def _trained(run: RunFolder) -> list[Pool]:
-    """The candidates with trials on record."""
+    """Return the candidates with trials on record."""
     keys = set(_keys(_candidates(run)))
     return [pool for pool in run.pools() if pool.key in keys]
 
 
 def _asked(run: RunFolder, name: str) -> str | None:
-    """The entry of a candidate that has trials on hidden pairs."""
+    """Return the entry of a candidate if it has trials on hidden pairs."""
     trials = _candidates(run)
     keys = [key for key in _keys(trials[trials["hidden"]]) if key[0] == slug(name)]
     return next((spell(pool) for pool in run.pools() if pool.key in keys), None)

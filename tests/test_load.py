@@ -142,7 +142,7 @@ def test_what_cannot_be_asked_is_named_all_at_once(fill: Fill) -> None:
     said = str(caught.value)
     assert "test_ac: no such column; did you mean 'test_acc'?" in said
     assert "archs: no such column; did you mean 'arch'?" in said
-    assert "seed: found '42', allowed is a value of type int64" in said
+    assert "seed: expected a value of type int64, or a list of such, got '42'" in said
 
 
 # Several folders

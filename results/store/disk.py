@@ -1,4 +1,4 @@
-"""Where a run folder lives: the little that it asks of a disk, or of an object store (`results.store.s3`)."""
+"""The interface to the files of a run folder, and a disk as one of its two implementations (see `results.store.s3`)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ T = TypeVar("T")
 class Files(Protocol):
     """The files of a run folder, by their names in it, with `/` between the parts.
 
-    A file is there wholly or not at all, whoever writes or is killed meanwhile. Whatever cannot be done raises OSError;
-    FileNotFoundError says that there is no such file, and nothing else.
+    A file is there wholly or not at all, even if its writer is killed. Every failure is an OSError; FileNotFoundError
+    always means that there is no such file.
     """
 
     @property
     def where(self) -> str:
-        """The absolute path or the URI, which finds the same files in any other process."""
+        """The absolute path or the URI, which finds the same files from any process."""
         ...
 
     @property
@@ -44,37 +44,37 @@ class Files(Protocol):
         ...
 
     def spell(self, name: str = "") -> str:
-        """For people: the path or the URI of a file, without what is secret in it."""
+        """Return the path or the URI of a file for people, without secrets."""
         ...
 
     def create(self, folders: Sequence[str]) -> None:
-        """Makes what has to be there before the first file is; it may be there."""
+        """Make folders, before the first file; they may exist."""
         ...
 
     def discard_if_empty(self) -> None:
-        """Takes away what `create` made, if there is nothing in it."""
+        """Remove what `create` made, if it is empty."""
         ...
 
     def read(self, name: str) -> bytes: ...
 
     def scan(self, name: str, read: Callable[[pa.NativeFile], T]) -> T:
-        """What `read` makes of a file that may be large, of which it takes a part. It may be called again."""
+        """Return what `read` makes of parts of a file that may be large. It may be called twice."""
         ...
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Into a folder that was made."""
+        """Write a file into a folder that exists."""
         ...
 
     def append(self, name: str) -> Log:
-        """A log, open for appending to what it has."""
+        """Open a log for appending."""
         ...
 
     def log(self, name: str) -> bytes | None:
-        """What a log has, with what a writer that was killed on this machine may have left of it; None if nothing."""
+        """Read a log, with what a writer that was killed on this machine had not saved; None if there is none."""
         ...
 
     def remove(self, name: str) -> None:
-        """It may be missing."""
+        """Remove a file, which may be missing."""
         ...
 
     def exists(self, name: str) -> bool: ...
@@ -82,15 +82,15 @@ class Files(Protocol):
     def is_folder(self, name: str) -> bool: ...
 
     def names(self, folder: str) -> list[str]:
-        """The files in a folder, in order, without temporary ones and folders; none where there is no such folder."""
+        """List the files in a folder, sorted, without temporary files and folders; none if there is no such folder."""
         ...
 
     def modified(self, name: str) -> float | None:
-        """When it was written, in seconds since 1970; None if there is none."""
+        """Return when a file was written, in seconds since 1970; None if there is none."""
         ...
 
     def leftovers(self, older_s: float) -> list[str]:
-        """Temporary files that are older than that: their writers were killed."""
+        """List temporary files that are older than that: their writers were killed."""
         ...
 
 

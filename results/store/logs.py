@@ -1,4 +1,4 @@
-"""A log, open for appending: a text file on a disk, and where it belongs elsewhere, a copy that is uploaded."""
+"""A trial's log: a text file on a disk, or in an object store a local file that is uploaded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from search_spaces import machine
 
 
 class Log(io.TextIOWrapper):
-    """A text file that takes any text, and is written line by line.
+    """A text file that takes any text and is flushed line by line.
 
-    A lone surrogate is written as an escape: what a candidate prints must not raise. `fileno()` is a real file's, into
-    which `faulthandler` can write.
+    A lone surrogate is written as an escape: what a candidate prints must not raise. `fileno()` is that of a real file,
+    so that `faulthandler` can write into it.
 
     Args:
         file: open for appending.
@@ -28,7 +28,7 @@ class Log(io.TextIOWrapper):
         super().__init__(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
     def save(self) -> None:
-        """Makes visible what was written so far, where the log belongs.
+        """Make visible what was written so far.
 
         Raises:
             OSError: it cannot be written.
@@ -37,14 +37,14 @@ class Log(io.TextIOWrapper):
 
 
 class UploadedLog(Log):
-    """A log that belongs into a store, whose objects cannot be added to: kept on this machine, uploaded whole.
+    """A log in an object store, which cannot append: the file is kept on this machine and uploaded whole.
 
-    What a writer that was killed did not upload is found by the next one on this machine.
+    The next writer on this machine finds what a killed one did not upload.
 
     Args:
-        where: what it belongs to, of all there is in the world.
-        uploaded: what is there.
-        upload: replaces it.
+        where: the URI of the object.
+        uploaded: its present content.
+        upload: replaces its content.
     """
 
     def __init__(self, where: str, uploaded: bytes, upload: Callable[[bytes], None]):
@@ -72,7 +72,7 @@ class UploadedLog(Log):
 
 
 def recovered(where: str, uploaded: bytes) -> bytes:
-    """What was uploaded, or what this machine keeps of it if that is the same and more."""
+    """Return what was uploaded, or this machine's copy if that continues it."""
     try:
         kept = _kept_at(where).read_bytes()
     except OSError:
@@ -85,11 +85,11 @@ def _kept_at(where: str) -> Path:
 
 
 def _opened(path: Path, content: bytes) -> BinaryIO:
-    """A file with that content, for reading and appending; one without a name where the cache cannot be written."""
+    """Open a file with that content for reading and appending; a nameless one if the cache cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_bytes() != content:
-            path.unlink(missing_ok=True)  # whoever still writes into it keeps a file of its own
+            path.unlink(missing_ok=True)  # a process that still writes into it keeps its own file
             path.write_bytes(content)
         return path.open("ab+")
     except OSError:

@@ -27,7 +27,7 @@ _IN_NAME = ("arch", "dataset", "seed")
 
 
 def read(files: Files, folder: str, whole: pa.Schema, columns: Sequence[str] | None, where: Where | None) -> pa.Table:
-    """The rows in a folder that `where` asks for, each trial's or epoch's once.
+    """Read the rows of a folder that `where` asks for, each trial or epoch once.
 
     Raises:
         RequestError: there is no such column, or a value in `where` is none of its type, or a file cannot be read.
@@ -49,7 +49,7 @@ def read(files: Files, folder: str, whole: pa.Schema, columns: Sequence[str] | N
 
 @contextlib.contextmanager
 def of_a_sweep(files: Files, folder: str) -> Iterator[None]:
-    """Around what reads files that may be anybody's: the error of one that no sweep wrote becomes a RequestError."""
+    """Turn the error of a file that no sweep wrote into a RequestError, within the block."""
     try:
         yield
     except (FileNotFoundError, RequestError):  # the second of a store, which has said what to do
@@ -60,19 +60,19 @@ def of_a_sweep(files: Files, folder: str) -> Iterator[None]:
 
 
 def listed(files: Files, folder: str) -> list[str]:
-    """The Parquet files of a folder, small ones first."""
+    """List the Parquet files of a folder, small ones first."""
     return small_first(f"{folder}/{name}" for name in files.names(folder) if name.endswith(SUFFIX))
 
 
 def small_first(names: Iterable[str]) -> list[str]:
-    """Where a trial stands in a file of its own and in a merged one, its own is the newer."""
+    """Sort files so that the newer comes first where a trial stands in a file of its own and in a merged one."""
     return sorted(names, key=is_merged)
 
 
 def concatenated(
     files: Files, names: Sequence[str], wanted: pa.Schema, allowed: Mapping[str, pa.Array] | None = None
 ) -> pa.Table:
-    """The rows of all files, and of merged ones only those with the allowed values."""
+    """Read the rows of all files, and of merged ones only those with the allowed values."""
     sources = [schema.FILLED_IN_FROM[name] for name in wanted.names if name in schema.FILLED_IN_FROM]
     needed = pa.unify_schemas([wanted, *(pa.schema([schema.TRIALS.field(name)]) for name in sources)])
     in_files = [name for name in allowed or () if name not in schema.FILLED_IN_FROM]
@@ -89,13 +89,13 @@ def _as_declared(tables: Iterable[pa.Table], wanted: pa.Schema) -> pa.Table:
 
 
 def each(files: Files, function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
-    """Of every file, in order, as many at once as pays where they are."""
+    """Call a function for each file, in order, with as many threads as pay where the files are."""
     with ThreadPoolExecutor(files.at_once) as threads:
         yield from threads.map(function, names)
 
 
 def value(files: Files, column: str, name: str) -> Any:
-    """What the first row of a file of one trial has in a column; None if there is no such file."""
+    """Return a column's value in the first row of a small file; None if there is no such file."""
     try:
         return _read_small(files, name, [column])[column][0].as_py()
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def _named(name: str, read: Callable[[], pa.Table]) -> pa.Table:
 
 
 def _allowed_values(whole: pa.Schema, columns: Sequence[str], where: Where) -> dict[str, pa.Array]:
-    """`where` with its values as arrays of their columns' types."""
+    """Return `where` with its values as arrays of their columns' types."""
     problems = [Problem(name, f"no such column; {did_you_mean(name, whole.names)}") for name in columns]
     problems = [problem for problem in problems if problem.where not in whole.names]
     allowed = {}
@@ -196,14 +196,14 @@ def _allowed_values(whole: pa.Schema, columns: Sequence[str], where: Where) -> d
         try:
             allowed[name] = pa.array(list(given) if several else [given], kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            problems.append(Problem(name, f"found {given!r}, allowed is a value of type {kind}, or a list of such"))
+            problems.append(Problem(name, f"expected a value of type {kind}, or a list of such, got {given!r}"))
     if problems:
         raise RequestError(problems)
     return allowed
 
 
 def _by_name(allowed: Mapping[str, pa.Array]) -> Callable[[str], bool]:
-    """Whether a file may have such rows: a trial's file is named by its id, <pool>-<arch>-<dataset>-s<seed>-<hash>."""
+    """Return a test of a file's name: its trial's id is <pool>-<arch>-<dataset>-s<seed>-<hash>."""
     texts = {name: set(map(str, allowed[name].to_pylist())) for name in ("trial_id", *_IN_NAME) if name in allowed}
 
     def may_match(name: str) -> bool:
@@ -228,6 +228,6 @@ def _matching(table: pa.Table, allowed: Mapping[str, pa.Array]) -> pa.Table:
 
 
 def _without_repeats(table: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """The first row of each trial, or of each epoch of it, where `compact` was at work at the same moment."""
+    """Keep the first row of each trial or epoch: `compact` may have been at work at the same moment."""
     repeated = table.select(keys).to_pandas().duplicated()
     return table.filter(pa.array(~repeated)) if repeated.any() else table
