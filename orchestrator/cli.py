@@ -26,7 +26,8 @@ from results.store.folder import RunFolder
 from results.store.lease import Lease
 from results.store.s3 import is_uri
 from results.store.set_aside import SET_ASIDE, set_aside
-from results.table import leaderboard, render
+from results.table import render
+from results.table.trials import METRICS
 from search_spaces import process
 from search_spaces.errors import RequestError, did_you_mean, gather, seconds
 from search_spaces.grid import FILTERS, Grid, Planned
@@ -183,7 +184,7 @@ def _notes(report: Report, console: Console) -> None:
 def _show(run: RunFolder, plan: Plan) -> int:
     """Prints the table, and what is not in it."""
     loaded = results.load(run.where)
-    table = render.to_text(loaded.leaderboard(), leaderboard.METRICS[0], loaded.notes())
+    table = render.to_text(loaded.leaderboard(), METRICS[0], loaded.notes())
     print(f"\n{table}")
     counts = plan.counts()
     if counts[schema.FAILED]:

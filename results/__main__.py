@@ -17,7 +17,8 @@ from results import status, submissions
 from results.run import load
 from results.store import verify
 from results.store.set_aside import set_aside
-from results.table import leaderboard, published, render, reproduce, topup
+from results.table import published, render, reproduce, topup
+from results.table.trials import METRICS
 from search_spaces import process
 from search_spaces.errors import RequestError, seconds
 
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("reproduce", _reproduce, "what was measured beside what was published, with a verdict a cell")
     add("--against", metavar="FILE", type=Path, default=published.PUBLISHED, help="another paper's table, as CSV")
-    add("--metric", choices=leaderboard.METRICS, default=leaderboard.METRICS[0])
+    add("--metric", choices=METRICS, default=METRICS[0])
     add("--margin", metavar="POINTS", type=float, default=reproduce.MARGIN, help="how near is agreement (default: 1)")
     add("--format", choices=reproduce.FORMATS, default="text")
 
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_choice(add: Callable[..., argparse.Action]) -> None:
     """What of the run folder is in a table, the same for all that show one."""
-    add("--metric", choices=leaderboard.METRICS, default=leaderboard.METRICS[0])
+    add("--metric", choices=METRICS, default=METRICS[0])
     add("--pairs", nargs="+", metavar="ARCH-DATASET", help="only these columns")
     add("--seeds", nargs="+", metavar="N", type=int, help="only these seeds")
     add("--latest", action="store_true", help="of a candidate's revisions only those of the newest sweep")

@@ -1,7 +1,8 @@
-"""What `results.load` gives: one run folder or several, as pandas frames."""
+"""Run folders as pandas frames, and every command of `python -m results` as a method."""
 
 from __future__ import annotations
 
+import glob
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,14 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from results import several, submissions
+from results import submissions
+from results.store import s3
 from results.store.folder import RunFolder
+from results.store.s3 import ObjectStore, is_uri
 from results.table import leaderboard, render, topup
-from search_spaces.errors import RequestError
+from results.table.trials import METRICS, NEEDS, Selection
+from search_spaces.errors import Problem, RequestError
+from search_spaces.grid import Grid
 
 RUN = "run"  # the column that tells several folders apart
 
@@ -60,28 +65,25 @@ class Run:
         """One row for each epoch on record, those of running trials too: `results.store.schema.EPOCHS`; as `trials`."""
         return self._frame(RunFolder.read_epochs, columns, where)
 
-    def leaderboard(
-        self,
-        metric: str = leaderboard.METRICS[0],
-        allow_mixed: bool = False,
-        latest: bool = False,
-        **selection: Any,
-    ) -> pd.DataFrame:
-        """The tidy table, one row for each (pool, arch, dataset, baseline); see `results.table.leaderboard.cells`.
-
-        Args:
-            selection: `baselines`, `pools`, `pairs`, `seeds`: see `results.table.leaderboard.Selection`.
+    def leaderboard(self, metric: str = METRICS[0], **selection: Any) -> pd.DataFrame:
+        """Return the tidy table, one row for each (pool, arch, dataset, baseline): `results.table.leaderboard.cells`.
 
         A trial that several folders have counts once, as the first of them has it.
+
+        Args:
+            selection: the rest of `results.table.trials.Selection`.
         """
-        tables = [folder.read_trials(leaderboard.NEEDS) for folder in self.folders.values()]
+        tables = [folder.read_trials(NEEDS) for folder in self.folders.values()]
         trials = pa.concat_tables(tables).to_pandas()
         if len(tables) > 1:
             trials = trials.drop_duplicates("trial_id", ignore_index=True)
-        grid = several.union(folder.grid() for folder in self.folders.values())
         same = [one for folder in self.folders.values() for one in folder.equivalences()]
-        chosen = leaderboard.Selection(**selection)
-        return leaderboard.cells(trials, grid, metric, allow_mixed, latest, chosen, same)
+        return leaderboard.cells(trials, self.grids(), Selection(metric=metric, **selection), same)
+
+    def grids(self) -> list[Grid]:
+        """Return what the newest sweep on each folder asked for; nothing if they are of several recipes."""
+        found = [grid for folder in self.folders.values() if (grid := folder.grid()) is not None]
+        return found if len({(grid.recipe, grid.protocol) for grid in found}) == 1 else []
 
     def notes(self) -> list[str]:
         """What a reader of the table should know that is not in it."""
@@ -95,7 +97,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """How a Jupyter cell shows it: the leaderboard."""
-        metric = leaderboard.METRICS[0]
+        metric = METRICS[0]
         try:
             return render.to_html(self.leaderboard(metric), metric, self.notes())
         except RequestError as error:
@@ -124,4 +126,55 @@ def load(*runs: str | Path | Iterable[str | Path]) -> Run:
         RequestError: there is no run folder at a path, or none that a pattern finds.
     """
     asked = [path for each in runs for path in ([each] if isinstance(each, str | Path) else each)]
-    return Run(several.find(asked), tells_apart=len(asked) > 1 or any(map(several.is_pattern, asked)))
+    return Run(_find([*map(str, asked)]), tells_apart=len(asked) > 1 or any(map(_is_pattern, asked)))
+
+
+def _find(asked: Sequence[str]) -> dict[str, RunFolder]:
+    """Return {path as given, or as a pattern finds it: the folder}, each folder once; a URI without what is secret.
+
+    Raises:
+        RequestError: with every path that is no run folder, and every pattern that finds none.
+    """
+    found: dict[str, RunFolder] = {}
+    problems = []
+    for path in asked:
+        try:
+            here = _at(path)
+        except RequestError as error:
+            problems += error.problems
+            continue
+        known = {folder.where for folder in found.values()}
+        new = {one: folder for one, folder in here.items() if folder.where not in known}
+        found |= {one if folder.on_disk else str(folder): folder for one, folder in new.items()}
+    if problems or not found:
+        raise RequestError(problems or [Problem("", "give the --out of a sweep, a pattern such as runs/*, or several")])
+    return found
+
+
+def _at(path: str) -> dict[str, RunFolder]:
+    """Return {path: the run folder} of all that are there.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if not _is_pattern(path):
+        folder = RunFolder(path)
+        if not folder.exists():
+            shown = folder if is_uri(path) else path
+            raise RequestError.of(f"{shown} is no run folder: it has no `trials` in it; give the --out of a sweep")
+        return {path: folder}
+    if is_uri(path):
+        like, shown = s3.find(path), ObjectStore(path).spell()
+    else:
+        like, shown = sorted(glob.glob(path)), path  # noqa: PTH207 - Path.glob takes no absolute one
+    here = {one: folder for one in like if (folder := RunFolder(one)).exists()}
+    if not here:
+        raise RequestError.of(f"{shown} finds no run folder, that is one with `trials` in it")
+    return here
+
+
+def _is_pattern(path: str | Path) -> bool:
+    """Return whether to look for folders by it; one that is there is itself, whatever its name."""
+    if is_uri(path):
+        return s3.is_pattern(str(path))
+    return glob.has_magic(str(path)) and not Path(path).is_dir()

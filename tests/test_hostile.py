@@ -261,7 +261,7 @@ def test_a_label_that_no_space_could_have_is_refused(tmp_path: Path) -> None:
     run.create()
     for planned in grid:
         run.write_trial(row(planned, schema.COMPLETED, [], None))
-    with pytest.raises(RequestError, match=r"column pool: found '\\x1b\[2J', which no sweep writes"):
+    with pytest.raises(RequestError, match=r"column pool: got '\\x1b\[2J', which no sweep writes"):
         load(tmp_path).leaderboard()
 
 

@@ -228,7 +228,7 @@ def test_a_damaged_file_is_named_with_what_to_do(fill: Fill, capsys: pytest.Capt
 
 
 def test_a_candidate_is_no_baseline_and_is_said_to_be_there(fill: Fill) -> None:
-    with pytest.raises(RequestError, match=r"--baseline: 'gem' is a candidate, and no baseline; .*gap"):
+    with pytest.raises(RequestError, match=r"--baseline: expected a baseline, got the candidate 'gem'; .*gap"):
         results.load(fill().path).leaderboard(baselines=["gem"])
 
 

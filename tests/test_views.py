@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from results.table import leaderboard, render, stats
+from results.table.trials import Selection
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 
@@ -42,7 +43,7 @@ def trials() -> pd.DataFrame:
 
 def frame(**selection: object) -> pd.DataFrame:
     same = [Equivalence("vgg16bn", ("gap", "gem", "mine_50%"), {})]
-    return leaderboard.cells(trials(), None, selection=leaderboard.Selection(**selection), same=same)  # type: ignore[arg-type]
+    return leaderboard.cells(trials(), selection=Selection(**selection), same=same)  # type: ignore[arg-type]
 
 
 def test_marks_and_flags() -> None:
@@ -91,7 +92,7 @@ def test_what_is_chosen_is_shown_and_what_is_not_there_is_named() -> None:
 def test_pools_without_a_seed_in_common_are_compared_unpaired() -> None:
     shifted = trials()
     shifted.loc[shifted["pool"] == "mine_50%", "seed"] += 100
-    found = leaderboard.cells(shifted, None)
+    found = leaderboard.cells(shifted)
     row = found.query("pool == 'mine_50%' and arch == 'resnet56' and baseline == 'gap'").iloc[0]
     assert not row["paired"]
     assert row["n_pairs"] == 0
@@ -103,7 +104,7 @@ def test_sorts() -> None:
     assert [row.name for row in render.Wide(frame()).rows] == ["gap", "gem", "mine_50%", "odd|<b>"]
     assert [row.name for row in render.Wide(frame(), "name").rows] == ["gap", "gem", "mine_50%", "odd|<b>"]
     better = trials().replace({"best_test_acc": {72.1: 90.0, 72.0: 90.0, 71.9: 90.0, 71.8: 90.0}})
-    found = leaderboard.cells(better[better["pool"] != "gap"], None)
+    found = leaderboard.cells(better[better["pool"] != "gap"])
     assert [row.name for row in render.Wide(found, "mean").rows] == ["gem", "odd|<b>", "mine_50%"]
 
 
@@ -149,7 +150,7 @@ def test_a_cell_in_which_all_diverged_is_counted_and_compared_with_nothing() -> 
     lost = trials()
     mine = (lost["pool"] == "mine_50%") & (lost["arch"] == "resnet56")
     lost.loc[mine, "status"] = "diverged"
-    found = leaderboard.cells(lost, None)
+    found = leaderboard.cells(lost)
     row = found.query("pool == 'mine_50%' and arch == 'resnet56' and baseline == 'gap'").iloc[0]
     assert (row["n"], row["diverged"], row["n_pairs"], row["better"]) == (0, 5, 0, False)
     assert row[["mean", "diff", "p", "p_holm", "detectable", "rank"]].isna().all()
@@ -157,5 +158,5 @@ def test_a_cell_in_which_all_diverged_is_counted_and_compared_with_nothing() -> 
     assert "5 diverged" in text
     assert "Diverged, not in any mean: mine_50% on resnet56-cifar100 (5)." in text
     everything = lost.assign(status="diverged")
-    assert "diverged" in render.to_text(leaderboard.cells(everything, None), "best_test_acc")
-    assert leaderboard.cells(everything, None)["rank"].isna().all()
+    assert "diverged" in render.to_text(leaderboard.cells(everything), "best_test_acc")
+    assert leaderboard.cells(everything)["rank"].isna().all()

@@ -28,6 +28,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from results.run import Run
 from results.store import schema
 from results.table import leaderboard, render
+from results.table.trials import METRICS, NEEDS, on_record_and_planned
 from search_spaces.errors import RequestError
 from search_spaces.grid import BASELINE
 
@@ -101,7 +102,7 @@ class Measured:
 
 def measure(
     run: Run,
-    metric: str = leaderboard.METRICS[0],
+    metric: str = METRICS[0],
     allow_mixed: bool = False,
     latest: bool = False,
     pairs: Sequence[str] | None = None,
@@ -112,9 +113,9 @@ def measure(
     Raises:
         RequestError: as `Run.leaderboard`.
     """
-    frame = run.leaderboard(metric, allow_mixed, latest, pairs=pairs, seeds=seeds)
+    frame = run.leaderboard(metric, allow_mixed=allow_mixed, latest=latest, pairs=pairs, seeds=seeds)
     everything = run.trials()
-    named = leaderboard.with_planned(everything[leaderboard.NEEDS], run.folder.grid())
+    named = on_record_and_planned(everything[NEEDS], run.grids())
     name_of = leaderboard.names(frame)
 
     def with_names(table: pd.DataFrame) -> pd.DataFrame:
@@ -339,7 +340,7 @@ def cost(measured: Measured, pair: Pair, topic: str, alone: bool = False) -> Dra
     _scale(axes, x, whole=topic == "pool_params_count")
     axes.margins(y=0.1)
     axes.set_xlabel(label)
-    axes.set_ylabel("best test accuracy, %" if measured.metric == leaderboard.METRICS[0] else "final test accuracy, %")
+    axes.set_ylabel("best test accuracy, %" if measured.metric == METRICS[0] else "final test accuracy, %")
     _dress(figure, axes, pair, pools, alone, lines=False)
     return figure, f"Accuracy against {label} on {'-'.join(pair)}, {len(pools)} pools"
 

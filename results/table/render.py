@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from results.store import schema
-from results.table.leaderboard import ALPHA, CELL, GAPS, METRICS, across, best_baselines, groups, names
+from results.table.leaderboard import ALPHA, GAPS, across, best_baselines, groups, names
+from results.table.trials import CELL, METRICS
 from search_spaces.grid import BASELINE
 from search_spaces.text import plain
 

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from results.store import schema
 from results.table import published, render, stats
-from results.table.leaderboard import METRICS, refuse_mixed, refuse_strange
 from results.table.published import Entry, Spread
 from results.table.render import markdown
+from results.table.trials import METRICS, refuse_mixed, refuse_strange
 from search_spaces.errors import RequestError
 from search_spaces.text import plain
 
