@@ -48,7 +48,7 @@ QUESTIONS = {
 ABOUT_EPOCHS = ("load epochs", "audit")
 ASK = """
 import sys, time, resource, json
-import pandas, pyarrow.dataset, scipy.special, rich.table, results.table.leaderboard, results.__main__  # not what is measured
+import pandas, pyarrow.dataset, results.table.leaderboard, results.__main__  # not what is measured
 run = sys.argv[1]
 start = time.perf_counter()
 {question}

@@ -23,7 +23,7 @@ from results.__main__ import main
 from results.store import parquet, schema, verify
 from results.store.disk import Disk
 from results.store.folder import RunFolder
-from results.table import leaderboard, render, stats
+from results.table import leaderboard, render
 from search_spaces import pool
 from search_spaces.errors import RequestError
 from search_spaces.grid import Entry, Grid, Pair
@@ -291,31 +291,6 @@ def test_an_empty_run_folder_has_an_empty_table(tmp_path: Path) -> None:
     frame = results.load(run.path).leaderboard()
     assert frame.empty
     assert render.to_text(frame, "best_test_acc")
-
-
-@pytest.mark.parametrize("n", range(2, 9))
-def test_the_paired_difference_is_scipys(n: int) -> None:
-    draws = np.random.default_rng(n)
-    ours, theirs = draws.normal(70, 1, n), draws.normal(70, 1, n)
-    mine, test = stats.paired_difference(ours, theirs), scipy_stats.ttest_rel(ours, theirs)
-    interval = test.confidence_interval(0.95)
-    assert (mine.lo, mine.hi, mine.p) == pytest.approx((interval.low, interval.high, test.pvalue), rel=1e-10)
-    assert mine.diff == pytest.approx((ours - theirs).mean(), rel=1e-12)
-
-
-def test_too_little_to_say_is_nothing_said() -> None:
-    none, one = (
-        stats.paired_difference(np.array([]), np.array([])),
-        stats.paired_difference(np.array([2.0]), np.array([1.0])),
-    )
-    assert (none.n, one.n, one.diff) == (0, 1, 1.0)
-    equal = stats.paired_difference(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
-    assert equal.diff == 1
-    for difference in (none, one, equal):
-        assert math.isnan(difference.lo)
-        assert math.isnan(difference.p)
-    assert math.isnan(stats.summary(np.array([1.0])).std)
-    assert math.isnan(stats.summary(np.array([])).mean)
 
 
 def test_asking_results_never_imports_torch() -> None:

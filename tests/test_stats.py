@@ -101,9 +101,11 @@ def test_power_is_statsmodels(n: int, effect: float) -> None:
     assert stats.power(effect * SD, SD, n) == pytest.approx(wanted, abs=1e-10)
 
 
-@pytest.mark.parametrize("n", SEEDS)
-def test_what_is_detectable_has_the_power(n: int) -> None:
-    assert stats.power(stats.detectable(SD, n), SD, n) == pytest.approx(0.8, abs=1e-9)
+@pytest.mark.parametrize("n", [2, *SEEDS])
+@pytest.mark.parametrize("family", [1, 12, 100])  # of two seeds in the last, a thousand times the spread
+def test_what_is_detectable_has_the_power(n: int, family: int) -> None:
+    alpha = 0.05 / family
+    assert stats.power(stats.detectable(SD, n, alpha=alpha), SD, n, alpha) == pytest.approx(0.8, abs=1e-9)
 
 
 def test_seeds_needed() -> None:

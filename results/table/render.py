@@ -283,8 +283,7 @@ def _about_pairs(frame: pd.DataFrame) -> list[str]:
             for (arch, dataset), low, high in worst.itertuples(name=None)  # type: ignore[misc]
         ]
         lines.append(
-            f"Differences that would be marked four times of five (points; at the strictest step of Holm): "
-            f"{', '.join(named)}."
+            f"Minimum detectable difference (points, 80 % power, at the strictest step of Holm): {', '.join(named)}."
         )
     over = across(frame)
     if not over.empty:
