@@ -26,8 +26,6 @@ from results.store.folder import RunFolder
 from results.store.lease import Lease
 from results.store.s3 import is_uri
 from results.store.set_aside import SET_ASIDE, set_aside
-from results.table import render
-from results.table.trials import METRICS
 from search_spaces import process
 from search_spaces.errors import RequestError, did_you_mean, gather, seconds
 from search_spaces.grid import FILTERS, Grid, Planned
@@ -184,7 +182,7 @@ def _notes(report: Report, console: Console) -> None:
 def _show(run: RunFolder, plan: Plan) -> int:
     """Prints the table, and what is not in it."""
     loaded = results.load(run.where)
-    table = render.to_text(loaded.leaderboard(), METRICS[0], loaded.notes())
+    table = loaded.leaderboard(format="text")
     print(f"\n{table}")
     counts = plan.counts()
     if counts[schema.FAILED]:
@@ -212,10 +210,13 @@ def _summary(name: str, run: RunFolder, plan: Plan, final: bool) -> str:
     return f"{name}: {len(plan.planned)} trials{done}, {len(plan.todo)} to run, into {run}{withheld}"
 
 
-def _only(text: str) -> dict[str, str]:
-    """`arch=resnet56,pool=gem(p=1, eps=0.1)` as a mapping; commas within brackets part nothing."""
+def _only(text: str) -> dict[str, list[str]]:
+    """`arch=resnet56,pool=gem(p=1, eps=0.1),pool=gap`: the values of each key; commas within brackets part nothing."""
     parts = [part.partition("=") for part in re.split(r",(?![^(]*\))", text) if part]
     for key, equals, _ in parts:
         if not equals or key.strip() not in FILTERS:
             raise RequestError.of(f"expected KEY=VALUE,..., got {text!r}; {did_you_mean(key, FILTERS)}", "--only")
-    return {key.strip(): value.strip() for key, _, value in parts}
+    found: dict[str, list[str]] = {}
+    for key, _, value in parts:
+        found.setdefault(key.strip(), []).append(value.strip())
+    return found

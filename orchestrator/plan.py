@@ -41,7 +41,7 @@ class Plan:
             submitted.
     """
 
-    only: Mapping[str, str]
+    only: Mapping[str, Sequence[str]]
     final: bool
     planned: Sequence[Planned]
     ended: Mapping[str, Ended]
@@ -61,14 +61,14 @@ def make_plan(
     *,
     final: bool = False,
     retry_failed: bool = False,
-    only: Mapping[str, str] | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Return the plan for a space on a run folder. Starts nothing, writes nothing, runs no candidate's code.
 
     Args:
         final: take hidden pairs too, for baselines and for submitted candidates.
         retry_failed: let failed and invalid trials count as not ended.
-        only: {key of FILTERS: value}; trials that differ in any are left out.
+        only: {key of FILTERS: values}; trials that have none of them for any key are left out.
 
     Raises:
         RequestError: `only` leaves nothing, the folder holds trials of another recipe, or a candidate has more
@@ -142,13 +142,14 @@ def _refuse_over_budget(space: Space, run: RunFolder) -> None:
         raise RequestError(problems)
 
 
-def _nothing_left(shown: Sequence[Planned], only: Mapping[str, str]) -> list[Problem]:
+def _nothing_left(shown: Sequence[Planned], only: Mapping[str, Sequence[str]]) -> list[Problem]:
     if not shown:
         what = "every pair is hidden, and those run with --final only, for baselines and for submitted candidates"
         return [Problem("pairs", what)]
     strange = [
         Problem(f"--only {key}={value}", f"no trial has it; {did_you_mean(value, {FILTERS[key](p) for p in shown})}")
-        for key, value in only.items()
+        for key, values in only.items()
+        for value in values
         if not any(FILTERS[key](p) == value for p in shown)
     ]
     return strange or [Problem("--only", "no trial has all of these at once")]

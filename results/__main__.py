@@ -1,33 +1,30 @@
-"""`python -m results COMMAND RUN`: the command line of the package."""
+"""The command line of the package, `python -m results COMMAND RUN`: each command is a method of `results.run.Run`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from results import status, submissions
-from results.run import load
-from results.store import verify
-from results.store.set_aside import set_aside
+from results import submissions
+from results.run import Run, load
 from results.table import published, render, reproduce, topup
 from results.table.trials import METRICS
 from search_spaces import process
 from search_spaces.errors import RequestError, seconds
 
+Command = Callable[..., int | None]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done; 1: `verify` found something; 2: the request is wrong, and every problem of it is said."""
-    args = _parser().parse_args(argv)
+    """Run a command: 0 if it is done, 1 if `verify` found something, 2 if the request is wrong, 130 if interrupted."""
+    arguments = vars(_parser().parse_args(argv))
+    command, path = arguments.pop("command"), arguments.pop("run")
     try:
-        code = args.command(args) or 0
+        code = command(load(path), **arguments) or 0
         if error := process.unwritten():
             raise RequestError.of(f"cannot be written: {error.strerror}", "stdout")
         return code
@@ -41,31 +38,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m results", description="Asks a run folder.")
-    commands = parser.add_subparsers(required=True)
+    """Return the commands: the name of each is that of its method, and the names of its options are its arguments."""
+    parser = argparse.ArgumentParser(prog="python -m results", description="Ask a run folder.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(
-        name: str, function: Callable[[argparse.Namespace], int | None], help: str
-    ) -> Callable[..., argparse.Action]:
+    def command(name: str, function: Command, help: str) -> Callable[..., argparse.Action]:
         one = commands.add_parser(name, help=help)
         one.set_defaults(command=function)
         one.add_argument("run", metavar="RUN", help="the --out of a sweep: a folder, or a URI such as s3://bucket/run")
         return one.add_argument
 
     add = command("leaderboard", _leaderboard, "the baseline-vs-candidate table")
-    _add_choice(add)
-    add("--baseline", nargs="+", metavar="POOL", help="show differences to these, and not to the best of each column")
+    _add_selection(add)
+    which = "show differences to these, and not to the best of each column"
+    add("--baseline", dest="baselines", nargs="+", metavar="POOL", help=which)
     add("--pools", nargs="+", metavar="POOL", help="only these rows")
     add("--sort", choices=render.SORTS, default=render.SORTS[0], help="within baselines and candidates (default: gain)")
     add("--format", choices=render.FORMATS, default="text")
     add("--output", metavar="FILE", type=Path, help="write it there instead of to the terminal")
 
     add = command("report", _report, "one page with the table, the curves and every trial, to read or to mail")
-    _add_choice(add)
+    _add_selection(add)
     add("--output", metavar="FILE", type=Path, help="the HTML; RUN/report.html unless given")
 
     add = command("curves", _curves, "the report's pictures as files")
-    _add_choice(add)
+    _add_selection(add)
     add("--output", metavar="DIR", type=Path, required=True, help="the folder that they are written into")
     add("--format", choices=("png", "svg"), default="png")
 
@@ -75,22 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--margin", metavar="POINTS", type=float, default=reproduce.MARGIN, help="how near is agreement (default: 1)")
     add("--format", choices=reproduce.FORMATS, default="text")
 
-    add = command("topup", _topup, "write the spaces that add seeds where they could settle something")
-    add(
-        "--target",
-        metavar="POINTS",
-        type=float,
-        default=topup.TARGET,
-        help="what matters (default: 0.5)",
-    )
-    add("--most", metavar="SEEDS", type=int, default=topup.MOST, help="that a cell may have (default: 20)")
+    add = command("topup", _topup, "say which seeds could still settle something, and how to add them")
+    difference = "the difference to detect (default: 0.5)"
+    add("--target", metavar="POINTS", type=float, default=topup.TARGET, help=difference)
+    add("--most", metavar="SEEDS", type=int, default=topup.MOST, help="how many a cell may have (default: 20)")
 
     command("status", _status, "how far the sweep is: what runs, what failed and why, how long still")
 
     add = command(
         "watch", _watch, "the status, drawn again and again until all has ended, as the sweep itself shows it"
     )
-    _add_choice(add)
+    _add_selection(add)
     add("--every", metavar="SECONDS", type=seconds, default=5.0)
     add("--table", action="store_true", help="with the table above it")
 
@@ -112,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_choice(add: Callable[..., argparse.Action]) -> None:
-    """What of the run folder is in a table, the same for all that show one."""
+def _add_selection(add: Callable[..., argparse.Action]) -> None:
+    """Add what selects a part of the run folder, the same for every command that shows a table."""
     add("--metric", choices=METRICS, default=METRICS[0])
     add("--pairs", nargs="+", metavar="ARCH-DATASET", help="only these columns")
     add("--seeds", nargs="+", metavar="N", type=int, help="only these seeds")
@@ -121,107 +113,65 @@ def _add_choice(add: Callable[..., argparse.Action]) -> None:
     add("--allow-mixed", action="store_true", help="let trials of different recipes share the table")
 
 
-def _leaderboard(args: argparse.Namespace) -> None:
-    run = load(args.run)
-    frame = run.leaderboard(**_chosen(args), baselines=args.baseline, pools=args.pools)
-    text = render.FORMATS[args.format](frame, args.metric, run.notes(), args.sort, bool(args.baseline))
-    if not args.output:
+def _leaderboard(run: Run, output: Path | None, **arguments: Any) -> None:
+    text = run.leaderboard(output=output, **arguments)
+    if not output:
         print(text, end="")
-        return
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RequestError.of(f"{args.output} cannot be written: {error.strerror or error}", "--output") from None
 
 
-def _report(args: argparse.Namespace) -> None:
-    from results.page import report  # only here, and below: matplotlib takes most of a second
-
-    print(report.write(load(args.run), args.output, **_chosen(args)))
+def _report(run: Run, **arguments: Any) -> None:
+    print(run.report(**arguments))
 
 
-def _curves(args: argparse.Namespace) -> None:
-    from results.page import figures
-
-    print(figures.save(load(args.run), args.output, args.format, **_chosen(args)))
+def _curves(run: Run, **arguments: Any) -> None:
+    print(run.curves(**arguments))
 
 
-def _chosen(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("metric", "allow_mixed", "latest", "pairs", "seeds")
-    return {name: getattr(args, name) for name in names}
+def _reproduce(run: Run, **arguments: Any) -> None:
+    print(run.reproduce(**arguments), end="")
 
 
-def _reproduce(args: argparse.Namespace) -> None:
-    table = published.load(args.against)
-    cells = reproduce.compare(load(args.run).trials(), table, args.metric, args.margin)
-    text = reproduce.FORMATS[args.format](cells, args.margin)
-    if args.against == published.PUBLISHED and args.format != "csv":
-        text += f"Published: {published.BENCHMARK}.\n"
-    print(text, end="")
-
-
-def _topup(args: argparse.Namespace) -> None:
-    run = load(args.run)
-    comparisons, paths = topup.write(run.folder, run.leaderboard(), args.target, args.most)
-    for comparison in comparisons:
-        print(comparison)
-    for path in paths:
-        print(
-            f"python run_sweep.py --space {shlex.quote(str(path))} --out {shlex.quote(str(run.folder))} --data-dir DIR"
-        )
-    if paths:
-        print("where DIR is the --data-dir of the sweep before; resources and the like are at their defaults there")
-    if not paths:
+def _topup(run: Run, **arguments: Any) -> None:
+    columns = run.topup(**arguments)
+    for column in columns:
+        print(column)
+    if any(column.added for column in columns):
+        print("where YOURS is the YAML file of the sweep; add its --data-dir")
+    else:
         print("nothing that more seeds could settle, up to the number and for the difference asked for")
 
 
-def _status(args: argparse.Namespace) -> None:
-    print(status.status(load(args.run).folder))
+def _status(run: Run) -> None:
+    print(run.status())
 
 
-def _watch(args: argparse.Namespace) -> None:
-    run = load(args.run)
-
-    def table() -> str:
-        return render.to_text(run.leaderboard(**_chosen(args)), args.metric, run.notes()) + "\n"
-
-    console = Console(markup=False, emoji=False)
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        status.Screen(run.folder, console, table if args.table else str) as screen,
-    ):
-        while not screen.refresh().is_over and not process.unread():
-            time.sleep(args.every)
-    print(f"{table() if args.table else ''}{status.status(run.folder)}")
+def _watch(run: Run, **arguments: Any) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in run.watch(**arguments):
+            if process.unread():
+                return
 
 
-def _compact(args: argparse.Namespace) -> None:
-    print(f"{load(args.run).folder.compact()} trials merged")
+def _compact(run: Run) -> None:
+    print(f"{run.compact()} trials merged")
 
 
-def _verify(args: argparse.Namespace) -> int:
-    run = load(args.run).folder
-    audit = verify.verify(run)
+def _verify(run: Run, set_aside: bool) -> int:
+    audit, moved = run.verify(set_aside)
     for found in audit.findings:
         print(found)
-    if args.set_aside:
-        for moved in set_aside(run, [name for found in audit.findings for name in found.aside]):
-            print(f"set aside: {moved}")
+    for place in moved:
+        print(f"set aside: {place}")
     print(audit)
     return 1 if audit.findings else 0
 
 
-def _submit(args: argparse.Namespace) -> None:
-    print(f"{submissions.spell(submissions.submit(load(args.run).folder, args.pool))} is the entry")
+def _submit(run: Run, pool: str) -> None:
+    print(f"{submissions.spell(run.submit(pool))} is the entry")
 
 
-def _cam(args: argparse.Namespace) -> None:
-    from results.page import cam  # only here: it needs torch, which takes seconds
-
-    folder = load(args.run).folder
-    how = {"wrong": args.wrong, "trust": args.trust, "output": args.output}
-    print(cam.draw(folder, args.trial, args.data_dir, args.images, **how, say=print))
+def _cam(run: Run, **arguments: Any) -> None:
+    print(run.cam(**arguments))
 
 
 if __name__ == "__main__":

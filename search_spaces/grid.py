@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -98,12 +98,16 @@ class Grid:
         return Planned(trial, entry.role, pair.hidden, place)
 
     def select(
-        self, only: Mapping[str, str] | None = None, *, final: bool = False, submitted: Collection[PoolKey] = ()
+        self,
+        only: Mapping[str, Sequence[str]] | None = None,
+        *,
+        final: bool = False,
+        submitted: Collection[PoolKey] = (),
     ) -> list[Planned]:
         """Return the trials of a part of the grid, in order.
 
         Args:
-            only: {key of `FILTERS`: value}; trials that differ in any are left out.
+            only: {key of `FILTERS`: values}; trials that have none of them for any key are left out.
             final: take those on hidden pairs too, of baselines and of candidates that were submitted.
             submitted: the keys of these candidates' pools.
         """
@@ -111,7 +115,7 @@ class Grid:
             planned
             for planned in self
             if (not planned.hidden or (final and (planned.role == BASELINE or planned.trial.pool.key in submitted)))
-            and all(FILTERS[key](planned) == value for key, value in (only or {}).items())
+            and all(FILTERS[key](planned) in values for key, values in (only or {}).items())
         ]
 
     def with_candidates(self, pools: Iterable[Pool]) -> Grid:

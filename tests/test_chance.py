@@ -93,7 +93,7 @@ def test_it_is_a_status_of_its_own(run: RunFolder, tmp_path: Path, capsys: pytes
     frame = results.load(run.path).leaderboard()
     (row,) = frame[frame["pool"] == "dead"].to_dict("records")
     assert (row["n"], row["collapsed"], row["n_pairs"], row["completed"]) == (0, 2, 0, 0)
-    text = " ".join(render.to_text(frame, "best_test_acc").split())
+    text = " ".join(render.to_text(render.Wide(frame)).split())
     assert "2 collapsed" in text
     assert "Collapsed, not in any mean: dead on resnet20-digits (2)." in text
     for command, says in (

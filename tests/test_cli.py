@@ -247,7 +247,7 @@ def test_a_rerun_with_nothing_to_train_takes_new_roles(tmp_path: Path, capsys: p
 
 
 def test_the_filter_takes_a_pool_with_commas() -> None:
-    assert cli._only("arch=a,pool=gem(p=1, eps=0.1)") == {"arch": "a", "pool": "gem(p=1, eps=0.1)"}
+    assert cli._only("arch=a,pool=gem(p=1, eps=0.1),pool=b") == {"arch": ["a"], "pool": ["gem(p=1, eps=0.1)", "b"]}
 
 
 def test_every_option_and_command_is_in_the_readme() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +17,11 @@ import pytest
 
 import results
 from orchestrator.record import epoch_rows, row
+from results import __main__
 from results.store import schema
 from results.store.folder import RunFolder
 from results.table import render
+from results.table.trials import Selection
 from search_spaces import pool
 from search_spaces.errors import RequestError
 from search_spaces.grid import Entry, Grid, Pair
@@ -213,7 +218,7 @@ def test_recipes_of_several_folders_are_not_mixed(fill: Fill) -> None:
 def test_a_notebook_shows_the_table(fill: Fill) -> None:
     run = results.load(fill("a"))
     shown = run._repr_html_()
-    text = render.to_text(run.leaderboard(), "best_test_acc")
+    text = render.to_text(render.Wide(run.leaderboard()))
     cell = re.search(r"\d\d\.\d\d ± \S+ \(3\)", text)
     assert cell
     assert cell[0] in shown
@@ -221,6 +226,24 @@ def test_a_notebook_shows_the_table(fill: Fill) -> None:
     assert "<p>" not in shown.split("</table>")[0], "whatever a pool is called"
     assert "resnet56-cifar100" in shown
     assert "best_test_acc in percent" in shown
+
+
+# The command line
+
+
+def commands() -> Mapping[str, argparse.ArgumentParser]:
+    (found,) = (one for one in __main__._parser()._actions if isinstance(one, argparse._SubParsersAction))
+    return found.choices
+
+
+@pytest.mark.parametrize("name", commands())
+def test_each_command_is_a_method_with_the_same_arguments_and_stands_in_the_readme(name: str) -> None:
+    options = {one.dest for one in commands()[name]._actions} - {"help", "run"}
+    taken = inspect.signature(getattr(results.Run, name)).parameters
+    selection = {field.name for field in dataclasses.fields(Selection)} if "selection" in taken else set()
+    assert options <= {*taken} | selection
+    assert {*taken} - {"self", "selection"} <= options
+    assert f"python -m results {name} RUN" in README.read_text(encoding="utf-8")
 
 
 # The README

@@ -117,8 +117,7 @@ def test_every_command(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     said("curves", "--output", "pictures")
     assert list(Path("pictures").glob("*.png"))
     topped = said("topup", "--target", "3")
-    (space,) = Path().glob("topup-*.yaml")
-    assert f"python run_sweep.py --space {space} --out {uri}" in topped
+    assert f"python run_sweep.py --space YOURS --out {uri} --set" in topped
     assert RunFolder(uri).topups()
     assert said("submit", "ours, π") == "ours, π is the entry\n"
     assert list(RunFolder(uri).submissions()) == ["gem"]

@@ -156,7 +156,7 @@ def test_gaps_are_counted_and_differences_are_of_the_seeds_that_both_have(fill: 
     assert math.isnan(row["diff_lo"])
     assert row_of(frame, "gap", "global_max")["failed"] == 1
     assert row_of(frame, "global_max", "gap")["missing"] == 1
-    text = render.to_text(results.load(run.path).leaderboard(), "best_test_acc")
+    text = render.to_text(render.Wide(results.load(run.path).leaderboard()))
     for said in (
         "Diverged, not in any mean: gem on resnet20-digits (1).",
         "Failed, not in any mean: gap on resnet20-digits (1).",
@@ -246,7 +246,7 @@ def test_revisions_of_a_file_are_rows_of_their_own(fill: Fill, tmp_path: Path) -
                 )
     frame = results.load(run.path).leaderboard()
     assert frame[frame["pool"] == "mine"]["revision"].nunique() == 2
-    assert render.to_markdown(frame, "best_test_acc").count("| mine @") == 2
+    assert render.to_markdown(render.Wide(frame)).count("| mine @") == 2
 
 
 def test_recipes_are_not_mixed(fill: Fill) -> None:
@@ -290,7 +290,7 @@ def test_an_empty_run_folder_has_an_empty_table(tmp_path: Path) -> None:
     run.create()
     frame = results.load(run.path).leaderboard()
     assert frame.empty
-    assert render.to_text(frame, "best_test_acc")
+    assert render.to_text(render.Wide(frame))
 
 
 def test_asking_results_never_imports_torch() -> None:
@@ -300,7 +300,7 @@ def test_asking_results_never_imports_torch() -> None:
 
 def test_csv_is_every_digit(fill: Fill) -> None:
     frame = results.load(fill().path).leaderboard()
-    again = pd.read_csv(StringIO(render.to_csv(frame)))
+    again = pd.read_csv(StringIO(render.csv(frame)))
     assert again["diff_lo"].tolist() == pytest.approx(frame["diff_lo"].tolist(), rel=0, abs=0, nan_ok=True)
 
 

@@ -181,7 +181,7 @@ def test_what_no_worker_wrote_is_passed_over(sweep: RunFolder, content: bytes) -
 
 
 def test_a_part_of_the_grid_is_what_its_driver_trains(sweep: RunFolder) -> None:
-    with Lease(sweep, here=Driver.here({"seed": "2"})):
+    with Lease(sweep, here=Driver.here({"seed": ["2"]})):
         assert str(status(sweep)) == "1 trial: 1 to do"
     assert str(status(sweep)) == "2 trials: 2 to do"
 

@@ -139,7 +139,7 @@ def test_the_latest_revision_alone(train: Train, run: RunFolder) -> None:
     assert loaded.leaderboard().query("pool == 'mine'")["revision"].nunique() == 2
     latest = loaded.leaderboard(latest=True)
     assert set(latest["pool"]) == set(loaded.leaderboard()["pool"])
-    assert render.to_text(latest, "best_test_acc").count("mine") < render.to_text(
+    assert render.to_text(render.Wide(latest)).count("mine") < render.to_text(
         loaded.leaderboard(), "best_test_acc"
     ).count("mine")
     assert latest.query("pool == 'mine'")["revision"].nunique() == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 
 import results
+from orchestrator import cli
 from orchestrator.plan import make_plan
 from orchestrator.record import row
 from results.__main__ import main
 from results.store import schema
 from results.store.folder import RunFolder
-from results.table import render, stats, topup
+from results.table import stats, topup
 from search_spaces import space as spaces
 from search_spaces.equivalence import Equivalence
-from search_spaces.grid import Planned
+from search_spaces.grid import Grid, Planned
 
 SPACE = """
 name: looked
@@ -71,15 +73,23 @@ def test_only_what_is_open_and_can_be_settled(run: RunFolder) -> None:
     assert found["mine", "resnet44"].seeds in range(4, 10)
 
 
-def test_the_spaces_add_these_seeds_and_nothing_else(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def commanded(said: str) -> list[str]:
+    """The options of the one line to run, for this test's space."""
+    (line,) = (line for line in said.splitlines() if line.startswith("python run_sweep.py"))
+    return shlex.split(line.replace("YOURS", "space.yaml"))[2:]
+
+
+def test_the_line_adds_these_seeds_and_nothing_else(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["topup", str(run.path), "--target", "0.5"]) == 0
     said = capsys.readouterr().out
-    assert (
-        "gem(p=2) against gap on resnet32-digits: +0.00 over 3 seeds, more are needed than can be had (--most)" in said
-    )
-    (path,) = run.path.glob("topup-*.yaml")
-    assert f"--space {path} --out {run.path}" in said
-    plan = make_plan(spaces.load(path), run)
+    assert "gem(p=2) against gap on resnet32-digits: +0.00 over 3 seeds, more are needed than --most allows" in said
+    assert not list(run.path.glob("*topup*.yaml"))
+    monkeypatch.chdir(run.path.parent)
+    assert cli.main([*commanded(said), "--plan"]) == 0
+    space, only = spaces.load(run.path.parent / "space.yaml", [commanded(said)[5]]), commanded(said)[7]
+    plan = make_plan(space, run, only=cli._only(only))
     needed = stats.seeds_needed(0.5, float(np.std(GAINS["gem(p=2)", "resnet44"], ddof=1)), alpha=0.05 / 12)
     assert needed is not None
     assert {(p.trial.pool.label, p.trial.arch) for p in plan.planned} == {
@@ -95,48 +105,42 @@ def test_the_spaces_add_these_seeds_and_nothing_else(run: RunFolder, capsys: pyt
     assert frame.query("pool == 'mine' and arch == 'resnet44'")["n"].eq(needed).all()
 
 
+def column(run: RunFolder, target: float = 0.5) -> topup.Column:
+    (found,) = (one for one in results.load(run.path).topup(target) if one.arch == "resnet44")
+    return found
+
+
 def test_a_seed_that_collapsed_is_made_up_for(run: RunFolder, tmp_path: Path) -> None:
     """It is on record, and no pair came of it: another takes its place."""
-    space_file = tmp_path / "space.yaml"
-    space_file.write_text(SPACE.replace("[3, 4, 5]", "[3, 4, 5, 6]"))
-    grid = spaces.load(space_file).grid
-    run.write_grid(grid)
-    for planned in grid:
-        if planned.trial.seed == 6:
-            lost = planned.trial.pool.label == "gem(p=2)"
-            run.write_trial(measured(planned) | ({"status": schema.COLLAPSED} if lost else {}))
-    (one,) = (
-        each
-        for each in topup.still_open(results.load(run.path).leaderboard())
-        if (each.pool, each.arch) == ("gem(p=2)", "resnet44")
-    )
+    for planned in grid_with(tmp_path, [6]):
+        lost = planned.trial.pool.label == "gem(p=2)"
+        run.write_trial(measured(planned) | ({"status": schema.COLLAPSED} if lost else {}))
+    found = column(run)
+    (one,) = (each for each in found.comparisons if each.pool == "gem(p=2)")
     assert (one.n, one.seeds is not None and one.seeds > 4) == (3, True)
-    _, paths = topup.write(run, results.load(run.path).leaderboard())
-    plan = make_plan(spaces.load(next(path for path in paths if "resnet44" in path.name)), run)
-    assert len({p.trial.seed for p in plan.todo}) == (one.seeds or 0) - one.n
+    assert found.seeds[:4] == [3, 4, 5, 6]
+    assert len(found.seeds) - 4 == found.added == (one.seeds or 0) - one.n
 
 
-def test_every_table_says_so_once_they_are_trained(run: RunFolder) -> None:
+def grid_with(tmp_path: Path, seeds: list[int]) -> Grid:
+    path = tmp_path / "more.yaml"
+    path.write_text(SPACE.replace("[3, 4, 5]", str(seeds)))
+    return spaces.load(path).grid
+
+
+def test_every_table_says_so_once_they_are_trained_and_a_second_time_goes_on(run: RunFolder, tmp_path: Path) -> None:
     loaded = results.load(run.path)
-    _, (path,) = topup.write(run, loaded.leaderboard())
+    first = column(run, 0.8)
     assert not loaded.notes(), "who only asks has not looked and added"
-    first = make_plan(spaces.load(path), run).todo[0]
-    run.write_trial(measured(first))
-    text = " ".join(render.to_text(loaded.leaderboard(), "best_test_acc", loaded.notes()).split())
+    for planned in grid_with(tmp_path, [*first.seeds]):
+        if planned.trial.arch == "resnet44":
+            run.write_trial(measured(planned))
+    text = " ".join(loaded.leaderboard(format="text").split())
     assert "Seeds were added after looking on resnet44-digits: intervals and p there err more often" in text
-
-
-def test_a_second_time_goes_on_from_the_first(run: RunFolder) -> None:
-    loaded = results.load(run.path)
-    _, (path,) = topup.write(run, loaded.leaderboard(), target=0.8)
-    space = spaces.load(path)
-    for planned in make_plan(space, run).todo:
-        run.write_trial(measured(planned))
-    run.write_grid(space.grid)  # as the sweep does: the newest grid is the small one
-    comparisons, (again,) = topup.write(run, loaded.leaderboard(), target=0.5)
-    assert {one.pool for one in comparisons if one.arch == "resnet44"} >= {"gem(p=2)"}
-    more = make_plan(spaces.load(again), run)
-    assert min(p.trial.seed for p in more.todo) == max(p.trial.seed for p in make_plan(space, run).planned) + 1
+    again = column(run)
+    assert {one.pool for one in again.comparisons} >= {"gem(p=2)"}
+    assert again.seeds[: -again.added] == first.seeds
+    assert again.seeds[-again.added] == first.seeds[-1] + 1
 
 
 def test_hidden_columns_and_one_function_are_left_alone(run: RunFolder) -> None:
@@ -154,7 +158,7 @@ def test_what_makes_no_sense_is_refused(run: RunFolder, wrong: list[str]) -> Non
     assert main(["topup", str(run.path), *wrong]) == 2
 
 
-def test_where_nothing_can_be_settled_nothing_is_written(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_can_be_settled_nothing_is_recorded(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["topup", str(run.path), "--target", "0.001"]) == 0
     assert "nothing that more seeds could settle" in capsys.readouterr().out
-    assert not list(run.path.glob("topup*"))
+    assert not run.topups()

@@ -64,7 +64,7 @@ def test_marks_and_flags() -> None:
     alike = found.query("pool == 'mine_50%' and arch == 'vgg16bn'")
     assert alike["alike"].all()
     assert set(alike["same_as"]) == {"gap, gem"}
-    text = render.to_text(found, "best_test_acc")
+    text = render.to_text(render.Wide(found))
     assert f"+2.06 [+1.92, +2.20] {render.BETTER}" in text
     assert render.ALIKE in text
     assert "none here" not in text
@@ -97,31 +97,31 @@ def test_pools_without_a_seed_in_common_are_compared_unpaired() -> None:
     assert not row["paired"]
     assert row["n_pairs"] == 0
     assert row["diff_lo"] > 0
-    assert "by Welch's test: mine_50% on resnet56-cifar100" in " ".join(render.to_text(found, "best_test_acc").split())
+    assert "by Welch's test: mine_50% on resnet56-cifar100" in " ".join(render.to_text(render.Wide(found)).split())
 
 
 def test_sorts() -> None:
     assert [row.name for row in render.Wide(frame()).rows] == ["gap", "gem", "mine_50%", "odd|<b>"]
-    assert [row.name for row in render.Wide(frame(), "name").rows] == ["gap", "gem", "mine_50%", "odd|<b>"]
+    assert [row.name for row in render.Wide(frame(), sort="name").rows] == ["gap", "gem", "mine_50%", "odd|<b>"]
     better = trials().replace({"best_test_acc": {72.1: 90.0, 72.0: 90.0, 71.9: 90.0, 71.8: 90.0}})
     found = leaderboard.cells(better[better["pool"] != "gap"])
-    assert [row.name for row in render.Wide(found, "mean").rows] == ["gem", "odd|<b>", "mine_50%"]
+    assert [row.name for row in render.Wide(found, sort="mean").rows] == ["gem", "odd|<b>", "mine_50%"]
 
 
 def test_csv_reads_back() -> None:
     found = frame()
-    again = pd.read_csv(StringIO(render.to_csv(found))).astype(leaderboard.COLUMNS)
+    again = pd.read_csv(StringIO(render.csv(found))).astype(leaderboard.COLUMNS)
     pd.testing.assert_frame_equal(again, found)
 
 
 def test_markdown_is_a_table() -> None:
-    lines = [line for line in render.to_markdown(frame(), "best_test_acc").splitlines() if line.startswith("|")]
+    lines = [line for line in render.to_markdown(render.Wide(frame())).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(VALUES)
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(PAIRS) + 3}
 
 
 def test_html_is_escaped() -> None:
-    page = render.to_html(frame(), "best_test_acc", ["a <note>"])
+    page = render.to_html(render.Wide(frame(), notes=["a <note>"]))
     assert "odd|&lt;b&gt;" in page
     assert "<b>" not in page
     assert "a &lt;note&gt;" in page
@@ -129,7 +129,7 @@ def test_html_is_escaped() -> None:
 
 def test_latex_compiles(tmp_path: Path) -> None:
     engine = shutil.which("tectonic") or shutil.which("pdflatex")
-    table = render.to_latex(frame(), "best_test_acc", ["50 % of this & that_"], "gain", True)
+    table = render.to_latex(render.Wide(frame(), notes=["50 % of this & that_"], every=True))
     assert r"mine\_50\% &" in table
     lines = [line for line in table.splitlines() if line.endswith(r"\\")]
     assert {line.count(" & ") for line in lines} == {len(PAIRS)}
@@ -154,9 +154,9 @@ def test_a_cell_in_which_all_diverged_is_counted_and_compared_with_nothing() -> 
     row = found.query("pool == 'mine_50%' and arch == 'resnet56' and baseline == 'gap'").iloc[0]
     assert (row["n"], row["diverged"], row["n_pairs"], row["better"]) == (0, 5, 0, False)
     assert row[["mean", "diff", "p", "p_holm", "detectable", "rank"]].isna().all()
-    text = " ".join(render.to_text(found, "best_test_acc").split())
+    text = " ".join(render.to_text(render.Wide(found)).split())
     assert "5 diverged" in text
     assert "Diverged, not in any mean: mine_50% on resnet56-cifar100 (5)." in text
     everything = lost.assign(status="diverged")
-    assert "diverged" in render.to_text(leaderboard.cells(everything), "best_test_acc")
+    assert "diverged" in render.to_text(render.Wide(leaderboard.cells(everything)))
     assert leaderboard.cells(everything)["rank"].isna().all()

@@ -81,7 +81,8 @@ class Measured:
 
     Attributes:
         frame: the tidy table, with `name`.
-        against: of it one row for each (name, arch, dataset), with the difference to `best` of that pair.
+        table: the same, laid out; its rows are `pools`, in order.
+        against: one row of `frame` for each (name, arch, dataset), with the difference to `best` of that pair.
         best: {pair: the name of its best baseline}.
         trials: one row for each trial on record or asked for: name, seed, status, metrics, costs.
         epochs: one row for each epoch, with name and status.
@@ -89,7 +90,7 @@ class Measured:
 
     metric: str
     pools: Sequence[Pool]
-    pairs: Sequence[Pair]
+    table: render.Wide
     frame: pd.DataFrame
     against: pd.DataFrame
     best: dict[Pair, str]
@@ -135,9 +136,9 @@ def measure(
     epochs = run.epochs()[["trial_id", "epoch", "test_acc", "epoch_s"]].merge(
         named[["trial_id", "name", "arch", "dataset", "seed", "status"]], on="trial_id"
     )
-    wide = render.Wide(frame)
+    wide = render.Wide(frame, metric)
     pools = [Pool(row.name, row.role, place) for place, row in enumerate(wide.rows)]
-    return Measured(metric, pools, wide.pairs, frame, against, best, trials, epochs)
+    return Measured(metric, pools, wide, frame, against, best, trials, epochs)
 
 
 def _against(frame: pd.DataFrame, best: dict[Pair, str]) -> pd.DataFrame:
@@ -181,13 +182,13 @@ def pictures(measured: Measured, alone: bool = False) -> Iterator[Picture]:
     Args:
         alone: with title and legend, for a picture that no page says them for.
     """
-    for pair in measured.pairs:
+    for pair in measured.table.pairs:
         for kind, draw in (("curves", curves), ("differences", differences)):
             with _quietly():
                 made = draw(measured, pair, alone)
             if made:
                 yield Picture(kind, pair, "", made[1], made[0])
-    for pair in measured.pairs:
+    for pair in measured.table.pairs:
         for topic in COSTS:
             with _quietly():
                 made = cost(measured, pair, topic, alone)

@@ -1,18 +1,17 @@
-"""A run folder as one HTML page: nothing is fetched for it, so that it can be mailed, and no script is in it.
+"""A run folder as one HTML page: it fetches nothing, so that it can be mailed, and has no script.
 
-The table is `Run.leaderboard()`, the pictures are `results.page.figures`; here they are brought into the order of a
-page. Every text comes from a YAML file or a candidate and is escaped by the template.
+The table is a `results.table.render.Wide`, the pictures are `results.page.figures`. Every text comes from a YAML
+file or a candidate and is escaped by the template.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,13 +25,13 @@ from results.page.figures import Measured, Pair, Pool
 from results.run import Run
 from results.store import schema
 from results.store.folder import RunFolder
-from results.table import leaderboard, render
 from results.table.published import BENCHMARK
+from results.table.render import WITHHELD
+from results.table.trials import MISSING
 from search_spaces.errors import RequestError
-from search_spaces.grid import ROLES
 from search_spaces.text import visible
 
-UNDER_WAY, WAITING, WITHHELD = "under way", "waiting", "withheld"
+UNDER_WAY, WAITING = "under way", "waiting"
 ORDER = (
     schema.FAILED,
     schema.DIVERGED,
@@ -47,7 +46,7 @@ ERROR = 240  # characters of an error; the log has all of it
 
 
 def write(run: Run, output: Path | None = None, **arguments: Any) -> str:
-    """Writes the page to `output`, or into the run folder; where it is. `arguments` are those of `figures.measure`.
+    """Write the page to `output`, or into the run folder; return where it is. `arguments` are those of `measure`.
 
     Raises:
         RequestError: as `Run.leaderboard`, or the page cannot be written.
@@ -64,7 +63,7 @@ def write(run: Run, output: Path | None = None, **arguments: Any) -> str:
 
 
 def page(run: Run, beside: Path | None = None, **arguments: Any) -> str:
-    """The page; its links to logs hold in the folder `beside`, the run folder unless given."""
+    """Return the page, with links to logs that hold in the folder `beside`, the run folder unless given."""
     measured = figures.measure(run, **arguments)
     trials = _trials(run, measured, beside)
     grid = run.folder.grid()
@@ -86,9 +85,9 @@ def page(run: Run, beside: Path | None = None, **arguments: Any) -> str:
         now=datetime.now(UTC),
         facts=_facts(measured, counts),
         counts={status: count for status, count in counts.items() if count},
-        pairs=[("-".join(pair), _is_hidden(measured, pair)) for pair in measured.pairs],
-        groups=_groups(measured),
-        footer=render.footer(measured.frame, measured.metric, run.notes()),
+        pairs=[("-".join(pair), _is_hidden(measured, pair)) for pair in measured.table.pairs],
+        groups=[(f"{role}s", [*rows]) for role, rows in groupby(measured.table.rows, lambda row: row.role)],
+        footer=[*measured.table.footer, *run.notes()],
         keys=[_Key.of(pool) for pool in measured.pools],
         palette=figures.COLOURS,
         banded=len(measured.pools) <= figures.BANDS,
@@ -98,78 +97,11 @@ def page(run: Run, beside: Path | None = None, **arguments: Any) -> str:
     )
 
 
-# The table
-
-
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    """Of the table: mean, spread and n; the difference and its interval; what no mean is made of."""
-
-    mean: str = ""
-    spread: str = ""
-    n: str = ""
-    far: str = ""
-    is_best: bool = False
-    diff: str = ""
-    interval: str = ""
-    verdict: str = ""  # `better`, `worse`, or nothing to say
-    mark: str = ""
-    gaps: str = ""
-
-
-def _groups(measured: Measured) -> list[tuple[str, list[tuple[Pool, list[_Cell]]]]]:
-    """[(role, [(pool, its cells)])]: baselines first, and of each role the largest gain on top."""
-    rows = _cells(measured)
-    groups = []
-    for role in ROLES:
-        mine = [pool for pool in measured.pools if pool.role == role]
-        cells = [(pool, [_cell(rows.get((pool.name, *pair))) for pair in measured.pairs]) for pool in mine]
-        if mine:
-            groups.append((f"{role}s", cells))
-    return groups
-
-
-def _cells(measured: Measured) -> dict[Any, Any]:
-    rows = measured.against.itertuples(index=False)
-    return {(row.name, row.arch, row.dataset): row for row in rows}
-
-
-def _cell(row: Any) -> _Cell:
-    if row is None:
-        return _Cell()
-    gaps = ", ".join(f"{getattr(row, status)} {status}" for status in leaderboard.GAPS if getattr(row, status))
-    cell = _Cell(gaps=WITHHELD if render.is_withheld(row) else gaps)
-    if not row.n:
-        return cell
-    cell = dataclasses.replace(
-        cell,
-        mean=f"{row.mean:.2f}",
-        spread=f"± {row.std:.2f}" if row.n > 1 else "",
-        n=f"({row.n})",
-        far=render.FAR if pd.notna(row.flags) else "",
-        is_best=bool(row.is_best),
-    )
-    if row.is_best or math.isnan(row.diff):
-        return cell
-    return dataclasses.replace(
-        cell,
-        diff=_signed(row.diff),
-        interval="" if math.isnan(row.diff_lo) else f"[{_signed(row.diff_lo)}, {_signed(row.diff_hi)}]",
-        verdict="better" if row.better else "worse" if row.worse else "",
-        mark=render.BETTER if row.better else render.WORSE if row.worse else render.ALIKE if row.alike else "",
-    )
-
-
-def _signed(value: float) -> str:
-    """With a real minus: as wide as the plus."""
-    return f"{value:+.2f}".replace("-", "−")
+# Around the table
 
 
 def _is_hidden(measured: Measured, pair: Pair) -> bool:
     return bool(measured.of(measured.frame, pair)["hidden"].any())
-
-
-# What stands around it
 
 
 def _facts(measured: Measured, counts: dict[str, int]) -> list[tuple[str, str]]:
@@ -178,7 +110,7 @@ def _facts(measured: Measured, counts: dict[str, int]) -> list[tuple[str, str]]:
     return [
         ("trials completed", f"{counts[schema.COMPLETED]:,} of {asked:,}"),
         ("pools", f"{len(measured.pools):,}"),
-        ("architecture-dataset pairs", f"{len(measured.pairs):,}"),
+        ("architecture-dataset pairs", f"{len(measured.table.pairs):,}"),
         ("seeds", f"{measured.trials['seed'].nunique():,}"),
         ("training time", _duration(spent)),
     ]
@@ -192,7 +124,7 @@ def _duration(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A pool's line and marker in the legend."""
+    """The line and the marker of a pool in the legend."""
 
     name: str
     role: str
@@ -221,7 +153,7 @@ _MARKERS = {
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A line of the list of trials; empty where there is nothing to say."""
+    """A line of the list of trials; a field is empty where there is nothing to say."""
 
     id: str
     pool: str
@@ -239,23 +171,22 @@ class _Trial:
 
 
 def _trials(run: Run, measured: Measured, beside: Path | None) -> list[_Trial]:
-    """Every trial on record or asked for; those that somebody should look at first."""
+    """Return every trial on record or asked for, first those that somebody should look at."""
     reached = measured.epochs.groupby("trial_id").agg(
         epochs=("epoch", "max"), s=("epoch_s", "sum"), best=("test_acc", "max")
     )
     live = reached.to_dict("index")
-    cells = _cells(measured)
     places = {pool.name: pool.place for pool in measured.pools}
-    columns = {pair: place for place, pair in enumerate(measured.pairs)}
+    columns = {pair: place for place, pair in enumerate(measured.table.pairs)}
     logs = run.folder.logs()
     found = []
     for row in measured.trials.to_dict("records"):
         status = row["status"]
         so_far = live.get(row["trial_id"], {})
-        if status == "missing":
+        if status == MISSING:
             status = UNDER_WAY if so_far else WAITING
-            if not so_far and render.is_withheld(cells[row["name"], row["arch"], row["dataset"]]):
-                status = WITHHELD
+            cell = measured.table.rows[places[row["name"]]].cells[columns[row["arch"], row["dataset"]]]
+            status = WITHHELD if cell.gaps == WITHHELD and not so_far else status
         place = (ORDER.index(status), columns[row["arch"], row["dataset"]], places[row["name"]], row["seed"])
         line = _Trial(
             id=row["trial_id"],
@@ -277,7 +208,7 @@ def _trials(run: Run, measured: Measured, beside: Path | None) -> list[_Trial]:
 
 
 def _link(folder: RunFolder, trial_id: str, beside: Path | None) -> str:
-    """To a trial's log; from a page elsewhere to an object store it is the log's URI, to copy."""
+    """Return the link to a trial's log; from a page elsewhere to an object store it is the log's URI, to copy."""
     log = f"logs/{trial_id}.log"
     if beside is None:
         return quote(log)
@@ -287,7 +218,7 @@ def _link(folder: RunFolder, trial_id: str, beside: Path | None) -> str:
 
 
 def _number(value: Any, otherwise: Any, form: str) -> str:
-    """As it is on record, or as the epochs so far say; nothing if neither knows."""
+    """Spell a value as it is on record, or as the epochs so far say; nothing if neither knows."""
     known = next((one for one in (value, otherwise) if one is not None and not pd.isna(one)), None)
     return "" if known is None else format(float(known), form)
 
@@ -301,7 +232,7 @@ def _first_line(text: str) -> str:
 
 
 def _provenance(run: Run) -> list[tuple[str, list[str]]]:
-    """[(what, its values)]: under which everything here was measured."""
+    """Return [(what, its values)] under which everything here was measured."""
     trials = run.trials()
     started, finished = trials["started_at"].min(), trials["finished_at"].max()
     span = (
@@ -337,7 +268,7 @@ def _distinct(column: Iterable[Any]) -> list[str]:
 
 
 def _whole(value: Any) -> str:
-    """An integer column with nulls in it comes as floats."""
+    """Spell a value; an integer column with nulls in it comes as floats."""
     return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 

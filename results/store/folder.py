@@ -16,7 +16,7 @@
     RUN/checks.json               which pools the gate found to be one function
     RUN/pools.json                every pool that was ever asked for, with its text
     RUN/submitted.json            which revision of a candidate is its entry
-    RUN/topups.json               when seeds were added after looking, and RUN/topup-*.yaml, the spaces that add them
+    RUN/topups.json               which seeds were added after looking
     RUN/tensorboard, RUN/mlruns   what trackers make of it, if the sweep names them
 
 RUN is a folder on a disk that every machine of the sweep sees, or a place in an object store, `s3://bucket/run`, with

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,15 +58,17 @@ class Driver:
     since: str
     heartbeat: int = 0
     stopping: bool = False
-    only: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     final: bool = False
 
     @classmethod
-    def here(cls, only: Mapping[str, str] | None = None, final: bool = False) -> Driver:
+    def here(cls, only: Mapping[str, Sequence[str]] | None = None, final: bool = False) -> Driver:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         started = _started(os.getpid()) or ""
         where = socket.gethostname(), _machine(), os.getpid(), started, since
-        return cls(uuid.uuid4().hex, *where, only=dict(only or {}), final=final)
+        return cls(
+            uuid.uuid4().hex, *where, only={key: list(values) for key, values in (only or {}).items()}, final=final
+        )
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -198,8 +200,8 @@ def holder(run: RunFolder) -> Driver | None:
         found = Driver(**json.loads(run.files.read(NAME)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    is_plain = isinstance(found.only, dict) and isinstance(found.final, bool) and isinstance(found.token, str)
-    return found if is_plain else None
+    is_plain = isinstance(found.token, str) and isinstance(found.final, bool) and isinstance(found.only, dict)
+    return found if is_plain and all(isinstance(values, list) for values in found.only.values()) else None
 
 
 def refuse_if_alive(found: Driver, run: RunFolder, patience_s: float) -> None:

@@ -6,6 +6,7 @@ cell and baseline, and what follows from all rows together.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -112,7 +113,7 @@ class _Cell:
                 "writes; move one of them away"
             )
         values = trials[trials["status"] == schema.COMPLETED].set_index("seed")[metric].dropna().astype(np.float64)
-        return cls(key, values, trials["status"].value_counts().to_dict())
+        return cls(key, values, Counter(trials["status"]))
 
     @property
     def column(self) -> tuple[Any, ...]:
@@ -122,7 +123,7 @@ class _Cell:
 
 def _rows(
     found: Sequence[_Cell], baselines: Sequence[str] | None, same: Sequence[Equivalence]
-) -> Iterator[Mapping[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Yield a row for each cell and each baseline of its column, or one without a baseline where there is none."""
     columns: dict[tuple[Any, ...], list[_Cell]] = {}
     for cell in found:
@@ -140,7 +141,7 @@ def _rows(
             yield {**about, **_comparison(cell, baseline, alike)}
 
 
-def _summary(cell: _Cell) -> Mapping[str, Any]:
+def _summary(cell: _Cell) -> dict[str, Any]:
     """Return what a cell has by itself: its key, the statistics of its values, and its counts."""
     summary = stats.summary(cell.values.to_numpy())
     return {
@@ -150,7 +151,7 @@ def _summary(cell: _Cell) -> Mapping[str, Any]:
     }
 
 
-def _beside_siblings(column: Sequence[_Cell]) -> Iterator[tuple[_Cell, Mapping[str, Any]]]:
+def _beside_siblings(column: Sequence[_Cell]) -> Iterator[tuple[_Cell, dict[str, Any]]]:
     """Yield each cell of a column with its rank in it, and its values that are far from all others."""
     values = [cell.values.to_numpy() for cell in column]
     for cell, is_far, rank in zip(column, stats.outliers(values), stats.ranks(values), strict=True):
@@ -158,7 +159,7 @@ def _beside_siblings(column: Sequence[_Cell]) -> Iterator[tuple[_Cell, Mapping[s
         yield cell, {"rank": rank, "flags": flags or None}
 
 
-def _comparison(cell: _Cell, baseline: _Cell | None, alike: Sequence[str]) -> Mapping[str, Any]:
+def _comparison(cell: _Cell, baseline: _Cell | None, alike: Sequence[str]) -> dict[str, Any]:
     """Compare by the seeds that both cells have; unpaired where they have none in common."""
     if baseline is None:
         return {"n_pairs": 0, "paired": True, "alike": False}

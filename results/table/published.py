@@ -43,12 +43,12 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How far runs of one function lie apart.
+    """The spread of runs of one function.
 
     Attributes:
         std: the standard deviation within functions, in points; NaN if no function has two runs.
-        degrees: of freedom that it has.
-        runs: that it was taken from.
+        degrees: its degrees of freedom.
+        runs: the number of runs that it was taken from.
     """
 
     std: float
@@ -63,9 +63,9 @@ class Entry:
     Attributes:
         name: the label that the pool must have in a sweep.
         values: [n] percent, of the runs of this function that learned.
-        far: those of its own runs that are left out, as far from their siblings.
+        far: its own runs that are left out, as they are far from their siblings.
         lost: how many of its own runs diverged or collapsed, which a table of accuracies does not tell apart.
-        pooled: whose runs are in `values` beside its own, as the same function.
+        pooled: the entries whose runs are in `values` too, as the same function.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What is published for an architecture on a dataset; baselines first."""
+    """The published cells of an architecture on a dataset; baselines first."""
 
     arch: str
     dataset: str
@@ -86,7 +86,7 @@ class Column:
 
 
 def load(path: Path = PUBLISHED) -> pd.DataFrame:
-    """A published table: entry, kind, arch, dataset, seed (NaN: not stated), best_test_acc, source.
+    """Read a published table: entry, kind, arch, dataset, seed (NaN: not stated), best_test_acc, source.
 
     Raises:
         RequestError: it cannot be read, or lacks a column.
@@ -97,40 +97,40 @@ def load(path: Path = PUBLISHED) -> pd.DataFrame:
         raise RequestError.of(f"{path} cannot be read as CSV: {error}", "--against") from None
     missing = [name for name in NEEDED if name not in found]
     if missing:
-        what = f"{path} has no column {', '.join(missing)}; needed are {', '.join(NEEDED)}"
-        raise RequestError.of(what, "--against")
+        expected = f"expected the columns {', '.join(NEEDED)}"
+        raise RequestError.of(f"{path}: {expected}, got no column {', '.join(missing)}", "--against")
     for name in ("seed", "kind", "source"):
         if name not in found:
             found[name] = np.nan
     values = pd.to_numeric(found["best_test_acc"], errors="coerce")
     if values.isna().any():
         row = int(values.index[values.isna()][0])
-        what = f"{path}, line {row + 2}: best_test_acc is {found['best_test_acc'][row]!r}, allowed is a percentage"
+        what = f"{path}, line {row + 2}: expected a percentage for best_test_acc, got {found['best_test_acc'][row]!r}"
         raise RequestError.of(what, "--against")
     if not values.between(0, 100).all():
-        raise RequestError.of(f"{path} has a best_test_acc outside of 0 to 100; allowed are percentages", "--against")
+        raise RequestError.of(f"{path}: expected percentages, got a best_test_acc outside of 0 to 100", "--against")
     if len(values) and values.max() <= 1:
-        raise RequestError.of(f"{path} has no best_test_acc above 1: fractions? Percentages are needed", "--against")
+        raise RequestError.of(
+            f"{path}: expected percentages, got no best_test_acc above 1: are they fractions?", "--against"
+        )
     if found[list(NEEDED)].isna().any(axis=None):
         raise RequestError.of(f"{path} has rows without {', '.join(NEEDED[:3])}", "--against")
     found = found.astype(dict.fromkeys(NEEDED[:3], str))
     for name in NEEDED[:3]:
         if strange := [value for value in found[name] if unprintable(value)]:
-            what = (
-                f"{path}, column {name}: found {short(strange[0])}, allowed is text without {unprintable(strange[0])}"
-            )
-            raise RequestError.of(what, "--against")
+            expected = f"expected text without {unprintable(strange[0])}"
+            raise RequestError.of(f"{path}, column {name}: {expected}, got {short(strange[0])}", "--against")
     return found.assign(best_test_acc=values)
 
 
 def columns(published: pd.DataFrame) -> Iterator[Column]:
-    """The table by architecture and dataset."""
+    """Yield the table by architecture and dataset."""
     for (arch, dataset), rows in groups(published, ["arch", "dataset"]):
         yield _column(arch, dataset, rows)
 
 
 def spreads() -> dict[tuple[str, str], Spread]:
-    """{(arch, dataset): how far runs of one function lie apart}, of the benchmark's pairs and its sister tasks'."""
+    """Return {(arch, dataset): the spread of runs of one function} for the benchmark's pairs and its sister tasks'."""
     return {(column.arch, column.dataset): column.spread for column in columns(load())}
 
 
@@ -166,7 +166,7 @@ def _column(arch: str, dataset: str, rows: pd.DataFrame) -> Column:
 
 
 def _is_lost(value: float, dataset: str) -> bool:
-    """Whether an accuracy is no better than guessing, on 10,000 test images as CIFAR and Fashion-MNIST have them."""
+    """Return whether an accuracy is no better than guessing, on the 10,000 test images of CIFAR and Fashion-MNIST."""
     return dataset in registry.DATASETS and is_guessing(value, registry.DATASETS[dataset].classes, TEST_IMAGES)
 
 

@@ -1,7 +1,7 @@
-"""Wide views of the tidy leaderboard: text, Markdown, LaTeX and HTML; and CSV, which is the frame itself.
+"""The table laid out once, as `Wide`, and its views: text, Markdown, LaTeX, HTML; and CSV, which is the frame itself.
 
 Rows are pools, baselines first; columns are pairs. A cell is a few lines: mean ± standard deviation (seeds), the
-difference to each baseline, and what is not in the mean.
+difference to each baseline, and what is not in the mean. `results.page.report` shows the same `Wide`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import html
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -27,148 +28,100 @@ from search_spaces.text import plain
 
 SORTS = ("gain", "mean", "name")
 BETTER, WORSE, ALIKE, FAR = "▲", "▼", "≡", "⚑"
-
-View = Callable[..., str]
-
-
-def to_text(
-    frame: pd.DataFrame, metric: str, notes: Sequence[str] = (), sort: str = SORTS[0], every: bool = False
-) -> str:
-    """Plain text, as wide as it needs to be, with the footer and notes under it."""
-    wide = Wide(frame, sort, every)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("pool")
-    for pair in wide.pairs:
-        table.add_column("-".join(pair), justify="right", no_wrap=True)
-    for row, below in zip(wide.rows, [*wide.rows[1:], None], strict=False):
-        last_of_role = below is not None and row.role != below.role
-        table.add_row(Text(row.name), *(Text("\n".join(cell)) for cell in row.cells), end_section=last_of_role)
-    lines = plain(table)
-    width = max(80, *map(len, lines))
-    return "\n".join([*lines, *(textwrap.fill(line, width) for line in footer(frame, metric, notes, every)), ""])
+WITHHELD = "withheld"
 
 
-def to_markdown(
-    frame: pd.DataFrame, metric: str, notes: Sequence[str] = (), sort: str = SORTS[0], every: bool = False
-) -> str:
-    """GitHub's Markdown."""
-    wide = Wide(frame, sort, every)
-    lines = [
-        ["pool", "role", *(markdown("-".join(pair)) for pair in wide.pairs)],
-        ["---", "---", *["---:"] * len(wide.pairs)],
-    ]
-    lines += [
-        [markdown(row.name), row.role, *("<br>".join(map(markdown, cell)) for cell in row.cells)] for row in wide.rows
-    ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    below = "\n\n".join(map(markdown, footer(frame, metric, notes, every)))
-    return f"{table}\n\n{below}\n"
+# The layout
 
 
-def to_latex(
-    frame: pd.DataFrame, metric: str, notes: Sequence[str] = (), sort: str = SORTS[0], every: bool = False
-) -> str:
-    r"""A `tabular` for booktabs (`\usepackage{booktabs}`), the footer as comments: what of it belongs in a caption
-    is for the author to say."""
-    wide = Wide(frame, sort, every)
-    lines = [f"% {line}" for line in footer(frame, metric, notes, every)]
-    lines += [rf"\begin{{tabular}}{{l{'r' * len(wide.pairs)}}}", r"\toprule"]
-    lines.append(" & ".join(["pool", *(_latex("-".join(pair)) for pair in wide.pairs)]) + r" \\")
-    for above, row in zip([None, *wide.rows], wide.rows, strict=False):
-        if above is None or above.role != row.role:
-            lines.append(r"\midrule")
-        for depth in range(max(map(len, row.cells), default=1) or 1):
-            texts = [_latex(cell[depth]) if depth < len(cell) else "" for cell in row.cells]
-            small = texts if depth == 0 else [text and rf"{{\footnotesize {text}}}" for text in texts]
-            lines.append(" & ".join([_latex(row.name) if depth == 0 else "", *small]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A line of a cell: `-0.74 [-1.14, -0.34] ▼`, or `best baseline`.
 
-
-def to_html(
-    frame: pd.DataFrame, metric: str, notes: Sequence[str] = (), sort: str = SORTS[0], every: bool = False
-) -> str:
-    """A table for a notebook's cell, with its footer and notes."""
-    wide = Wide(frame, sort, every)
-
-    def line(tag: str, texts: Sequence[str], style: str = "") -> str:
-        sides = ["left"] + ["right"] * len(wide.pairs)
-        cells = (f'<{tag} style="text-align: {side}">{t}</{tag}>' for side, t in zip(sides, texts, strict=True))
-        return f"<tr{style}>{''.join(cells)}</tr>"
-
-    rows = [line("th", ["pool", *(html.escape("-".join(pair)) for pair in wide.pairs)])]
-    for above, row in zip([None, *wide.rows], wide.rows, strict=False):
-        first_of_role = above is not None and above.role != row.role
-        texts = [html.escape(row.name), *("<br>".join(map(html.escape, cell)) for cell in row.cells)]
-        rows.append(line("td", texts, ' style="border-top: 1px solid"' if first_of_role else ""))
-    below = "<br>".join(map(html.escape, footer(frame, metric, notes, every)))
-    return f"<table>{''.join(rows)}</table><p>{below}</p>"
-
-
-def to_csv(frame: pd.DataFrame, *_: Any) -> str:
-    """The tidy frame, every digit of it, and no text in it that a spreadsheet takes for a formula."""
-    texts = frame.select_dtypes(["object", "string"])
-    safe = {str(name): column.map(csv_cell, na_action="ignore") for name, column in texts.items()}
-    return frame.assign(**safe).to_csv(index=False, lineterminator="\n")
-
-
-def markdown(text: str) -> str:
-    """For a cell or a line of GitHub's Markdown: no emphasis, code, link, mathematics or HTML comes of it."""
-    return _MARKDOWN.sub(r"\\\g<0>", text)
-
-
-# An underscore within a word is one; `://` and `www.` make links without any brackets.
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.")
-
-
-def csv_cell(text: str) -> str:
-    """For a cell of CSV: what a spreadsheet would take for a formula has an apostrophe in front, which makes it text.
-
-    So has what has one already, and two texts that differ stay different. Numbers are no texts, and stay as they are.
+    Attributes:
+        verdict: `better`, `worse`, or empty where the two cannot be told apart.
     """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'", "\t", "\r")) else text
+
+    text: str
+    verdict: str = ""
 
 
-FORMATS: Mapping[str, View] = {
-    "text": to_text,
-    "markdown": to_markdown,
-    "csv": to_csv,
-    "latex": to_latex,
-    "html": to_html,
-}
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands in the table for a pool on a pair; empty where there is nothing to say.
+
+    Attributes:
+        mean: `99.35`, of the completed trials.
+        spread: `± 0.16 (3) ⚑`: their standard deviation, how many they are, and whether a value is far off.
+        differences: to the best baseline, or to every one.
+        gaps: `3 diverged, 1 missing`: what is not in the mean; `withheld` for a hidden pair before the final run.
+    """
+
+    mean: str = ""
+    spread: str = ""
+    differences: tuple[Difference, ...] = ()
+    gaps: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        lines = [f"{self.mean} {self.spread}".strip(), *(one.text for one in self.differences), self.gaps]
+        return [line for line in lines if line] or [""]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A pool: its name, its role, and for each pair the lines of its cell."""
+    """A pool: its name, its role, and its cell for each pair."""
 
     name: str
     role: str
-    cells: tuple[tuple[str, ...], ...]
+    cells: tuple[Cell, ...]
 
 
 class Wide:
     """The table before it is drawn.
 
+    Args:
+        frame: of `results.table.leaderboard.cells`.
+        metric: what its figures are.
+        notes: lines to put below the footer.
+        sort: how baselines and candidates are each ordered: `gain`, the mean difference to the best baseline of each
+            column; `mean`, over the pairs that the pool has finished; or `name`.
+        every: show the differences to all baselines of the frame, and not to the best one alone.
+
     Attributes:
         pairs: (arch, dataset) of the columns.
-        rows: baselines first, then candidates, each by `sort`: `gain`, the mean difference to the best baseline of each
-            column; `mean`, over the pairs that it has finished; or `name`. With `every`, a cell has its differences to
-            all baselines of the frame, and not to the best one alone.
+        rows: baselines first, then candidates.
+        footer: what a reader has to know before believing the table, one line each.
     """
 
-    def __init__(self, frame: pd.DataFrame, sort: str = SORTS[0], every: bool = False):
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        metric: str = METRICS[0],
+        notes: Sequence[str] = (),
+        sort: str = SORTS[0],
+        every: bool = False,
+    ):
+        self.frame = frame
         self.pairs = list(frame[["arch", "dataset"]].drop_duplicates().itertuples(index=False, name=None))
-        best = best_baselines(frame)
-        name_of = names(frame)
-        rows = []
+        self.footer = [*footer(frame, metric, every), *notes]
+        best, name_of = best_baselines(frame), names(frame)
+        ordered = []
         for (pool, revision, role), mine in groups(frame, ["pool", "revision", "role"]):
-            shown = tuple(_cell(mine, pair, best.get(pair), every) for pair in self.pairs)
-            name = name_of(pool, revision)
-            rows.append(((role != BASELINE, _order(sort, name, mine, best)), Row(name, role, shown)))
-        self.rows: Sequence[Row] = [row for _, row in sorted(rows, key=lambda item: item[0])]
+            row = Row(
+                name_of(pool, revision), role, tuple(_cell(mine, pair, best.get(pair), every) for pair in self.pairs)
+            )
+            ordered.append(((role != BASELINE, _order(sort, row.name, mine, best)), row))
+        self.rows: Sequence[Row] = [row for _, row in sorted(ordered, key=lambda item: item[0])]
+
+    @property
+    def columns(self) -> list[str]:
+        """The pairs as a head of the table spells them, `arch-dataset`."""
+        return ["-".join(pair) for pair in self.pairs]
 
 
 def _order(sort: str, name: str, mine: pd.DataFrame, best: Mapping[tuple[str, str], str]) -> Any:
+    """Return what a row is sorted by. More finished pairs come before fewer: half of them may be the easy half."""
     if sort == "name":
         return name
     gains, means = [], []
@@ -180,49 +133,153 @@ def _order(sort: str, name: str, mine: pd.DataFrame, best: Mapping[tuple[str, st
             gains.append(0.0 if row["pool"] == best.get(pair) or against.empty else against.iloc[0])  # type: ignore[arg-type]
     if not means:
         return (math.inf, 0.0)
-    # Over the pairs that it has finished, and more pairs before fewer: who has the easy half only is not ahead.
     return (-len(means), -sum(gains if sort == "gain" else means) / len(means))
 
 
-def _cell(mine: pd.DataFrame, pair: tuple[str, str], best: str | None, every: bool) -> tuple[str, ...]:
-    """`72.31 ± 0.22 (3)`, the difference to the best baseline or to every one, and what is not in the mean."""
+def _cell(mine: pd.DataFrame, pair: tuple[str, str], best: str | None, every: bool) -> Cell:
     here = mine[(mine["arch"] == pair[0]) & (mine["dataset"] == pair[1])]
     if here.empty:
-        return ("",)
+        return Cell()
     row: Any = here.iloc[0]
-    lines = []
-    if row.n:
-        spread = f" ± {row['std']:.2f}" if row.n > 1 else ""
-        lines.append(f"{row['mean']:.2f}{spread} ({row.n}){f' {FAR}' if pd.notna(row['flags']) else ''}")
-        compared = here[here["diff"].notna()]
-        if every:
-            lines += [f"{_spell_difference(one)} {one['baseline']}" for _, one in compared.iterrows()]
-        elif row.pool == best:
-            lines.append("best baseline")
-        else:
-            lines += [_spell_difference(one) for _, one in compared[compared["baseline"] == best].iterrows()]
-    if is_withheld(row):
-        lines.append("withheld")
-    else:
-        gaps = [f"{row[status]} {status}" for status in GAPS if row[status]]
-        lines += [", ".join(gaps)] if gaps else []
-    return tuple(lines)
+    gaps = WITHHELD if is_withheld(row) else ", ".join(f"{row[status]} {status}" for status in GAPS if row[status])
+    if not row["n"]:
+        return Cell(gaps=gaps)
+    deviation = f"± {row['std']:.2f} " if row["n"] > 1 else ""
+    far = f" {FAR}" if pd.notna(row["flags"]) else ""
+    return Cell(f"{row['mean']:.2f}", f"{deviation}({row['n']}){far}", _differences(here, best, every), gaps)
 
 
-def is_withheld(row: Any) -> bool:
-    """Whether a hidden cell has not been started: nothing in it has ended."""
-    return bool(row.hidden and row.missing and not any(getattr(row, status) for status in schema.STATUSES))
+def _differences(here: pd.DataFrame, best: str | None, every: bool) -> tuple[Difference, ...]:
+    if not every and here["pool"].iloc[0] == best:
+        return (Difference("best baseline"),)
+    compared = here[here["diff"].notna() & (every | (here["baseline"] == best))]
+    rows = compared.to_dict("records")
+    return tuple(_difference(row, f" {row['baseline']}" if every else "") for row in rows)
 
 
-def _spell_difference(row: Any) -> str:
+def _difference(row: Mapping[Any, Any], name: str) -> Difference:
     marks = [ALIKE] * row["alike"] + [BETTER] * row["better"] + [WORSE] * row["worse"]
     interval = [] if math.isnan(row["diff_lo"]) else [f"[{row['diff_lo']:+.2f}, {row['diff_hi']:+.2f}]"]
     fewer = [f"over {row['n_pairs']}"] if row["paired"] and row["n_pairs"] != row["n"] else []
-    return " ".join([f"{row['diff']:+.2f}", *interval, *fewer, *marks])
+    verdict = "better" if row["better"] else "worse" if row["worse"] else ""
+    return Difference(" ".join([f"{row['diff']:+.2f}", *interval, *fewer, *marks]) + name, verdict)
 
 
-def footer(frame: pd.DataFrame, metric: str, notes: Sequence[str] = (), every: bool = False) -> list[str]:
-    """What a reader has to know before believing the table, and every gap in it by name."""
+def is_withheld(row: Any) -> bool:
+    """Return whether a hidden cell has not been started: nothing in it has ended."""
+    return bool(row.hidden and row.missing and not any(getattr(row, status) for status in schema.STATUSES))
+
+
+# The views
+
+
+def to_text(wide: Wide) -> str:
+    """Draw plain text, as wide as it needs to be, with the footer under it."""
+    cells = [[row.name, *("\n".join(cell.lines) for cell in row.cells)] for row in wide.rows]
+    ends = [above.role != below.role for above, below in pairwise(wide.rows)]
+    return text_table(["pool", *wide.columns], cells, range(1, 1 + len(wide.pairs)), wide.footer, ends)
+
+
+def text_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Iterable[int],
+    footer: Sequence[str],
+    ends: Sequence[bool] = (),
+) -> str:
+    """Draw rows of cells as plain text.
+
+    Args:
+        right: the columns, by position, whose cells stand to the right.
+        footer: what stands below, each line wrapped to the width of the table.
+        ends: whether a gap follows, row by row.
+    """
+    table, aligned = Table(box=box.SIMPLE_HEAD), set(right)
+    for at, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if at in aligned else "left", no_wrap=at > 0)
+    for at, row in enumerate(rows):
+        table.add_row(*map(Text, row), end_section=at < len(ends) and ends[at])
+    lines = plain(table)
+    width = max(80, *map(len, lines))
+    return "\n".join([*lines, *(textwrap.fill(line, width) for line in footer), ""])
+
+
+def to_markdown(wide: Wide) -> str:
+    """Draw GitHub's Markdown."""
+    rows = [[[row.name], [row.role], *(cell.lines for cell in row.cells)] for row in wide.rows]
+    return markdown_table(["pool", "role", *wide.columns], rows, range(2, 2 + len(wide.pairs)), wide.footer)
+
+
+def markdown_table(
+    head: Sequence[str], rows: Iterable[Sequence[Sequence[str]]], right: Iterable[int], footer: Sequence[str]
+) -> str:
+    """Draw rows of cells, a few lines each, as GitHub's Markdown; see `text_table`."""
+    aligned = set(right)
+    lines = [list(map(markdown, head)), ["---:" if at in aligned else "---" for at in range(len(head))]]
+    lines += [["<br>".join(map(markdown, cell)) for cell in row] for row in rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    below = "\n\n".join(map(markdown, footer))
+    return f"{table}\n\n{below}\n"
+
+
+def to_latex(wide: Wide) -> str:
+    r"""Draw a `tabular` for booktabs (`\usepackage{booktabs}`), the footer as comments: a caption is the author's."""
+    lines = [f"% {line}" for line in wide.footer]
+    lines += [rf"\begin{{tabular}}{{l{'r' * len(wide.pairs)}}}", r"\toprule"]
+    lines.append(" & ".join(["pool", *map(_latex, wide.columns)]) + r" \\")
+    for above, row in zip([None, *wide.rows], wide.rows, strict=False):
+        if above is None or above.role != row.role:
+            lines.append(r"\midrule")
+        for depth in range(max((len(cell.lines) for cell in row.cells), default=1)):
+            texts = [_latex(cell.lines[depth]) if depth < len(cell.lines) else "" for cell in row.cells]
+            small = texts if depth == 0 else [text and rf"{{\footnotesize {text}}}" for text in texts]
+            lines.append(" & ".join([_latex(row.name) if depth == 0 else "", *small]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def to_html(wide: Wide) -> str:
+    """Draw a table for a notebook's cell, with its footer."""
+
+    def line(tag: str, texts: Sequence[str], style: str = "") -> str:
+        sides = ["left"] + ["right"] * len(wide.pairs)
+        cells = (f'<{tag} style="text-align: {side}">{t}</{tag}>' for side, t in zip(sides, texts, strict=True))
+        return f"<tr{style}>{''.join(cells)}</tr>"
+
+    rows = [line("th", ["pool", *map(html.escape, wide.columns)])]
+    for above, row in zip([None, *wide.rows], wide.rows, strict=False):
+        first_of_role = above is not None and above.role != row.role
+        texts = [html.escape(row.name), *("<br>".join(map(html.escape, cell.lines)) for cell in row.cells)]
+        rows.append(line("td", texts, ' style="border-top: 1px solid"' if first_of_role else ""))
+    below = "<br>".join(map(html.escape, wide.footer))
+    return f"<table>{''.join(rows)}</table><p>{below}</p>"
+
+
+def to_csv(wide: Wide) -> str:
+    """Write the tidy frame, every digit of it."""
+    return csv(wide.frame)
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """Write a frame, every digit of it, and no text in it that a spreadsheet takes for a formula."""
+    texts = frame.select_dtypes(["object", "string"])
+    safe = {str(name): column.map(csv_cell, na_action="ignore") for name, column in texts.items()}
+    return frame.assign(**safe).to_csv(index=False, lineterminator="\n")
+
+
+FORMATS: Mapping[str, Callable[[Wide], str]] = {
+    "text": to_text,
+    "markdown": to_markdown,
+    "csv": to_csv,
+    "latex": to_latex,
+    "html": to_html,
+}
+
+
+# The footer
+
+
+def footer(frame: pd.DataFrame, metric: str, every: bool) -> list[str]:
+    """Return what a reader has to know before believing the table, and every gap in it by name."""
     one = frame.drop_duplicates(CELL)
     picked = "best epoch on the test set, as the benchmark publishes it" if metric == METRICS[0] else "last epoch"
     lines = [f"{metric} in percent ({picked}): mean ± standard deviation (seeds)."]
@@ -241,7 +298,7 @@ def footer(frame: pd.DataFrame, metric: str, notes: Sequence[str] = (), every: b
     withheld = dict.fromkeys(f"{row.arch}-{row.dataset}" for row in one.itertuples() if is_withheld(row))
     if withheld:
         lines.append(f"Withheld until the final run (--final): {', '.join(withheld)}.")
-    return [*lines, *notes]
+    return lines
 
 
 def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
@@ -273,7 +330,7 @@ def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
 
 
 def _about_pairs(frame: pd.DataFrame) -> list[str]:
-    """What so many seeds can find, and what all columns say together."""
+    """Return what so many seeds can find, and what all columns say together."""
     lines = []
     can = frame[frame["detectable"].notna()]
     if not can.empty:
@@ -301,6 +358,26 @@ def _about_pairs(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
+# Escapes
+
+
+def markdown(text: str) -> str:
+    """Escape for a cell or a line of GitHub's Markdown: no emphasis, code, link, mathematics or HTML comes of it."""
+    return _MARKDOWN.sub(r"\\\g<0>", text)
+
+
+# An underscore within a word is one; `://` and `www.` make links without any brackets.
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.")
+
+
+def csv_cell(text: str) -> str:
+    """Put an apostrophe in front of a text that a spreadsheet would take for a formula.
+
+    A text that has one already gets another, so that two texts that differ stay different. Numbers are not texts.
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'", "\t", "\r")) else text
+
+
 _LATEX = {
     **{c: rf"\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
@@ -322,7 +399,7 @@ def _latex(text: str) -> str:
 
 
 def _letter(character: str) -> str:
-    """As it is, where LaTeX has it without a package; else its number, in typewriter, as nothing else of a label is."""
+    """Keep what LaTeX has without a package; spell anything else by its number, in typewriter."""
     return character if character.isascii() or character in _ACCENTED else rf"\texttt{{U+{ord(character):04X}}}"
 
 

@@ -1,4 +1,4 @@
-"""What was measured beside what was published, cell by cell, with a verdict by a stated rule.
+"""The comparison of what was measured with what was published, cell by cell, with a verdict by a stated rule.
 
 Published seeds are not ours (another program draws other numbers from 42), so nothing is paired: means are compared, at
 the spread that the published runs of one function have (`results.table.published`).
@@ -7,23 +7,18 @@ the spread that the published runs of one function have (`results.table.publishe
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.table import Table
 
 from results.store import schema
 from results.table import published, render, stats
 from results.table.published import Entry, Spread
-from results.table.render import markdown
 from results.table.trials import METRICS, refuse_mixed, refuse_strange
 from search_spaces.errors import RequestError
-from search_spaces.text import plain
 
 AGREES, DIFFERS, CANNOT_TELL = "agrees", "differs", "cannot tell"
 MARGIN = 1.0  # points
@@ -62,7 +57,7 @@ class Cell:
 
 
 def compare(trials: pd.DataFrame, table: pd.DataFrame, metric: str = METRICS[0], margin: float = MARGIN) -> list[Cell]:
-    """One for each published cell in which trials have ended, baselines first.
+    """Return a `Cell` for each published cell in which trials have ended, baselines first.
 
     Args:
         trials: rows of `schema.TRIALS`; a published entry is the pool of that label.
@@ -73,7 +68,7 @@ def compare(trials: pd.DataFrame, table: pd.DataFrame, metric: str = METRICS[0],
         RequestError: the trials are of several recipes, or of several pools under one label, or the margin is none.
     """
     if not margin > 0:
-        raise RequestError.of(f"found {margin:g}, allowed is a number of points above 0", "--margin")
+        raise RequestError.of(f"expected a number of points above 0, got {margin:g}", "--margin")
     refuse_strange(trials)
     refuse_mixed(trials)
     done = trials[trials["status"].isin([*schema.TRAINED, schema.INVALID])]
@@ -106,7 +101,7 @@ def compare(trials: pd.DataFrame, table: pd.DataFrame, metric: str = METRICS[0],
 
 
 def verdict(difference: stats.Difference, margin: float) -> str:
-    """By `RULE`."""
+    """Return `AGREES`, `DIFFERS` or `CANNOT_TELL`, by `RULE`."""
     if math.isnan(difference.lo):
         return CANNOT_TELL
     if not difference.lo <= 0 <= difference.hi:
@@ -123,10 +118,11 @@ def _difference(ours: np.ndarray, theirs: np.ndarray, spread: Spread) -> stats.D
 # Views
 
 COLUMNS = ("entry", "arch", "dataset", "published", "measured", "difference", "verdict")
+_RIGHT = range(3, 6)
 
 
 def to_frame(cells: Sequence[Cell]) -> pd.DataFrame:
-    """One row a cell, every digit."""
+    """Return one row a cell, every digit."""
     rows = []
     for cell in cells:
         theirs = stats.summary(cell.published.values)
@@ -150,34 +146,27 @@ def to_frame(cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def to_text(cells: Sequence[Cell], margin: float = MARGIN) -> str:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in COLUMNS:
-        table.add_column(name, no_wrap=True, justify="right" if name in COLUMNS[3:6] else "left")
-    for cell in cells:
-        table.add_row(*_spelled(cell).values())
-    lines = plain(table)
-    width = max(80, *map(len, lines))
-    return "\n".join([*lines, *(textwrap.fill(line, width) for line in _footer(cells, margin)), ""])
+def to_text(cells: Sequence[Cell], margin: float = MARGIN, source: str = "") -> str:
+    """Draw plain text; `source` says whose table it is."""
+    rows = [_spelled(cell) for cell in cells]
+    return render.text_table(COLUMNS, rows, _RIGHT, _footer(cells, margin, source))
 
 
-def to_markdown(cells: Sequence[Cell], margin: float = MARGIN) -> str:
-    lines = [
-        list(COLUMNS),
-        ["---"] * 3 + ["---:"] * 3 + ["---"],
-        *(list(map(markdown, _spelled(cell).values())) for cell in cells),
-    ]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *_footer(cells, margin), ""])
+def to_markdown(cells: Sequence[Cell], margin: float = MARGIN, source: str = "") -> str:
+    """Draw GitHub's Markdown."""
+    rows = [[[text] for text in _spelled(cell)] for cell in cells]
+    return render.markdown_table(COLUMNS, rows, _RIGHT, _footer(cells, margin, source))
 
 
 def to_csv(cells: Sequence[Cell], *_: Any) -> str:
-    return render.to_csv(to_frame(cells))
+    """Write `to_frame`, every digit of it."""
+    return render.csv(to_frame(cells))
 
 
 FORMATS = {"text": to_text, "markdown": to_markdown, "csv": to_csv}
 
 
-def _spelled(cell: Cell) -> Mapping[str, str]:
+def _spelled(cell: Cell) -> Sequence[str]:
     theirs, difference = cell.published, cell.difference
     said = [_spell(stats.summary(theirs.values))]
     said += [f"{theirs.lost} diverged or collapsed"] if theirs.lost else []
@@ -188,11 +177,11 @@ def _spelled(cell: Cell) -> Mapping[str, str]:
     interval = "" if math.isnan(difference.lo) else f" [{difference.lo:+.2f}, {difference.hi:+.2f}]"
     gap = "" if math.isnan(difference.diff) else f"{difference.diff:+.2f}{interval}"
     texts = (", ".join(filter(None, said)), ", ".join(filter(None, measured)), gap, cell.verdict)
-    return dict(zip(COLUMNS, (theirs.name, cell.arch, cell.dataset, *texts), strict=True))
+    return (theirs.name, cell.arch, cell.dataset, *texts)
 
 
 def _spell(summary: stats.Summary) -> str:
-    """`72.31 ± 0.22 (3)`: mean, standard deviation and how many runs; a single run has no deviation."""
+    """Spell mean, standard deviation and number of runs, `72.31 ± 0.22 (3)`; a single run has no deviation."""
     if not summary.n:
         return ""
     spread = f" ± {summary.std:.2f}" if summary.n > 1 else ""
@@ -203,7 +192,7 @@ def _spell_values(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
 
 
-def _footer(cells: Sequence[Cell], margin: float) -> list[str]:
+def _footer(cells: Sequence[Cell], margin: float, source: str) -> list[str]:
     counts = {name: sum(cell.verdict == name for cell in cells) for name in (AGREES, DIFFERS, CANNOT_TELL)}
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing to compare"
     lines = [
@@ -221,4 +210,4 @@ def _footer(cells: Sequence[Cell], margin: float) -> list[str]:
             f"On {pair} the map has one position, of which {', '.join(names[:-1])} and {names[-1]} are one function: "
             "their published runs are taken together."
         )
-    return lines
+    return [*lines, f"Published: {source}."] if source else lines

@@ -7,22 +7,19 @@ say. So the run folder remembers that it was done, and every table made from it 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from results.status import NO_SPACE
 from results.store.folder import RunFolder
 from results.table import stats
 from results.table.leaderboard import ALPHA, best_baselines
-from search_spaces import strict_yaml
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import Problem, RequestError
-from search_spaces.grid import BASELINE, CANDIDATE, Grid
-from search_spaces.pool import Pool
+from search_spaces.grid import BASELINE
 
 TARGET = 0.5  # points
 MOST = 20  # seeds of a cell
@@ -33,8 +30,9 @@ class Open:
     """A comparison that is not settled.
 
     Attributes:
-        std: of the pairs' differences, so far.
-        seeds: how many it takes to find the target four times of five; None: more than can be had.
+        n: the pairs so far.
+        std: the standard deviation of their differences.
+        seeds: how many it takes to detect the target with 80 % power; None: more than can be had.
     """
 
     pool: str
@@ -48,16 +46,75 @@ class Open:
 
     def __str__(self) -> str:
         which = f"{self.pool} against {self.baseline} on {self.arch}-{self.dataset}"
-        needed = f"{self.seeds} are needed" if self.seeds else "more are needed than can be had (--most)"
+        needed = f"{self.seeds} are needed" if self.seeds else "more are needed than --most allows"
         if self.seeds and self.seeds <= self.n:
-            needed = "as many as it takes: a difference that matters would have been found four times of five"
+            needed = "as many as are needed: 80 % of the time they would have detected the target"
         return f"{which}: {self.diff:+.2f} over {self.n} seeds, {needed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The open comparisons on one architecture and dataset.
+
+    Attributes:
+        seeds: those on record, and those to add: pools stay paired by them.
+        added: how many of the last of them are new; 0 where no number that can be had would settle anything.
+        pools: the baselines and candidates that need them.
+        run: the run folder, for the command.
+    """
+
+    arch: str
+    dataset: str
+    comparisons: Sequence[Open]
+    seeds: Sequence[int]
+    added: int
+    pools: Sequence[str]
+    run: str
+
+    def __str__(self) -> str:
+        """Spell the comparisons, and the one line that adds the seeds."""
+        lines = [*map(str, self.comparisons)]
+        if self.added:
+            only = ",".join([f"arch={self.arch}", f"dataset={self.dataset}", *(f"pool={pool}" for pool in self.pools)])
+            options = ["--out", self.run, "--set", f"seeds={list(self.seeds)}", "--only", only]
+            lines.append(f"python run_sweep.py --space YOURS {shlex.join(options)}")
+        return "\n".join(lines)
+
+
+def topup(run: RunFolder, frame: pd.DataFrame, target: float = TARGET, most: int = MOST) -> list[Column]:
+    """Return the columns with open comparisons, and record in the run folder which seeds were said to add.
+
+    Args:
+        frame: the leaderboard of `run`.
+        target: the difference that matters, in points.
+        most: how many seeds a cell may have.
+
+    Raises:
+        RequestError: the target or the number of seeds makes no sense.
+    """
+    problems = []
+    if not 0 < target < math.inf:
+        problems.append(Problem("--target", f"expected a number of points above 0, got {target:g}"))
+    if most < 2:
+        problems.append(Problem("--most", f"expected an integer from 2, got {most}"))
+    if problems:
+        raise RequestError(problems)
+    by_column: dict[tuple[str, str], list[Open]] = {}
+    for one in still_open(frame, target, most, run.equivalences()):
+        by_column.setdefault((one.arch, one.dataset), []).append(one)
+    trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
+    known = {pair: sorted(set(rows["seed"])) for pair, rows in trained.groupby(["arch", "dataset"])}
+    columns = [_column(pair, here, known[pair], str(run)) for pair, here in by_column.items()]
+    planned = {f"{c.arch}-{c.dataset}": {"target": target, "seeds": [*c.seeds[-c.added :]]} for c in columns if c.added}
+    if planned:
+        run.write_topups(run.topups() | planned)
+    return columns
 
 
 def still_open(
     frame: pd.DataFrame, target: float = TARGET, most: int = MOST, same: Sequence[Equivalence] = ()
 ) -> list[Open]:
-    """The candidates' comparisons with the best baseline whose interval holds zero, in the visible columns.
+    """Return the candidates' comparisons with the best baseline whose interval holds zero, in the visible columns.
 
     Args:
         frame: a leaderboard.
@@ -86,78 +143,17 @@ def _is_one_function(row: Mapping[Any, Any], same: Sequence[Equivalence]) -> boo
     return any(one.arch == row["arch"] and pair <= set(one.pools) and not pair & set(one.parting) for one in same)
 
 
-def spaces(
-    grid: Grid, pools: Sequence[Pool], seeds: Mapping[tuple[str, str], Sequence[int]], comparisons: Sequence[Open]
-) -> dict[str, dict[str, Any]]:
-    """{file name: space} that add the seeds: one for each column, of the pools that need them there.
-
-    Args:
-        pools: that were ever asked for, the newest revision of a label last.
-        seeds: {(arch, dataset): those on record}, which the new ones go on from, so that pools stay paired.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    by_label = {pool.label: pool for pool in pools}
-    for arch, dataset in dict.fromkeys((one.arch, one.dataset) for one in comparisons):
-        open_here = [one for one in comparisons if (one.arch, one.dataset) == (arch, dataset)]
-        here = [one for one in open_here if (one.seeds or 0) > one.n and {one.pool, one.baseline} <= by_label.keys()]
-        if not here:
-            continue
-        known = sorted(seeds[arch, dataset])
-        more = max((one.seeds or 0) - one.n for one in here)  # of the known ones, some may have given no pair
-        roles = {one.baseline: BASELINE for one in here} | {one.pool: CANDIDATE for one in here}
-        found[f"topup-{arch}-{dataset}.yaml"] = {
-            "name": grid.name,
-            "recipe": grid.to_dict()["recipe"],
-            "pairs": [{"arch": arch, "dataset": dataset}],
-            "pools": [_entry(by_label[label], role) for label, role in roles.items()],
-            "seeds": [*known, *range(max(known) + 1, max(known) + 1 + more)],
-        }
-    return found
-
-
-def write(
-    run: RunFolder, frame: pd.DataFrame, target: float = TARGET, most: int = MOST
-) -> tuple[list[Open], list[Path]]:
-    """The open comparisons, and the files that were written into the run folder for those that can be settled.
-
-    Files of an earlier time that nothing is left of are taken away. A run folder in an object store has them written
-    into the working directory: a sweep reads its space from a disk.
-
-    Raises:
-        RequestError: the run folder has no space.yaml, or the target or the number of seeds makes no sense.
-    """
-    problems = []
-    if not 0 < target < math.inf:
-        problems.append(Problem("--target", f"found {target:g}, allowed is a number of points above 0"))
-    if most < 2:
-        problems.append(Problem("--most", f"found {most}, allowed is an integer from 2 up"))
-    if problems:
-        raise RequestError(problems)
-    grid = run.grid()
-    if grid is None:
-        raise RequestError.of(NO_SPACE.format(run=run))
-    comparisons = still_open(frame, target, most, run.equivalences())
-    trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
-    seeds = {(str(a), str(d)): sorted(set(rows["seed"])) for (a, d), rows in trained.groupby(["arch", "dataset"])}
-    folder = run.path if run.on_disk else Path()
-    for stale in run.path.glob("topup-*.yaml") if run.on_disk else ():
-        stale.unlink()
-    paths = []
-    planned: dict[str, Any] = {}
-    for name, space in spaces(grid, run.pools(), seeds, comparisons).items():
-        path = folder / name
-        path.write_text(_HEAD.format(path=path, run=run) + strict_yaml.dump(space), encoding="utf-8")
-        paths.append(path)
-        pair = space["pairs"][0]
-        new = sorted(set(space["seeds"]) - set(seeds[pair["arch"], pair["dataset"]]))
-        planned[f"{pair['arch']}-{pair['dataset']}"] = {"target": target, "seeds": new}
-    if planned:
-        run.write_topups(run.topups() | planned)
-    return comparisons, paths
+def _column(pair: tuple[str, str], comparisons: Sequence[Open], known: Sequence[int], run: str) -> Column:
+    """Add as many seeds as the pair that lacks most needs: not all known ones gave it a pair."""
+    lacking = [one for one in comparisons if (one.seeds or 0) > one.n]
+    added = max(((one.seeds or 0) - one.n for one in lacking), default=0)
+    pools = dict.fromkeys([*(one.baseline for one in lacking), *(one.pool for one in lacking)])
+    seeds = [*map(int, known), *range(int(max(known)) + 1, int(max(known)) + 1 + added)]
+    return Column(*pair, comparisons, seeds, added, tuple(pools), run)
 
 
 def remark(run: RunFolder) -> list[str]:
-    """For the table: on which columns seeds that were added after looking are on record."""
+    """Return a note for the table: on which columns seeds that were added after looking are on record."""
     asked = run.topups()
     if not asked:
         return []
@@ -169,20 +165,3 @@ def remark(run: RunFolder) -> list[str]:
     return [
         f"Seeds were added after looking on {', '.join(added)}: intervals and p there err more often than they say."
     ]
-
-
-_HEAD = """# Written by `python -m results topup`: seeds that were added after looking at the first ones.
-#
-#   python run_sweep.py --space {path} --out {run}
-#
-# With resources and the like at their defaults; `status` then speaks of these trials, the table of all.
-"""
-
-
-def _entry(pool: Pool, role: str) -> dict[str, Any]:
-    what = {"name": pool.name}
-    if pool.source:
-        what = {"file": pool.source.path, "class": pool.source.class_name}
-    params = {name: [list(value)] if isinstance(value, tuple) else value for name, value in pool.params}
-    label = {} if pool.label == pool.name else {"label": pool.label}
-    return {**what, **({"params": params} if params else {}), **label, "role": role}
