@@ -304,7 +304,7 @@ def test_what_cannot_be_drawn_is_named(
 
     assert f"did you mean '{ids(grid)['gem']}'?" in says("gme-resnet20-digits-s0")
     assert f"2 trials begin with 'g': {ids(grid)['gap']}, {ids(grid)['gem']}; give more" in says("g")
-    assert "found 0, allowed is 1 or more" in says("gem", "--images", "0")
+    assert "expected 1 or more, got 0" in says("gem", "--images", "0")
     assert "ended as failed; only a trial that has completed" in says("raises")
     assert "ended as diverged" in says("diverges")
 

@@ -73,7 +73,7 @@ def draw(
             folder of images, or the picture cannot be written.
     """
     if images < 1:
-        raise RequestError.of(f"--images: found {images}, allowed is 1 or more")
+        raise RequestError.of(f"--images: expected 1 or more, got {images}")
     planned, accuracy = find(run, wanted)
     trial = planned.trial
     if trial.protocol != PROTOCOL:

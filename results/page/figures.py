@@ -109,7 +109,7 @@ def measure(
     pairs: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Measured:
-    """Reads the run folder; the arguments are those of `Run.leaderboard`.
+    """Read the run folder; the arguments are those of `Run.leaderboard`.
 
     Raises:
         RequestError: as `Run.leaderboard`.
@@ -152,6 +152,9 @@ def _against(frame: pd.DataFrame, best: dict[Pair, str]) -> pd.DataFrame:
     found["is_best"] = (found["role"] == BASELINE) & (found["pool"].astype(object) == found["best"])
     found.loc[~found["hit"], ["diff", "diff_lo", "diff_hi", "p"]] = math.nan
     return found
+
+
+# The pictures
 
 
 @dataclass(frozen=True)
@@ -346,6 +349,9 @@ def cost(measured: Measured, pair: Pair, topic: str, alone: bool = False) -> Dra
     return figure, f"Accuracy against {label} on {'-'.join(pair)}, {len(pools)} pools"
 
 
+# Axes, titles, labels
+
+
 def _scale(axes: Axes, x: np.ndarray, whole: bool) -> None:
     """Logarithmic where values are more than twenty times as large as others; then 0 has a place of its own."""
     positive = x[x > 0]
@@ -441,7 +447,7 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-# As text
+# As SVG and as files
 
 
 def to_svg(picture: Picture, prefix: str) -> str:
