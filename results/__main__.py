@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +14,20 @@ from results import submissions
 from results.run import Run, load
 from results.table import published, render, reproduce, topup
 from results.table.trials import METRICS
+from results.trackers import KNOWN
 from search_spaces import process
 from search_spaces.errors import RequestError, seconds
+from search_spaces.messages import shown_by
 
 Command = Callable[..., int | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command: 0 if it is done, 1 if `verify` found something, 2 if the request is wrong, 130 if interrupted."""
+    """Run a command and return its exit code.
+
+    0 if it is done, 1 if `verify` found something or `track` could not log all, 2 if the request is wrong, and every
+    problem of it is said, 130 if interrupted.
+    """
     arguments = vars(_parser().parse_args(argv))
     command, path = arguments.pop("command"), arguments.pop("run")
     try:
@@ -86,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--every", metavar="SECONDS", type=seconds, default=5.0)
     add("--table", action="store_true", help="with the table above it")
 
+    add = command("track", _track, "log every epoch with a tracker; what is logged already is not logged again")
+    add("--to", choices=tuple(KNOWN), required=True)
+    add("--follow", action="store_true", help="until all has ended")
+    add("--every", metavar="SECONDS", type=seconds, default=5.0)
+
     command("compact", _compact, "merge the small files of ended trials; readers and a sweep may go on")
 
     add = command("verify", _verify, "audit the files: 0 if all is well, 1 if not, each finding with what to do")
@@ -150,6 +162,11 @@ def _watch(run: Run, **arguments: Any) -> None:
         for _ in run.watch(**arguments):
             if process.unread():
                 return
+
+
+def _track(run: Run, **arguments: Any) -> int:
+    with shown_by(functools.partial(print, file=sys.stderr)):
+        return 0 if run.track(**arguments) else 1
 
 
 def _compact(run: Run) -> None:

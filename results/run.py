@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import pandas as pd
 import pyarrow as pa
+from rich.console import Console
 
 from results import status, submissions
 from results.status import Status
@@ -224,6 +225,22 @@ class Run:
         """Return what the newest sweep on each folder asked for; nothing if they are of several recipes."""
         found = [grid for folder in self.folders.values() if (grid := folder.grid()) is not None]
         return found if len({(grid.recipe, grid.protocol) for grid in found}) == 1 else []
+
+    def track(self, to: str, follow: bool = False, every: float = 5.0) -> bool:
+        """Log every epoch of the one folder with a tracker: `tensorboard`, `mlflow` or `wandb`; none of them twice.
+
+        Args:
+            follow: go on until the sweep is over, with a look every so many seconds.
+
+        Returns:
+            Whether all that is on record is logged.
+
+        Raises:
+            RequestError: the tracker cannot be used, or no sweep has begun there.
+        """
+        from results import track  # only here: processes and their pipes
+
+        return track.track(self.folder, to, follow, every)
 
     def notes(self) -> list[str]:
         """Return what a reader of the table should know that is not in it."""

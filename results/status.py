@@ -167,11 +167,11 @@ class Watch:
     def _read_trials(self) -> list[Unfinished]:
         """Read the rows that are new, and how far the trials are that have begun and have not ended."""
         begun = {name: attempt for name in self._run.begun() if (attempt := self._run.attempt(name))}
-        self._read -= {f"trials/{trial_id}.parquet" for trial_id in begun}
         self.ended |= {row["trial_id"]: row for row in self._run.read_new_trials(_COLUMNS, self._read)}
         for trial_id in begun:  # a failed trial that runs again has not ended
             if trial_id in self.ended and self.ended[trial_id]["status"] not in schema.TRAINED:
                 del self.ended[trial_id]
+        self._read -= {f"trials/{trial_id}.parquet" for trial_id in begun}  # which are written anew
         found = [trial_id for trial_id in self.planned if trial_id in begun and trial_id not in self.ended]
         now = time.time()
         return [Unfinished(self.planned[one], begun[one], now - self._run.last_written(one)) for one in found]
@@ -190,7 +190,8 @@ class Watch:
         return seconds / at_once if seconds else None
 
 
-_COLUMNS = ("trial_id", "status", "error", "train_s", "epochs", "arch", "dataset", "best_test_acc")
+_COLUMNS = ("trial_id", "status", "error", "train_s", "epochs", "arch", "dataset")
+_COLUMNS += ("best_test_acc", "final_test_acc", "finished_at")
 _ORDER = ("completed", "running", "to do", "stopped", "diverged", "collapsed", "failed", "invalid", "withheld")
 
 

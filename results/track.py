@@ -1,92 +1,296 @@
-"""TensorBoard, MLflow and Weights & Biases, for who has one of them open anyway. The run folder is the record.
+"""Trackers that follow a run folder: every epoch of it is in TensorBoard, MLflow or wandb while its trial runs.
 
-Several trials may share one of Tune's, so Tune's callbacks do not fit: these are the libraries' own clients, on the
-driver. A trial is logged when it has ended, from what it left in the run folder. No library comes with this project.
+    RUN/trackers/<name>.json   what a tracker was told of each trial
+
+`python -m results track` follows in the foreground. A sweep whose file names `loggers` starts one process for each,
+which knows the run folder and nothing else. A follower may be killed and started again: nothing is logged twice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import http.client
-import importlib
-import importlib.util
 import itertools
 import json
-import netrc
+import multiprocessing
 import os
-import re
-import shutil
-import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
+from filelock import FileLock, Timeout
+
+from results.status import NO_SPACE, Status, Unfinished, Watch
 from results.store import schema
 from results.store.folder import RunFolder
-from search_spaces.errors import RequestError, gather
+from results.trackers import KNOWN, METRICS, OUTCOME, Begun, Logged, Outcome, Point, Session, Tracker, first
+from search_spaces.errors import RequestError, gather, unknown
 from search_spaces.grid import Planned
+from search_spaces.messages import log, shown_by
 
-METRICS = ("train_loss", "train_acc", "test_loss", "test_acc", "lr")
-OUTCOME = ("best_test_acc", "final_test_acc")
-ANSWER_S = 3.0
+EVERY_S = 5.0  # a trial's epochs are rewritten as often
+AT_ONCE = 50  # trials whose epochs are read together, and remembered together
 MANY = 10  # trials that wait for a tracker at a sweep's end: a person should hear of it
 PATIENCE = 3  # failures in a row, after which a tracker gets no more trials: each may be a minute of waiting
+LOCKED_S = 5.0  # until a follower has ended whose sweep was killed
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # with which a sweep is asked to stop
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """An epoch: when it was done, in seconds since 1970, and what came out."""
+def check(names: Sequence[str], run: RunFolder) -> None:
+    """Check that every tracker can log trials of a run folder; ask the servers.
 
-    epoch: int
-    time: float
-    metrics: Mapping[str, float]
+    Raises:
+        RequestError: with what is wrong with each, at its place in the list.
+    """
+    gather(*((f"[{index}]", functools.partial(KNOWN[name].check, run)) for index, name in enumerate(names)))
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A trial that has ended, as a tracker logs it."""
+def track(run: RunFolder, to: str, follow: bool = False, every: float = EVERY_S) -> bool:
+    """Log what is on record; with `follow`, until the sweep is over.
 
-    trial_id: str
-    params: Mapping[str, bool | int | float | str]
-    points: Sequence[Point]
-    outcome: Mapping[str, float]
-    status: str
+    Args:
+        to: the name of a tracker.
+        every: seconds between two looks.
 
-    @property
-    def steps(self) -> int:
-        return self.points[-1].epoch if self.points else 0
+    Returns:
+        Whether all of it is logged. What failed was said to `search_spaces.messages.log`.
 
-    @property
-    def end(self) -> float:
-        return self.points[-1].time if self.points else datetime.now(UTC).timestamp()
+    Raises:
+        RequestError: the tracker cannot be used, or no sweep has begun in the run folder.
+    """
+    if to not in KNOWN:
+        raise RequestError.of(unknown("tracker", to, KNOWN), "--to")
+    grid, _ = gather(("", run.grid), ("--to", lambda: KNOWN[to].check(run)))
+    if grid is None:
+        raise RequestError.of(NO_SPACE.format(run=run))
+    try:
+        with Follower(to, run, grid.name) as follower:
+            while not follower.look().is_over and follow and not follower.gave_up:
+                time.sleep(follower.pause_s(every))
+    except OSError as error:
+        raise RequestError.of(f"the run folder {run} cannot be written: {error.strerror or error}") from None
+    return follower.is_complete
+
+
+# What was logged
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a tracker was told at one place: {trial id: what}."""
+
+    where: str
+    trials: dict[str, Logged] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), indent=1).encode()
 
     @classmethod
-    def of(cls, planned: Planned, result: Mapping[str, Any], run: RunFolder) -> Curve:
-        """From the run folder, and what the trial's end was reported with."""
-        where = {"trial_id": planned.trial.id}
-        epochs = run.read_epochs(["epoch", *METRICS, "epoch_s"], where).sort_by("epoch").to_pylist()
-        found = run.read_trials(["finished_at", *OUTCOME], where).to_pylist()
-        ended = found[0] if found else {}
-        end = (ended.get("finished_at") or datetime.now(UTC)).timestamp()
-        after = [
-            *itertools.accumulate(epoch["epoch_s"] or 0.0 for epoch in reversed(epochs))
-        ]  # seconds, from its start
-        starts = [end - seconds for seconds in reversed(after)]
-        times = [*starts[1:], end]
-        points = [
-            Point(epoch["epoch"], time, {name: epoch[name] for name in METRICS if epoch[name] is not None})
-            for epoch, time in zip(epochs, times, strict=False)
-        ]
-        outcome = {name: ended[name] for name in OUTCOME if ended.get(name) is not None}
-        return cls(planned.trial.id, _params(planned), points, outcome, result["status"])
+    def decode(cls, data: bytes | None, where: str) -> Memory:
+        """Read it back; nothing is remembered of another place, or where no follower wrote the bytes."""
+        from pydantic import TypeAdapter, ValidationError  # 0.1 s, which only followers pay
+
+        try:
+            found = TypeAdapter(cls).validate_json(data or b"", strict=True)
+        except ValidationError:
+            return cls(where)
+        return found if found.where == where else cls(where)
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """A trial of which something is to be logged.
+
+    Attributes:
+        time: of its last epoch, in seconds since 1970.
+        row: its row, once it has ended.
+    """
+
+    planned: Planned
+    time: float
+    row: Mapping[str, Any] | None = None
+
+    @property
+    def ended(self) -> str | None:
+        return _ended(self.row) if self.row else None
+
+
+class Follower:
+    """Logs a run folder's trials with one tracker, one look at a time; closed at the end of the block.
+
+    What the tracker raises is said, once, and harms nothing: the trial is tried again at the next look.
+
+    Attributes:
+        failures: in a row.
+        is_complete: whether all that was there at the last look is logged.
+
+    Raises:
+        RequestError: on entering, if another process logs the same folder with the same tracker.
+        OSError: nothing can be written into the run folder.
+    """
+
+    def __init__(self, name: str, run: RunFolder, project: str):
+        self._name, self._run = name, run
+        self._make: Callable[[], Tracker] = functools.partial(KNOWN[name], run, project)
+        self._watch = Watch(run)
+        self._file = run.tracked(name)
+        self._lock = (
+            FileLock(run.path / "trackers" / f"{name}.lock", LOCKED_S) if run.on_disk else contextlib.nullcontext()
+        )
+        self._tracker: Tracker | None = None
+        self._memory = Memory("")
+        self._sessions: dict[str, Session] = {}
+        self._looked = False
+        self._cpu_s = 0.0
+        self._said = False
+        self.failures = 0
+        self.is_complete = True
+
+    def __enter__(self) -> Self:
+        try:
+            with contextlib.suppress(NotImplementedError):  # on a disk that has no locks
+                self._lock.__enter__()
+        except Timeout:
+            what = f"another process logs {self._run} with {self._name}; let it do so, or end it first"
+            raise RequestError.of(what) from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for trial_id in list(self._sessions):
+            self._leave(trial_id)
+        self._lock.__exit__(kind, error, at)
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the tracker has failed so often that it gets no more."""
+        return self.failures >= PATIENCE
+
+    def pause_s(self, every_s: float) -> float:
+        """Return how long to wait before the next look: a follower takes a twentieth of a core at most."""
+        return max(every_s, 20 * self._cpu_s)
+
+    def look(self, last: bool = False) -> Status:
+        """Log what is new since the last look, and remember it.
+
+        Args:
+            last: whether somebody waits for it, who hears if it is much.
+
+        Raises:
+            RequestError, OSError: the run folder cannot be read, or what was logged not be written there.
+        """
+        self.is_complete = not self.gave_up
+        began = time.process_time()
+        status = self._watch.status()
+        if self._is_ready():
+            self._log_news(status, last)
+        self._cpu_s = time.process_time() - began if self._looked else 0.0  # the first one imports the library
+        self._looked = True
+        return status
+
+    def _log_news(self, status: Status, last: bool) -> None:
+        news = [*self._under_way(status.unfinished), *self._ended()]
+        if last and len(news) > MANY:
+            log.info(f"tracker {self._name}: {len(news)} trials are still to be logged ...")
+        for start in range(0, len(news), AT_ONCE):
+            if not self.gave_up:
+                self._log_all(news[start : start + AT_ONCE])
+
+    def _is_ready(self) -> bool:
+        """Make the tracker at the first look, and read what it was told."""
+        if self._tracker is None and not self.gave_up:
+            with self._faults():
+                self._tracker = self._make()
+                self._memory = Memory.decode(self._file.read(), self._tracker.where)
+        return self._tracker is not None
+
+    def _under_way(self, unfinished: Sequence[Unfinished]) -> Iterator[_News]:
+        for one in unfinished:
+            trial_id = one.planned.trial.id
+            known = self._memory.trials.get(trial_id)
+            is_new = one.runs and trial_id not in self._sessions
+            written = self._run.last_written(trial_id)  # 0 if it has just ended: the next look has its row
+            if written and (is_new or one.attempt.epoch > (known.epoch if known else 0)):
+                yield _News(one.planned, written)
+
+    def _ended(self) -> Iterator[_News]:
+        """Yield what has ended, in the order of the grid; not what the gate refused, of which nothing was trained."""
+        for trial_id, planned in self._watch.planned.items():
+            row = self._watch.ended.get(trial_id)
+            known = self._memory.trials.get(trial_id)
+            if row and row["status"] != schema.INVALID and (known is None or known.ended != _ended(row)):
+                time_ = row["finished_at"].timestamp() if row["finished_at"] else time.time()
+                yield _News(planned, time_, row)
+
+    def _log_all(self, news: Sequence[_News]) -> None:
+        columns = ["trial_id", "epoch", *METRICS, "epoch_s"]
+        rows = self._run.read_epochs(columns, {"trial_id": [one.planned.trial.id for one in news]})
+        epochs: dict[str, list[dict[str, Any]]] = {}
+        for row in rows.sort_by("epoch").to_pylist():
+            epochs.setdefault(row["trial_id"], []).append(row)
+        for one in news:
+            if not self.gave_up:
+                with self._faults(one.planned.trial.id):
+                    self._log(one, epochs.get(one.planned.trial.id, []))
+        self._file.write(self._memory.encode())
+
+    def _log(self, one: _News, rows: Sequence[Mapping[str, Any]]) -> None:
+        assert self._tracker  # noqa: S101 - made before
+        trial_id = one.planned.trial.id
+        start, points = _curve(rows, one.time)
+        session = self._sessions.get(trial_id)
+        if session is None:
+            trial = Begun(trial_id, one.planned.role, _params(one.planned), start)
+            session = self._sessions[trial_id] = self._tracker.open(trial, self._memory.trials.get(trial_id))
+        session.log([point for point in points if point.epoch > session.epoch])
+        if one.row:
+            last = points[-1] if points else Point(0, one.time, {})
+            values = {name: one.row[name] for name in OUTCOME if one.row[name] is not None}
+            session.end(Outcome(one.row["status"], dataclasses.replace(last, metrics=values)))
+            del self._sessions[trial_id]
+        self._memory.trials[trial_id] = Logged(session.run, session.epoch, one.ended)
+
+    @contextlib.contextmanager
+    def _faults(self, trial_id: str = "") -> Iterator[None]:
+        """Within the block a tracker may raise anything, and the sweep goes on."""
+        try:
+            yield
+            self.failures = 0
+        except Exception as error:
+            self.failures += 1
+            self.is_complete = False
+            self._leave(trial_id)
+            if not self._said:
+                self._said = True
+                log.warning(f"tracker {self._name}: {first(error)}; its trials are in the run folder all the same")
+
+    def _leave(self, trial_id: str) -> None:
+        if session := self._sessions.pop(trial_id, None):
+            with contextlib.suppress(Exception):  # which it has said by another call
+                session.close()
+
+
+def _ended(row: Mapping[str, Any]) -> str:
+    """Return which end of a trial it is: one that failed and goes on has several."""
+    return row["finished_at"].isoformat() if row["finished_at"] else row["status"]
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], end: float) -> tuple[float, list[Point]]:
+    """Return when the first epoch began, and the epochs, of which the last was done at `end`."""
+    left = [*itertools.accumulate((row["epoch_s"] or 0.0 for row in reversed(rows)), initial=0.0)]
+    start, *times = (end - seconds for seconds in reversed(left))
+    return start, [
+        Point(row["epoch"], time, {name: row[name] for name in METRICS if row[name] is not None})
+        for row, time in zip(rows, times, strict=True)
+    ]
 
 
 def _params(planned: Planned) -> dict[str, bool | int | float | str]:
@@ -105,265 +309,86 @@ def _params(planned: Planned) -> dict[str, bool | int | float | str]:
     return {name: value if isinstance(value, plain) else json.dumps(value) for name, value in named.items()}
 
 
-class Tracker(Protocol):
-    """One library. Made by `Tracker(run, project)` when the first trial has ended."""
-
-    @staticmethod
-    def check(run: RunFolder) -> None:
-        """Raises RequestError with what keeps it from logging trials of that run folder. Leaves nothing behind."""
-        ...
-
-    def log(self, curve: Curve) -> None: ...
+# The followers of a sweep
 
 
-class TensorBoard:
-    """Event files in RUN/tensorboard/<trial id>, by TensorBoard's own writer: the one in torch takes torch."""
+@contextlib.contextmanager
+def following(names: Sequence[str], run: RunFolder, project: str, every_s: float = EVERY_S) -> Iterator[None]:
+    """Follow a run folder with these trackers for the length of the block, each in a process of its own.
 
-    def __init__(self, run: RunFolder, project: str):  # noqa: ARG002 - as all of them
-        self._folder = run.path / "tensorboard"
-
-    @staticmethod
-    def check(run: RunFolder) -> None:
-        _on_disk(run, "take it out, or give an --out on a disk: the run folder has every epoch all the same")
-        _library("tensorboard", "tensorboard.summary.writer.event_file_writer")
-
-    def log(self, curve: Curve) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
-        from tensorboard.plugins.hparams import summary_v2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        folder = self._folder / curve.trial_id
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed: two curves of one name would be joined
-        writer = EventFileWriter(str(folder))
-
-        def add(summary: Summary, step: int, time: float) -> None:
-            writer.add_event(Event(wall_time=time, step=step, summary=summary))
-
-        def scalars(values: Mapping[str, float]) -> Summary:
-            return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-
-        try:
-            start = curve.points[0].time if curve.points else curve.end
-            hparams = {**curve.params, "status": curve.status}
-            add(summary_v2.hparams_pb(hparams, curve.trial_id, start), 0, start)
-            for point in curve.points:
-                add(scalars(point.metrics), point.epoch, point.time)
-            add(scalars(curve.outcome), curve.steps, curve.end)
-        finally:
-            writer.close()
-
-
-class MLflow:
-    """A run of the experiment that is called as the space, at MLFLOW_TRACKING_URI or else in RUN/mlruns."""
-
-    def __init__(self, run: RunFolder, project: str):
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        self._client = _mlflow_client(uri or (run.path / "mlruns").as_uri())
-        found = self._client.get_experiment_by_name(project)
-        self._experiment = found.experiment_id if found else self._client.create_experiment(project)
-
-    @staticmethod
-    def check(run: RunFolder) -> None:
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        if not uri:
-            _on_disk(run, "set MLFLOW_TRACKING_URI to a server, or give an --out on a disk")
-        _library("mlflow", "mlflow")
-        if uri and uri.startswith(("http://", "https://")):
-            _answers(uri, "start the server, or unset MLFLOW_TRACKING_URI to log into the run folder")
-        with tempfile.TemporaryDirectory() as local:
-            try:
-                _mlflow_client(uri or Path(local).as_uri()).search_experiments(max_results=1)
-            except Exception as error:  # whatever a store may raise: nothing can be logged to it
-                raise RequestError.of(
-                    f"mlflow cannot log to {_public(uri or 'a local folder')}: {_first(error)}"
-                ) from None
-
-    def log(self, curve: Curve) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        start = curve.points[0].time if curve.points else curve.end
-        run = self._client.create_run(self._experiment, round(start * 1000), run_name=curve.trial_id).info.run_id
-        metrics = [
-            (name, value, point.time, point.epoch) for point in curve.points for name, value in point.metrics.items()
-        ]
-        metrics += [(name, value, curve.end, curve.steps) for name, value in curve.outcome.items()]
-        made = [Metric(name, value, round(time * 1000), step) for name, value, time, step in metrics]
-        params = [Param(name, str(value)) for name, value in curve.params.items()]
-        tags = [RunTag("status", curve.status), *(RunTag(name, f"{value}") for name, value in curve.outcome.items())]
-        self._client.log_batch(run, params=params, tags=tags)
-        for first in range(0, len(made), 1000):  # MLflow takes no more at once
-            self._client.log_batch(run, metrics=made[first : first + 1000])
-        good = curve.status == schema.COMPLETED
-        self._client.set_terminated(run, "FINISHED" if good else "FAILED", round(curve.end * 1000))
-
-
-def _mlflow_client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    # By itself MLflow tries a server that is gone for a quarter of an hour.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    if uri.startswith("file:"):
-        # Files need no more than mlflow-skinny, and no database on a network's disk. MLflow 3 wants to be told so.
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    return MlflowClient(uri)
-
-
-class WandB:
-    """A run of the project that is called as the space; by wandb's own environment."""
-
-    def __init__(self, run: RunFolder, project: str):
-        self._folder = None if os.environ.get("WANDB_DIR") else str(run.path)
-        self._project = re.sub(r"[/\\#?%:]", "-", project)  # what wandb takes in none
-
-    @staticmethod
-    def check(run: RunFolder) -> None:
-        if not os.environ.get("WANDB_DIR"):
-            _on_disk(run, "set WANDB_DIR to a folder of this machine, or give an --out on a disk")
-        _library("wandb", "wandb")
-        if os.environ.get("WANDB_MODE", "online") != "online":  # offline, disabled
-            return
-        address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-        if not (os.environ.get("WANDB_API_KEY") or _has_login(urllib.parse.urlsplit(address).hostname or "")):
-            what = "wandb has no key: set WANDB_API_KEY or run `wandb login`, or log to disk with WANDB_MODE=offline"
-            raise RequestError.of(what)
-        _answers(address, "log to disk with WANDB_MODE=offline, and send it later with `wandb sync`")
-
-    def log(self, curve: Curve) -> None:
-        import wandb  # pyright: ignore
-
-        run = wandb.init(
-            project=self._project,
-            name=curve.trial_id,
-            config=dict(curve.params),
-            tags=[curve.status],
-            dir=self._folder,
-            settings={"console": "off", "silent": True},
-        )
-        try:
-            for point in curve.points:
-                run.log(dict(point.metrics), step=point.epoch)
-            run.summary.update({**curve.outcome, "status": curve.status})
-        finally:
-            run.finish(exit_code=0 if curve.status == schema.COMPLETED else 1)
-
-
-KNOWN: Mapping[str, type[TensorBoard | MLflow | WandB]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
-
-
-def check(names: Sequence[str], run: RunFolder) -> None:
-    """Whether every tracker can log trials of a run folder; asks the servers.
-
-    Raises:
-        RequestError: with what is wrong with each, at its place in the list.
+    At the end it is waited for until all is logged; a second Ctrl-C abandons that.
     """
-    gather(*((f"[{index}]", functools.partial(KNOWN[name].check, run)) for index, name in enumerate(names)))
-
-
-class Trackers:
-    """Logs trials with every tracker asked for, each in a thread of its own: the sweep waits for none before its end.
-
-    What a tracker raises is said, once, and harms nothing.
-    """
-
-    def __init__(self, names: Sequence[str], run: RunFolder, project: str, say: Callable[[str], None]):
-        self._lines = [_Line(name, functools.partial(KNOWN[name], run, project), run, say) for name in names]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for line in self._lines:
-            line.finish()
-
-    def ended(self, planned: Planned, result: Mapping[str, Any]) -> None:
-        """A trial has ended, and its row and epochs are on record: `status`."""
-        for line in self._lines:
-            line.add(planned, result)
-
-
-class _Line:
-    """The trials that wait for one tracker."""
-
-    def __init__(self, name: str, make: Callable[[], Tracker], run: RunFolder, say: Callable[[str], None]):
-        self._name, self._make, self._run, self._say = name, make, run, say
-        self._tracker: Tracker | None = None
-        self._failures = 0  # in a row
-        self._said = False
-        self._added = self._done = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-
-    def add(self, planned: Planned, result: Mapping[str, Any]) -> None:
-        self._added += 1
-        self._thread.submit(self._log, planned, result)
-
-    def finish(self) -> None:
-        if (left := self._added - self._done) > MANY:
-            self._say(f"tracker {self._name}: {left} trials are still to be logged ...")
+    with contextlib.ExitStack() as stack:
+        followers = [stack.enter_context(_follower(name, run, project, every_s)) for name in names]
         try:
-            self._thread.shutdown()
-        except BaseException:  # a second Ctrl-C
-            self._thread.shutdown(wait=False, cancel_futures=True)
-            raise
-
-    def _log(self, planned: Planned, result: Mapping[str, Any]) -> None:
-        try:
-            if self._failures < PATIENCE:
-                self._tracker = self._tracker or self._make()
-                self._tracker.log(Curve.of(planned, result, self._run))
-                self._failures = 0
-        except Exception as error:  # a tracker may raise anything, and the sweep goes on
-            self._failures += 1
-            if not self._said:
-                self._said = True
-                self._say(f"tracker {self._name}: {_first(error)}; its trials are in the run folder all the same")
+            yield
         finally:
-            self._done += 1
+            for _, pipe in followers:
+                with contextlib.suppress(OSError):  # it has died, which is said below
+                    pipe.send("finish")
+            for name, (process, _) in zip(names, followers, strict=True):
+                process.join()
+                if process.exitcode:
+                    again = f"python -m results track {shlex.quote(str(run))} --to {name}"
+                    log.warning(f"tracker {name}: its process died (exit code {process.exitcode}); to log all: {again}")
 
 
-def _on_disk(run: RunFolder, otherwise: str) -> None:
-    if not run.on_disk:
-        raise RequestError.of(f"it writes files, which {run} takes none of: it is in an object store; {otherwise}")
-
-
-def _library(name: str, module: str) -> None:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:  # or a mere folder of that name, which wandb itself leaves
-        raise RequestError.of(f"{name} is not installed here; pip install {name}")
+@contextlib.contextmanager
+def _follower(name: str, run: RunFolder, project: str, every_s: float) -> Iterator[tuple[BaseProcess, Connection]]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    # What it needs goes through a pipe: the URI of a run folder may have a secret, and anybody can read a command line.
+    process = context.Process(target=_follow, args=(name, run.where, project, every_s, theirs), name=f"track-{name}")
+    with _signals_blocked():
+        process.start()
+    theirs.close()
+    thread = threading.Thread(target=_forward, args=(ours,), name=f"track-{name}", daemon=True)
+    thread.start()
     try:
-        importlib.import_module(module)
-    except Exception as error:  # what a library of another version raises on import
-        raise RequestError.of(f"{name} cannot be imported: {_first(error)}") from None
+        yield process, ours
+    finally:
+        if process.is_alive():
+            process.kill()
+            process.join()
+        thread.join()
+        ours.close()
 
 
-def _answers(url: str, otherwise: str) -> None:
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Within the block a process is started that does not hear of Ctrl-C: its parent tells it when to finish."""
+    resource_tracker.ensure_running()  # which it would do itself, and unblock them thereby
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with urllib.request.urlopen(_public(url), timeout=ANSWER_S):  # noqa: S310 - http or https, as the caller saw
-            pass
-    except urllib.error.HTTPError:
-        pass  # an answer all the same
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        what = f"{_public(url)} does not answer within {ANSWER_S:.0f} s ({reason or type(error).__name__}); {otherwise}"
-        raise RequestError.of(what) from None
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _public(url: str) -> str:
-    """Without a name and a password."""
-    parts = urllib.parse.urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+def _forward(pipe: Connection) -> None:
+    """Say what a follower says, until it ends."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            log.info(pipe.recv())
 
 
-def _has_login(host: str) -> bool:
-    """Whether `wandb login` has left a key in ~/.netrc."""
+def _follow(name: str, where: str, project: str, every_s: float, pipe: Connection) -> None:
+    """Follow until the parent says so, and then look once more. The main function of a process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        with shown_by(pipe.send), Follower(name, RunFolder(where), project) as follower:
+            asked, pause_s = False, 0.0
+            while not asked:
+                asked = pipe.poll(pause_s)
+                with contextlib.suppress(RequestError, OSError):  # what cannot be read now may be at the next look
+                    follower.look(last=asked)
+                pause_s = follower.pause_s(every_s)
+    except RequestError as error:
+        pipe.send(f"tracker {name}: {error}")
 
 
-def _first(error: BaseException) -> str:
-    """`RuntimeError: what it says`, on one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _end_with_parent() -> None:
+    """End this process with its parent, whatever it waits for: nothing is lost thereby."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+    os._exit(1)

@@ -59,7 +59,7 @@ ALLOWED = {
     ("trainer/user_module.py", "importlib.util.module_from_spec"),
     ("trainer/archs/__init__.py", "importlib.import_module"),  # of a family that it names itself
     ("trainer/pools/__init__.py", "importlib.import_module"),  # of the name of a built-in pool
-    ("orchestrator/trackers.py", "importlib.import_module"),  # of a library by its fixed name
+    ("results/trackers.py", "importlib.import_module"),  # of a library by its fixed name
 }
 
 

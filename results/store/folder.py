@@ -17,7 +17,8 @@
     RUN/pools.json                every pool that was ever asked for, with its text
     RUN/submitted.json            which revision of a candidate is its entry
     RUN/topups.json               which seeds were added after looking
-    RUN/tensorboard, RUN/mlruns   what trackers make of it, if the sweep names them
+    RUN/trackers/<tracker>.json   what a tracker was told (`results.track`)
+    RUN/tensorboard, RUN/mlruns   what trackers on this disk make of it
 
 RUN is a folder on a disk that every machine of the sweep sees, or a place in an object store, `s3://bucket/run`, with
 the same guarantees: a reader never sees half a file, whoever is killed, and a file once written stands. On a disk each
@@ -374,6 +375,11 @@ class RunFolder:
         return self.files.append("ray.log")
 
     # What is made of it
+
+    def tracked(self, tracker: str) -> StoredFile:
+        """What a tracker was told of each trial."""
+        self.files.create(["trackers"])
+        return StoredFile(self.files, f"trackers/{tracker}.json")
 
     def write_picture(self, trial_id: str, png: bytes) -> str:
         """The trial's class activation maps; where they are."""
