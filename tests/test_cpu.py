@@ -145,54 +145,10 @@ def test_bf16_autocast_goes_through() -> None:
     assert all(parameter.grad is not None for parameter in fast.parameters())
 
 
-def test_folded_evaluation_is_torchs_and_knows_when_anything_has_changed() -> None:
-    torch.manual_seed(0)
-    theirs = network.build(pool.expand("gap")[0], "mobilenetv2_s32", 10, seed=1).features
+def test_evaluation_is_torchs() -> None:
+    theirs = network.build(pool.expand("gap")[0], "mobilenetv2_s32", 10, seed=1).features.eval()
     ours = copy.deepcopy(theirs)
     cpu.speed_up(ours)
-    assert sum(isinstance(module, cpu.FoldingSequential) for module in ours.modules()) == 35 + 17
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    images = torch.randn(8, 3, 32, 32)
-
-    def same() -> None:
-        for module in (theirs, ours):
-            module.eval()
-        with torch.inference_mode():
-            mine, torchs = ours(images), theirs(images)
-        torch.testing.assert_close(mine, torchs, rtol=1e-4, atol=1e-5)
-        unfolded = ours(images)
-        assert unfolded.requires_grad
-        torch.testing.assert_close(unfolded.detach(), mine, rtol=1e-4, atol=1e-5)
-
-    same()
-    for module in (theirs, ours):  # batches alone move the running statistics
-        module.train()
-        with torch.no_grad():
-            module(images)
-    same()
-    with torch.no_grad():  # a step alone, the weights
-        for mine, torchs in zip(ours.parameters(), theirs.parameters(), strict=True):
-            noise = torch.randn_like(torchs) / 100
-            mine.add_(noise)
-            torchs.add_(noise)
-    same()
-    ours.load_state_dict(theirs.state_dict())
-    same()
-    again = copy.deepcopy(ours)
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.equal(again(images), ours(images))
-
-
-def test_what_cannot_be_folded_is_left_alone() -> None:
-    cases = [
-        nn.Sequential(nn.Conv2d(3, 3, 1)),
-        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),  # a bias
-        nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.ReLU(), nn.BatchNorm2d(3)),
-        nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3, affine=False)),
-        nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3, track_running_stats=False)),
-        nn.Sequential(nn.Conv2d(3, 3, 3, padding="same", bias=False), nn.BatchNorm2d(3)),
-        nn.Sequential(nn.ReLU()),
-    ]
-    for case in cases:
-        cpu.speed_up(case)
-        assert type(case) is nn.Sequential
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)

@@ -37,8 +37,6 @@ def speed_up(network: nn.Module) -> None:
                     first.__class__ = BatchNormReLU6
                     module[index + 1] = nn.Identity()
                     norms.append(cast(BatchNormReLU6, first))
-            if type(module).forward is nn.Sequential.forward and _can_fold(module):
-                module.__class__ = FoldingSequential
     for norm in norms[:-1]:  # MobileNetV2 is the one network with such layers; the last one's reader is the pool
         norm.before_convolution = True
 
@@ -56,70 +54,17 @@ def _speed_up_convolution(conv: nn.Conv2d) -> None:
         conv.__class__ = DepthwiseConv2d
 
 
-@functools.cache  # once a process: another time would reserve more
 def keep_memory() -> None:
-    """Lets glibc keep what is freed instead of giving it back to the system, and have it in huge pages.
+    """Let glibc keep what is freed instead of giving it back to the system.
 
     Every step frees and takes the same activations; by default large ones are unmapped and faulted in again page by
-    page, 5 to 20 % of a step of `mobilenetv2_s32`. Huge pages are another 2 %: the heap is made to reserve addresses,
-    marked, which take no memory before they are written to. Does nothing where the C library is another.
+    page, 5 to 20 % of a step of `mobilenetv2_s32`. Does nothing where the C library is another.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.malloc.restype = ctypes.c_void_p
-        size, page, use_huge_pages = 2**30 - 2**21, 2**21, 14  # sys/mman.h
-        if block := libc.malloc(ctypes.c_size_t(size)):
-            start = -(-block // page) * page
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(block + size - start), use_huge_pages)
-            libc.free(ctypes.c_void_p(block))
-
-
-def _can_fold(layers: nn.Sequential) -> bool:
-    """Whether each of its convolutions has no bias and a batch norm behind it, and there is one."""
-    convs = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    behind = [layers[index + 1] if index + 1 < len(layers) else None for index in convs]
-    norms = [norm for norm in behind if isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats]
-    plain = all(layers[i].bias is None and not isinstance(layers[i].padding, str) for i in convs)
-    return bool(convs) and len(norms) == len(convs) and plain and torch.backends.mkldnn.is_available()
-
-
-class FoldingSequential(nn.Sequential):
-    """Layers that are evaluated with each batch norm as a part of the convolution before it, and ReLU6 with them.
-
-    A batch of 128 takes `mobilenetv2_s32` 9.5 ms where it took 13.4, of an epoch 2 %.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
-        layers = iter(self)
-        for layer in layers:
-            input = self._convolution(input, layer, next(layers)) if isinstance(layer, nn.Conv2d) else layer(input)
-        return input
-
-    def _convolution(self, x: Tensor, conv: nn.Conv2d, norm: Any) -> Tensor:
-        weight, bias = self._folded(conv, norm)
-        clamps = isinstance(norm, BatchNormReLU6)
-        if isinstance(conv, PointwiseConv2d) and x.shape[2] * x.shape[3] <= SMALL_MAP:
-            out = _maps(product(_rows(x), weight.flatten(1), bias), x.shape)
-            return out.clamp_(0, 6) if clamps else out
-        then = ("hardtanh", [0.0, 6.0], "") if clamps else ("none", [], "")
-        geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, *then)
-
-    def _folded(self, conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
-        """The convolution's weight and bias with the batch norm in them, computed once an evaluation."""
-        # A step changes the weights; training batches without one are counted. Running statistics do not tell.
-        state = [tensor._version for tensor in (conv.weight, norm.weight, norm.bias, norm.num_batches_tracked)]
-        cache: dict[nn.Module, Any] = self.__dict__.setdefault("_cache", {})
-        if conv not in cache or cache[conv][0] != state:
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight = (conv.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-            cache[conv] = state, weight, norm.bias - norm.running_mean * scale
-        return cache[conv][1:]
 
 
 class BatchNormReLU6(nn.BatchNorm2d):
