@@ -1,50 +1,91 @@
-"""What happens where a version of Ray lacks a private part that is touched."""
+"""Each private part of torch can be missing: what stands in for it does the same, more slowly."""
 
 from __future__ import annotations
 
-import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from orchestrator import compat
+from search_spaces import pool
+from trainer import compat
+from trainer.gate import checks, process_state
+from trainer.gate.case import Case
 
-PARTS = {
-    compat.LOOPBACK: ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
-    compat.ADDRESSES: ("ray._private.services", "find_gcs_addresses"),
-    compat.SIGTERM: ("ray._private.utils", "set_sigterm_handler"),
-    compat.PROCESSES: ("ray._private.worker", "_global_node"),
-    compat.TAGS: ("ray.air._internal.usage", "tag_callbacks"),
-}
+BROKEN = Path(__file__).parent / "broken"
 
 
-def test_this_version_has_all_of_them() -> None:
+def test_this_installation_lacks_nothing_and_what_it_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compat.missing() == []
+    monkeypatch.delattr(torch, "_foreach_copy_")
+    (lost,) = compat.missing()
+    assert lost.startswith("torch._foreach_copy_: copies of many tensors")
 
 
-@pytest.mark.parametrize("lost", PARTS)
-def test_what_is_missing_is_said_and_nothing_raises(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, name = PARTS[lost]
-    monkeypatch.delattr(importlib.import_module(module), name)
-    assert compat.missing() == [lost]
-    compat.listen_on_loopback(only=False)
-    compat.count_no_callbacks()
-    assert compat.dead_process() is None
-    assert compat.running() == [] or lost != compat.ADDRESSES
-    with compat.sigterm_left_alone():
-        pass
+@pytest.mark.parametrize("bias", [None, torch.ones(5)], ids=["plain", "bias"])
+def test_a_product_without_onednn(monkeypatch: pytest.MonkeyPatch, bias: torch.Tensor | None) -> None:
+    a, b = torch.randn(2, 7, 3), torch.randn(2, 5, 3)
+    fast = compat.product(a[0], b[0], bias)
+    monkeypatch.setattr(compat, "_onednn_product", None)
+    torch.testing.assert_close(compat.product(a[0], b[0], bias), fast)
 
 
-def test_what_was_taken_out_is_put_back() -> None:
-    utils = importlib.import_module("ray._private.utils")
-    theirs = utils.set_sigterm_handler
-    with compat.sigterm_left_alone():
-        assert utils.set_sigterm_handler is not theirs
-    assert utils.set_sigterm_handler is theirs
+@pytest.mark.parametrize("low", [False, True])
+def test_the_gradient_of_a_clamp_in_place_or_not(monkeypatch: pytest.MonkeyPatch, low: bool) -> None:
+    if low:
+        monkeypatch.setattr(compat, "_clamp_gradient", None)
+    x = torch.linspace(-3, 9, 24).requires_grad_()
+    out = x.clamp(0, 6)
+    out.sum().backward()
+    gradient = torch.ones(24)
+    assert torch.equal(compat.clamp_gradient(gradient, out.detach(), 0, 6, torch.empty(24)), x.grad)  # type: ignore[arg-type]
+    assert compat.clamp_gradient(gradient, out.detach(), 0, 6, gradient) is gradient
+    assert torch.equal(gradient, x.grad)  # type: ignore[arg-type]
 
 
-def test_without_the_services_ray_itself_says_whether_this_is_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    services = importlib.import_module("ray._private.services")
-    for name in ("find_gcs_addresses", "find_bootstrap_address", "find_node_ids"):
-        monkeypatch.delattr(services, name)
-    assert compat.is_node()
-    assert compat.last_started() is None
+@pytest.mark.parametrize("low", [False, True])
+def test_many_copies(monkeypatch: pytest.MonkeyPatch, low: bool) -> None:
+    if low:
+        monkeypatch.delattr(torch, "_foreach_copy_")
+    targets, sources = [torch.zeros(2), torch.zeros(3, dtype=torch.bfloat16)], [torch.ones(2), torch.ones(3)]
+    compat.copy_all(targets, sources)
+    assert all(bool((target == 1).all()) for target in targets)
+
+
+def test_a_recording_is_forgotten_as_far_as_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.delattr(torch._C, name, raising=False)
+    compat.forget_recording((0, 1), torch.device("cuda", 0))
+
+
+def test_without_fake_tensors_the_gate_still_sees_what_meta_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "_found", lambda _: None)
+    (gap,) = pool.expand("gap")
+    assert checks.check(Case(gap, "resnet20")) == []
+    (made,) = pool.expand(str(BROKEN / "made_on_the_cpu.py"))
+    assert [finding.check for finding in checks.check(Case(made, "resnet20"))] == ["device"]
+
+
+def test_without_torchs_registries_the_rest_of_the_process_is_still_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "_found", lambda _: None)
+    monkeypatch.delattr(torch.library, "_impls")
+    before = process_state.snapshot()
+    torch.set_default_dtype(torch.float64)
+    try:
+        changed = process_state.changes(before, process_state.snapshot())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert changed == {process_state.DECIDES: ["the default dtype (torch.float32 -> torch.float64)"]}
+
+
+@pytest.mark.parametrize("lacks", ["", "import torch._dynamo; ", "import atexit; del atexit._run_exitfuncs; "])
+def test_architectures_and_forks_in_a_process_that_is_otherwise(lacks: str) -> None:
+    code = (
+        f"{lacks}import os, sys\nfrom trainer.isolation import Child\nfrom trainer import archs\n"
+        "def serve(requests):\n    requests.recv()\n    requests.send(1)\n    requests.send(None)\n"
+        "child = Child(serve)\nassert list(child.ask(0)) == [1]\nassert child.close() == 'exit code 0'\n"
+        f"assert ('torch._dynamo' in sys.modules) == ({lacks!r}.startswith('import torch')), 'it takes 3 s'"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)

@@ -17,7 +17,7 @@ from search_spaces.errors import RequestError, first_line, gather, short
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
-from trainer import data, log
+from trainer import compat, data, log
 from trainer.augment import Images
 from trainer.device.program import Program, default_device
 from trainer.gate import Gate
@@ -58,6 +58,8 @@ def _run(args: argparse.Namespace) -> int:
         report = gate.report
     if args.check:
         say(report.table())
+        for lost in compat.missing():
+            say(f"note: torch {torch.__version__} has no {lost}")
     for note in report.notes:
         say(f"note: {note}")
     report.refuse()

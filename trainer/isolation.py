@@ -8,7 +8,6 @@ all. The parent must not have used torch's threads or a GPU, neither of which a 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
@@ -119,12 +118,14 @@ class Child:
             pid = os.fork()
         if pid:
             return pid
+        from trainer import compat  # torch, which the parent has imported, and a driver of a sweep never does
+
         code = 1
         try:
             self._pipe.close()
             os.setpgid(0, 0)  # what it starts can be ended with it
             _end_with(parent)
-            atexit._clear()  # the parent's
+            compat.forget_exit_functions()
             gc.freeze()  # what the parent holds, of Ray's store for one, is the parent's to give back
             serve(theirs)
             code = 0
@@ -134,7 +135,7 @@ class Child:
             traceback.print_exc()
         finally:
             with contextlib.suppress(BaseException):
-                atexit._run_exitfuncs()
+                compat.run_exit_functions()
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from trainer import compat
 from trainer.device import kernels
 
 STREAMS = 32  # that torch has for a device; the next one it gives is the first again
@@ -54,14 +55,14 @@ class Together:
         """Before a forward pass: the weights as they are now."""
         if self._halves:
             with torch.no_grad():
-                torch._foreach_copy_(self._halves, self._weights)  # pyright: ignore[reportPrivateImportUsage]
+                compat.copy_all(self._halves, self._weights)
 
     def after(self) -> None:
         """After a backward pass: the gradients, where an optimizer looks for them; and a batch more."""
         pairs = [(w, h) for w, h in zip(self._weights, self._halves, strict=True) if h.grad is not None]
         if pairs:
             gradients = [torch.empty_like(weight) for weight, _ in pairs]
-            torch._foreach_copy_(gradients, [cast(Tensor, half.grad) for _, half in pairs])  # pyright: ignore[reportPrivateImportUsage]
+            compat.copy_all(gradients, [cast(Tensor, half.grad) for _, half in pairs])
             for (weight, half), gradient in zip(pairs, gradients, strict=True):
                 weight.grad, half.grad = gradient, None
         if self._counts is not None:
@@ -141,7 +142,7 @@ class LibraryConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight if self.half_weight is None else self.half_weight
-        return self._conv_forward(input, weight, self.bias)
+        return F.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class NarrowConv2d(nn.Conv2d):

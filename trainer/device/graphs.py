@@ -8,7 +8,6 @@ matters is refused, and its caller runs it eagerly.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from search_spaces.errors import first_line
+from trainer import compat
 from trainer.randomness import Noise, same
 
 Step = Callable[[], None]
@@ -86,7 +86,7 @@ def _capture(step: Step, pool: Any, stream: torch.cuda.Stream, generator: torch.
         raise
     except RuntimeError as error:
         torch.cuda.synchronize()  # raises again if it is the GPU that is broken, and not just the recording
-        _forget(pool, stream.device)
+        compat.forget_recording(pool, stream.device)
         why = error.__context__ or error  # what went wrong first; that the recording cannot be ended follows from it
         if "out of memory" in str(why):  # of the graph itself, which is not the allocator's to say
             raise torch.OutOfMemoryError(first_line(why)) from error
@@ -94,23 +94,11 @@ def _capture(step: Step, pool: Any, stream: torch.cuda.Stream, generator: torch.
     return graph.replay
 
 
-def _forget(pool: Any, device: torch.device) -> None:
-    """Ends a recording that CUDA has ended before torch could: else nothing of this process's memory is freed again.
-
-    torch 2.11 looks for CUDA's error first and leaves the allocator as if it were recording still; 2.13 does not. In
-    neither is the pool's memory given back by a graph that was not ended.
-    """
-    with contextlib.suppress(RuntimeError):
-        torch._C._cuda_endAllocateToPool(device.index, pool)
-    with contextlib.suppress(RuntimeError):
-        torch._C._cuda_releasePool(device.index, pool)
-
-
 def attributes(modules: nn.Module) -> dict[str, str]:
     """{name: value} of all that a module's Python objects hold, spelled out; tensors by where their data are."""
     found: dict[str, str] = {}
     for path, module in modules.named_modules():
-        for key, value in [*vars(module).items(), *module._buffers.items()]:
+        for key, value in [*vars(module).items(), *module.named_buffers(recurse=False, remove_duplicate=False)]:
             if key not in ("_parameters", "_buffers", "_modules"):
                 found[f"{path}.{key}".lstrip(".")] = _spell(value)
     return found
@@ -119,7 +107,7 @@ def attributes(modules: nn.Module) -> dict[str, str]:
 def _spell(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"{TENSOR} at {value.data_ptr()}"
-    if isinstance(value, torch._C.ScriptMethod):  # of which each access makes another
+    if isinstance(value, torch.ScriptMethod):  # of which each access makes another
         return ""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_spell, value))}]"

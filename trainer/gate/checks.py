@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import fake_tensor
 
-from trainer import user_module
+from trainer import compat, user_module
 from trainer.device.graphs import TENSOR, attributes
 from trainer.gate.case import BATCH, Case, Shape, forward
 from trainer.gate.reads import MEND
@@ -248,26 +247,27 @@ def _device(case: Case) -> Iterator[Finding]:
         what = f"{', '.join(kept)} stay on the CPU, and out of checkpoints and of the optimizer, when the network moves"
         yield Finding("device", where, what, mend)
         return
-    with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-        state = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
-            for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers())
-        }
-        try:
-            out = torch.func.functional_call(module, state, (torch.empty((BATCH, *case.shape), device="cuda"),))
-        except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException):
-            what = "it looks at a value on the GPU from Python, so that every step waits for it, and is slower"
-            hint = "No .item(), no `if` on a tensor, no indexing by a mask."
-            yield Finding("host-sync", where, what, hint, refused=False)
-        except Exception as error:
-            # Whatever else fake tensors cannot do, real ones may.
-            # torch 2.13 has a type for it, 2.11 a sentence.
-            if type(error).__name__ == "FakeTensorDeviceMismatchError" or "different devices" in str(error):
-                what = f"it mixes tensors of the GPU and of the CPU: {_first_line(error)}"
-                yield Finding("device", where, what, mend)
-        else:
-            if isinstance(out, Tensor) and out.device.type != "cuda":
-                yield Finding("device", where, f"its output is on the {out.device.type}", mend)
+
+    def run(empty: Callable[..., Tensor]) -> Any:
+        tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+        state = {name: empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors}
+        maps = empty((BATCH, *case.shape))
+        out = torch.func.functional_call(module, state, (maps,))
+        return out.device if isinstance(out, Tensor) and out.device != maps.device else None
+
+    try:
+        elsewhere = compat.on_fake_gpu(run)
+    except compat.HostSyncError:
+        what = "it looks at a value on the GPU from Python, so that every step waits for it, and is slower"
+        hint = "No .item(), no `if` on a tensor, no indexing by a mask."
+        yield Finding("host-sync", where, what, hint, refused=False)
+    except compat.MixedDevicesError as error:
+        yield Finding("device", where, f"it mixes tensors of the GPU and of the CPU: {_first_line(error)}", mend)
+    except Exception:  # noqa: S110 - whatever else fake tensors cannot do, real ones may
+        pass
+    else:
+        if elsewhere:
+            yield Finding("device", where, f"its output is on the {elsewhere.type}", mend)
 
 
 _OWN = frozenset(vars(nn.Module()))

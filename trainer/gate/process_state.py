@@ -23,10 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules import module as hooks
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from trainer import compat
 from trainer.gate.report import Finding
 
 # Where the callables are compared, one by one: whoever wraps one wraps it for the trainer too. All of torch would be
@@ -113,13 +111,7 @@ def _numerics() -> Iterator[tuple[str, Any]]:
     for device in ("cpu", "cuda"):
         yield f"autocast on {device}", (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
     yield "flushing of denormals", bool((torch.tensor([1e-310], dtype=torch.float64) * 1 == 0).item())
-    yield "modes of torch functions", len(_get_current_function_mode_stack())
-    yield "modes of torch dispatch", len(_get_current_dispatch_mode_stack())
-    for name in sorted(vars(hooks)):
-        if name.startswith("_global_") and isinstance(held := vars(hooks)[name], dict):
-            yield f"hooks on all modules ({name.removeprefix('_global_')})", len(held)
-    impls = getattr(torch.library, "_impls", set())
-    yield "operators of torch", len([name for name in impls if str(name).startswith("aten")])
+    yield from compat.global_state()
 
 
 def _quietly(holder: Any, name: str) -> Any:

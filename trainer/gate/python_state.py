@@ -85,8 +85,9 @@ class _Walk:
                 yield from ((f".{key}", part) for key, part in vars(value).items())
         elif isinstance(value, nn.Module):
             yield from ((f".{key}", part) for key, part in vars(value).items() if key not in _OWN)
-            for part in (value._parameters, value._buffers, value._modules):
-                yield from ((f".{key}", item) for key, item in part.items())
+            for each in (value.named_parameters, value.named_buffers):
+                yield from ((f".{key}", item) for key, item in each(recurse=False, remove_duplicate=False))
+            yield from ((f".{key}", item) for key, item in value.named_children())
         elif isinstance(value, (itertools.count, itertools.cycle)) or not hasattr(value, "__dict__"):
             yield from self._reduced(value)
         else:

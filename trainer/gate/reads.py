@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import site
 import sys
@@ -63,7 +64,7 @@ class Reads:
                 if isinstance(host, str) and not host.startswith("/"):
                     self.hosts[host] = None
             elif event in LISTS:
-                if "importlib" not in sys._getframe(1).f_code.co_filename:
+                if "importlib" not in _caller_file():
                     self.listed[os.path.realpath(os.fsdecode(arguments[0] or "."))] = None
             elif isinstance(arguments[0], str | bytes):
                 path = os.path.realpath(os.fsdecode(arguments[0]))
@@ -110,6 +111,13 @@ class Reads:
             file = getattr(module, "__file__", None)
             if file and module not in own and not _is_environment(os.path.realpath(file)) and not _is_installed(top):
                 yield top, file
+
+
+def _caller_file() -> str:
+    """Return the file of the code that has done what the hook is told of."""
+    frame = inspect.currentframe()
+    asking = frame and frame.f_back and frame.f_back.f_back
+    return asking.f_code.co_filename if asking else ""
 
 
 def _of_modules() -> Iterator[str]:

@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-import torch._dynamo  # which the checks' fake tensors import, 2 s: here once, and not in every process
 import torch.utils.flop_counter
-from torch._dynamo import mutation_guard
 
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
@@ -78,7 +76,7 @@ def _serve(requests: Connection) -> None:
 def _machine(requests: Connection) -> None:
     """What torch finds; to ask starts CUDA, which must not happen where others are forked."""
     requests.recv()
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bf16 = torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
     requests.send({"gpus": torch.cuda.device_count(), "cpu_bf16": bf16})
     requests.send(None)
 
@@ -100,7 +98,9 @@ def _answer(asked: Mapping[str, Any], answers: TextIO) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    mutation_guard.install_generation_tagging_init()  # or the first torch.compile would, and seem to be a pool's doing
+    # What fake tensors and torch.compile import, 2 s: here once, and not in every process. The first compilation also
+    # wraps nn.Module.__init__, which would seem to be a pool's doing.
+    torch.compile(torch.neg, backend="eager")(torch.ones(1))
     with (
         os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8") as answers,
         Path(os.devnull).open("wb") as nowhere,

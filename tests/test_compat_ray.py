@@ -1,0 +1,50 @@
+"""What happens where a version of Ray lacks a private part that is touched."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from orchestrator import compat
+
+PARTS = {
+    compat.LOOPBACK: ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
+    compat.ADDRESSES: ("ray._private.services", "find_gcs_addresses"),
+    compat.SIGTERM: ("ray._private.utils", "set_sigterm_handler"),
+    compat.PROCESSES: ("ray._private.worker", "_global_node"),
+    compat.TAGS: ("ray.air._internal.usage", "tag_callbacks"),
+}
+
+
+def test_this_version_has_all_of_them() -> None:
+    assert compat.missing() == []
+
+
+@pytest.mark.parametrize("lost", PARTS)
+def test_what_is_missing_is_said_and_nothing_raises(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, name = PARTS[lost]
+    monkeypatch.delattr(importlib.import_module(module), name)
+    assert compat.missing() == [lost]
+    compat.listen_on_loopback(only=False)
+    compat.count_no_callbacks()
+    assert compat.dead_process() is None
+    assert compat.running() == [] or lost != compat.ADDRESSES
+    with compat.sigterm_left_alone():
+        pass
+
+
+def test_what_was_taken_out_is_put_back() -> None:
+    utils = importlib.import_module("ray._private.utils")
+    theirs = utils.set_sigterm_handler
+    with compat.sigterm_left_alone():
+        assert utils.set_sigterm_handler is not theirs
+    assert utils.set_sigterm_handler is theirs
+
+
+def test_without_the_services_ray_itself_says_whether_this_is_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = importlib.import_module("ray._private.services")
+    for name in ("find_gcs_addresses", "find_bootstrap_address", "find_node_ids"):
+        monkeypatch.delattr(services, name)
+    assert compat.is_node()
+    assert compat.last_started() is None
