@@ -12,7 +12,7 @@ from trainer.epoch import Epoch
 
 
 class IdleProgram:
-    """Answers like `trainer.device.program.Program`, at once."""
+    """Answers like `trainer.train.Program`, at once."""
 
     def __init__(self, trial: Trial, *_: Any, **__: Any):
         self.trial = trial

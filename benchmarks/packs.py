@@ -30,8 +30,8 @@ from search_spaces import pool
 from search_spaces.recipe import PRECISIONS, Recipe
 from search_spaces.trial import Trial
 from trainer.augment import Images
-from trainer.device.pack import Measurement, grow, while_it_pays
-from trainer.device.program import default_device
+from trainer.device.execution import default_device
+from trainer.packs import Measurement, grow, while_it_pays
 
 EPOCHS, TRAIN_IMAGES = 200, 50_000  # of a whole trial
 POOLS = ["gap", "gem", "avg_max", "global_max"]

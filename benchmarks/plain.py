@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from search_spaces.recipe import Recipe
 from trainer.data import PAD, SIZE, Dataset
-from trainer.device.program import set_matmul_precision
+from trainer.device.execution import set_matmul_precision
 
 
 class PlainTrainer:

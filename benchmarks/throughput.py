@@ -37,8 +37,9 @@ from trainer import network
 from trainer.augment import Images
 from trainer.data import PAD, SIZE, Dataset
 from trainer.device import graphs
-from trainer.device.pack import take_turns
-from trainer.device.program import Program, default_device, set_matmul_precision
+from trainer.device.execution import default_device, set_matmul_precision
+from trainer.packs import take_turns
+from trainer.train import Program
 
 
 def main() -> None:

@@ -37,11 +37,10 @@ from trainer import log
 from trainer.augment import Images
 from trainer.checkpoint import Slot
 from trainer.data import Dataset
-from trainer.device.pack import probe
-from trainer.device.program import Program
 from trainer.epoch import Epoch
 from trainer.network import count_parameters
-from trainer.train import turns
+from trainer.packs import probe
+from trainer.train import Program, turns
 
 WRITE_EVERY_S = 5.0  # to rewrite a trial's epochs costs some 2 ms, which no epoch of 10 ms may pay
 

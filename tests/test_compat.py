@@ -14,8 +14,6 @@ from trainer import compat
 from trainer.gate import checks, process_state
 from trainer.gate.case import Case
 
-BROKEN = Path(__file__).parent / "broken"
-
 
 def test_this_installation_lacks_nothing_and_what_it_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compat.missing() == []
@@ -60,12 +58,18 @@ def test_a_recording_is_forgotten_as_far_as_can_be(monkeypatch: pytest.MonkeyPat
     compat.forget_recording((0, 1), torch.device("cuda", 0))
 
 
-def test_without_fake_tensors_the_gate_still_sees_what_meta_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_fake_tensors_the_gate_still_sees_what_meta_shows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(compat, "_found", lambda _: None)
-    (gap,) = pool.expand("gap")
-    assert checks.check(Case(gap, "resnet20")) == []
-    (made,) = pool.expand(str(BROKEN / "made_on_the_cpu.py"))
-    assert [finding.check for finding in checks.check(Case(made, "resnet20"))] == ["device"]
+    file = tmp_path / "waits.py"
+    file.write_text(
+        "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+        "        return x.mean((2, 3)) * (1 if x.sum() > -1 else 2)\n"
+    )
+    for spec, found in (("gap", []), (str(file), ["host-sync"])):
+        (one,) = pool.expand(spec)
+        assert [finding.check for finding in checks.check(Case(one, "resnet20"))] == found
 
 
 def test_without_torchs_registries_the_rest_of_the_process_is_still_watched(monkeypatch: pytest.MonkeyPatch) -> None:

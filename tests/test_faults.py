@@ -114,8 +114,8 @@ def test_a_gpu_that_is_never_done_counts_as_hanging_too(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     before = """
 import itertools
-from trainer.device.program import Program
-Program._done = lambda self: itertools.repeat(None)
+from trainer.device.execution import Execution
+Execution.done = lambda self: itertools.repeat(None)
 """
     left = in_a_process(run, "gap", "stall_timeout=1.5", before)
     assert left.returncode == 1, left.stderr

@@ -30,10 +30,10 @@ from tests.test_pools import RANDOM_IN_TRAINING, build, loss, maps
 from trainer.augment import Images
 from trainer.data import Dataset
 from trainer.device import graphs
-from trainer.device.pack import take_turns
-from trainer.device.program import Program, set_matmul_precision
+from trainer.device.execution import set_matmul_precision
 from trainer.epoch import Epoch
-from trainer.train import train
+from trainer.packs import take_turns
+from trainer.train import Program, train
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 Make = Callable[..., Trial]

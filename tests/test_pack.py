@@ -24,12 +24,11 @@ from search_spaces.messages import shown_by
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
 from tests.compare import numbers
+from trainer import packs
 from trainer.augment import Images
 from trainer.data import Dataset
-from trainer.device import pack
-from trainer.device.pack import Measurement, take_turns
-from trainer.device.program import Program
-from trainer.train import train
+from trainer.packs import Measurement, take_turns
+from trainer.train import Program, train
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 CPU = torch.device("cpu")
@@ -279,16 +278,16 @@ def test_a_probe_stops_where_it_no_longer_pays(grid: Grid, digits: Dataset, job:
     assert [row["size"] for row in real] == [1, 2, 4, 8, 16][: len(real)]
     assert all(row["images_per_s"] > 0 for row in real)
     found = [Measurement(k, 1.0, 1.0, rate, None) for k, rate in ((1, 100.0), (2, 180.0), (4, 182.0), (8, 400.0))]
-    assert [one.size for one in pack.while_it_pays(found)] == [1, 2, 4]
+    assert [one.size for one in packs.while_it_pays(found)] == [1, 2, 4]
 
 
 @pytest.mark.soak
 def test_a_probe_stops_where_no_more_fit(
     grid: Grid, digits: Dataset, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pack, "GAIN", 0.0)
+    monkeypatch.setattr(packs, "GAIN", 0.0)
     for room, sizes in ((5, [1, 2, 4]), (0, [])):
-        monkeypatch.setattr(pack, "Program", Tight(room))
+        monkeypatch.setattr(packs, "Program", Tight(room))
         assert [row["size"] for row in measure(list(grid), digits, job)] == sizes
         assert f"no {8 if sizes else 1} side by side: CUDA out of memory" in capsys.readouterr().out
 

@@ -23,8 +23,7 @@ from tests.compare import numbers
 from tests.memory import Memory
 from trainer.augment import Images, epoch_draws
 from trainer.data import PAD, SIZE, Dataset
-from trainer.device.program import Program
-from trainer.train import train
+from trainer.train import Program, train
 
 CPU = torch.device("cpu")
 # Powers of two, which the trainer's float32 learning rate holds exactly: cosine over two epochs halves it after one.

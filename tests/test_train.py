@@ -19,9 +19,8 @@ from tests.memory import Memory
 from trainer import checkpoint, log, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
-from trainer.device.program import Program
 from trainer.epoch import Epoch
-from trainer.train import train
+from trainer.train import Program, train
 
 CPU = torch.device("cpu")
 Make = Callable[..., Trial]

@@ -19,9 +19,9 @@ from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
 from trainer import compat, data, log
 from trainer.augment import Images
-from trainer.device.program import Program, default_device
+from trainer.device.execution import default_device
 from trainer.gate import Gate
-from trainer.train import train
+from trainer.train import Program, train
 
 UNREAD = 141  # what a shell says of a command that ended because nobody reads it any more: 128 + SIGPIPE
 

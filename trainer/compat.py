@@ -1,4 +1,4 @@
-"""Every private part of torch, torchvision and Python that the trainer touches: here, and nowhere else.
+"""Every private part of torch and torchvision that the trainer touches: here, and nowhere else.
 
 Each function says why it does not do with what is public, what that brings where it is speed, and falls back to public
 parts that are slower or see less. No number of a trial depends on which of the two runs, beyond rounding. `missing()`
@@ -7,7 +7,6 @@ says in words what this installation lacks. `pyproject.toml` has the versions th
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import sys
 import types
@@ -28,7 +27,6 @@ PRIVATE = {
     "fake tensors on a GPU that is not there: pools are checked on `meta`": "torch._subclasses.fake_tensor",
     "modes of torch functions that a file leaves on": "torch.overrides._get_current_function_mode_stack",
     "modes of torch dispatch that a file leaves on": "torch.utils._python_dispatch._get_current_dispatch_mode_stack",
-    "the end of a forked process as Python ends one": "atexit._run_exitfuncs",
 }
 
 
@@ -184,17 +182,3 @@ def global_state() -> Iterator[tuple[str, int]]:
             yield f"hooks on all modules ({name.removeprefix('_global_')})", len(held)
     impls = getattr(torch.library, "_impls", ())
     yield "operators of torch", len([name for name in impls if str(name).startswith("aten")])
-
-
-# The end of a forked process
-
-
-def forget_exit_functions() -> None:
-    """Forget the functions that the parent has registered with atexit, as multiprocessing's own forks do."""
-    if hasattr(atexit, "_run_exitfuncs"):
-        atexit._clear()
-
-
-def run_exit_functions() -> None:
-    """Run those that this process has registered. Without this, a user's folder is left to the next process."""
-    getattr(atexit, "_run_exitfuncs", lambda: None)()

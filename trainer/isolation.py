@@ -8,6 +8,7 @@ all. The parent must not have used torch's threads or a GPU, neither of which a 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -118,14 +119,12 @@ class Child:
             pid = os.fork()
         if pid:
             return pid
-        from trainer import compat  # torch, which the parent has imported, and a driver of a sweep never does
-
         code = 1
         try:
             self._pipe.close()
             os.setpgid(0, 0)  # what it starts can be ended with it
             _end_with(parent)
-            compat.forget_exit_functions()
+            forget_exit_functions()
             gc.freeze()  # what the parent holds, of Ray's store for one, is the parent's to give back
             serve(theirs)
             code = 0
@@ -135,11 +134,26 @@ class Child:
             traceback.print_exc()
         finally:
             with contextlib.suppress(BaseException):
-                compat.run_exit_functions()
+                run_exit_functions()
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()
             os._exit(code)
+
+
+def forget_exit_functions() -> None:
+    """Forget the functions that the parent has registered with atexit, as multiprocessing's own forks do.
+
+    Only a private part of Python's can, and run those that the child registers: without it neither is done, and a
+    user's folder is left to the next process.
+    """
+    if hasattr(atexit, "_run_exitfuncs"):
+        atexit._clear()
+
+
+def run_exit_functions() -> None:
+    """Run the functions that this process has registered with atexit."""
+    getattr(atexit, "_run_exitfuncs", lambda: None)()
 
 
 def child(code: str, serve: Serve) -> Child:

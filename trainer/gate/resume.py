@@ -22,12 +22,12 @@ from search_spaces.trial import Trial
 from trainer import checkpoint, user_module
 from trainer.augment import Images
 from trainer.data import PAD, SIZE, Dataset
-from trainer.device.pack import take_turns
-from trainer.device.program import EVAL_BATCH, Program
 from trainer.gate import process_state, python_state
 from trainer.gate.checks import failure
 from trainer.gate.reads import Reads
 from trainer.gate.report import Finding
+from trainer.packs import take_turns
+from trainer.train import EVAL_BATCH, Program
 
 CLASSES = 10
 LARGEST_BATCH = 512

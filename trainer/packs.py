@@ -20,8 +20,8 @@ from search_spaces.errors import first_line
 from search_spaces.trial import Trial
 from trainer.augment import Images
 from trainer.data import Dataset
-from trainer.device.program import Program
 from trainer.epoch import Epoch
+from trainer.train import Program
 
 PROBE_STEPS = 100
 GAIN = 1.03  # that a larger pack must bring
