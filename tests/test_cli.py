@@ -16,6 +16,7 @@ from search_spaces import space as spaces
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from search_spaces.space import Resources
+from trainer.data import torchvision_files
 from trainer.gate import Gate
 
 ROOT = Path(__file__).parents[1]
@@ -55,9 +56,7 @@ def test_every_problem_of_a_file(refuse) -> None:
 
 
 def test_data_that_is_not_found(refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision.datasets.utils as utils
-
-    monkeypatch.setattr(utils, "_urlretrieve", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(torchvision_files, "read", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     (tmp_path / "data").mkdir()
     said = refuse(
         "--data-dir", str(tmp_path / "data"), space=SPACE.replace("dataset: digits}, {", "dataset: cifar100}, {")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torchvision.datasets
 from PIL import Image
 from torchvision import transforms
 
+from search_spaces import registry
 from search_spaces.errors import RequestError
 from trainer import data
-from trainer.data import PAD, SIZE, Dataset, dataset
+from trainer.data import PAD, SIZE, Dataset, dataset, torchvision_files
 
 
 def inner(dataset: Dataset) -> np.ndarray:
@@ -166,13 +171,33 @@ def test_torchvisions_own_files_are_read(tmp_path: Path) -> None:
     assert dataset.test_labels.tolist() == [0, 1]
 
 
+def test_reading_them_imports_no_torch_and_happens_once(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, 2, 28, 28) + bytes(2 * 28 * 28))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, 2) + bytes(range(2)))
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom trainer import data\nfrom trainer.data import torchvision_files\n"
+        f"place = Path({str(tmp_path)!r})\nassert len(data.load('fmnist', place).train_labels) == 2\n"
+        "torchvision_files.read = None\ndata.load('fmnist', place)\nassert 'torch' not in sys.modules\n"
+    )
+    environment = os.environ | {"POOLSWEEP_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=environment, check=True)
+
+
+def test_what_torchvision_leaves_is_called_as_it_calls_it() -> None:
+    wanted = {spec.torchvision for spec in registry.DATASETS.values() if spec.torchvision}
+    assert wanted == set(torchvision_files.LEAVES)
+    for name, (own, archive) in torchvision_files.LEAVES.items():
+        cls = getattr(torchvision.datasets, name)
+        assert getattr(cls, "base_folder", name) == own
+        assert getattr(cls, "filename", "") == archive
+
+
 def test_a_download_that_fails_says_where_was_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision.datasets.utils as utils
-
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(utils, "_urlretrieve", no_network)
+    for proxy in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # where nobody listens
     said: list[str] = []
     with pytest.raises(RequestError) as caught:
         data.load("cifar100", tmp_path, said.append)

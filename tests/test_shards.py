@@ -11,21 +11,21 @@ import pytest
 from search_spaces.errors import RequestError
 from tests.parquet_images import as_read_by_pandas, cells, noise, write, write_both
 from trainer import data
-from trainer.data import PAD, Dataset
+from trainer.data import PAD, Dataset, torchvision_files
 
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What torchvision asks the network for; nothing comes."""
-    import torchvision.datasets.utils as utils
-
+    """Which datasets torchvision was asked to download; nothing comes."""
     asked: list[str] = []
 
-    def refuse(url: str, *_: object, **__: object) -> None:
-        asked.append(url)
+    def refuse(name: str, root: Path, *, download: bool = False) -> None:
+        if not download:
+            raise RuntimeError(f"Dataset not found or corrupted in {root}")
+        asked.append(name)
         raise OSError("no network")
 
-    monkeypatch.setattr(utils, "_get_redirect_url", refuse)
+    monkeypatch.setattr(torchvision_files, "read", refuse)
     return asked
 
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from search_spaces import registry
 from search_spaces.errors import RequestError
 from search_spaces.registry import DatasetSpec
-from trainer.data import decoded, pictures, rows
+from trainer.data import decoded, pictures, rows, torchvision_files
 from trainer.data.pictures import Bytes, CellError
 from trainer.data.rows import Labels, Split
 from trainer.data.shards import NEEDED, Place
@@ -89,7 +89,7 @@ def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None,
     place = _place(name, data_dir)
     splits = place.splits()
     if not splits:
-        return _prepare(name, source, *_from_torchvision(name, source, place, say, download))
+        return _from_torchvision(name, source, place, say, download)
     if missing := [split for split in NEEDED if split not in splits]:
         what = f"found {', '.join(sorted(splits))} in {splits[min(splits)][0].parent}, and no {' or '.join(missing)}"
         raise RequestError.of(f"{what}; allowed are both train and test, by these names")
@@ -205,29 +205,23 @@ def _digits() -> tuple[Split, Split]:
 
 def _from_torchvision(
     name: str, source: DatasetSpec, place: Place, say: Callable[[str], None], download: bool
-) -> tuple[Split, Split]:
-    import torchvision.datasets
+) -> Dataset:
     from filelock import FileLock
 
-    data_dir, cls = place.data_dir, getattr(torchvision.datasets, str(source.torchvision))
-    own = getattr(cls, "base_folder", cls.__name__)  # the folder that it keeps them in
+    data_dir, cls = place.data_dir, str(source.torchvision)
+    own, archive = torchvision_files.LEAVES[cls]
     roots = (data_dir, *place.folders(), *([data_dir.parent] if data_dir.name == own else []))
-    strays = functools.partial(place.refuse_strays, (own, getattr(cls, "filename", "")))
+    strays = functools.partial(place.refuse_strays, (own, archive))
 
-    def read(root: Path, train: bool, download: bool = False) -> Split:
-        found = cls(root, train=train, download=download)
-        images, labels = np.asarray(found.data), np.asarray(found.targets, np.int64)
-        try:
-            pictures.check_size(*images.shape[1:3])
-        except CellError as error:
-            raise RequestError.of(f"{root}: {error}") from None
-        if not (len(images) == len(labels) > 0 and 0 <= labels.min() <= labels.max() < source.classes):
-            what = f"{len(images)} images with {len(labels)} labels"
-            raise RequestError.of(f"{root}: found {what}; allowed is a label of 0 to {source.classes - 1} for each")
-        return images[..., None] if images.ndim == 3 else images, labels
+    def read(root: Path, download: bool = False) -> Dataset:
+        def decode() -> tuple[Dataset, bool]:
+            train, test = torchvision_files.read(cls, root, download=download)
+            return _prepare(name, source, *(_checked(split, root, source.classes) for split in (train, test))), True
 
-    def both(root: Path, download: bool = False) -> tuple[Split, Split]:
-        return read(root, True, download), read(root, False, download)
+        if download:
+            return decode()[0]
+        stamps = sorted(_stamp(file) for file in (root / own).rglob("*") if file.is_file())
+        return decoded.load([name, "torchvision", stamps], Dataset, decode)
 
     try:
         if not any((root / own).is_dir() for root in roots):
@@ -237,16 +231,34 @@ def _from_torchvision(
         # Who may not download leaves no trace among somebody's images, not even a lock.
         with FileLock(data_dir / f".{name}.lock") if download else contextlib.nullcontext():
             for root in roots:
-                with contextlib.suppress(RuntimeError):
-                    return both(root)
+                if (root / own).is_dir():
+                    with contextlib.suppress(RuntimeError):
+                        return read(root)
             strays()
             if not download:
                 what = f"there are no images of {name} in {data_dir}"
                 raise RequestError.of(f"{what}; give the folder that the sweep read them from")
             say(f"downloading {name} into {data_dir}")
-            return both(data_dir, download=True)
+            return read(data_dir, download=True)
     except (OSError, RuntimeError) as error:
         raise RequestError.of(
             f"its images are neither in {data_dir / source.called[0]} (Parquet) nor in {data_dir} (torchvision), and "
             f"the download failed: {error}; point --data-dir at a folder that holds it, or run once with a network"
         ) from None
+
+
+def _checked(split: Split, root: Path, classes: int) -> Split:
+    """Return images [N, S, S, C] with a label each.
+
+    Raises:
+        RequestError: images are no squares or too large, or a label is missing or out of range.
+    """
+    images, labels = split
+    try:
+        pictures.check_size(*images.shape[1:3])
+    except CellError as error:
+        raise RequestError.of(f"{root}: {error}") from None
+    if not (len(images) == len(labels) > 0 and 0 <= labels.min() <= labels.max() < classes):
+        what = f"{len(images)} images with {len(labels)} labels"
+        raise RequestError.of(f"{root}: expected a label of 0 to {classes - 1} for each image, got {what}")
+    return images[..., None] if images.ndim == 3 else images, labels

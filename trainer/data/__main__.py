@@ -1,0 +1,35 @@
+"""`python -m trainer.data CLASS ROOT OUT [--download]`: images as torchvision has them in ROOT, as arrays in OUT.
+
+Prints in a line of JSON what keeps it from that: {"absent": why} if they are not there or not whole, or {"failed": why}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+
+from trainer.compat import import_torchvision
+
+import_torchvision()
+
+import torchvision.datasets  # noqa: E402
+
+
+def main(name: str, root: str, out: str, *download: str) -> int:
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        for split in ("train", "test"):
+            found = getattr(torchvision.datasets, name)(root, train=split == "train", download=bool(download))
+            arrays[f"{split}_images"] = np.asarray(found.data)
+            arrays[f"{split}_labels"] = np.asarray(found.targets, np.int64)
+    except Exception as error:  # of damaged files torchvision raises what its parts raise
+        print(json.dumps({"absent" if isinstance(error, RuntimeError) else "failed": str(error)}))
+        return 1
+    np.savez(out, **arrays)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
