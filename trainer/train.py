@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ from trainer.augment import Images, epoch_draws
 from trainer.checkpoint import Slot
 from trainer.data import subset
 from trainer.device import cpu
-from trainer.device.execution import Execution, seconds, set_matmul_precision
+from trainer.device.execution import Execution, Kind, seconds, set_matmul_precision
 from trainer.device.graphs import RecordError, Step
 from trainer.epoch import Epoch, collapsed
 from trainer.pools import load_class
@@ -50,9 +50,6 @@ from trainer.randomness import Purpose, key
 CHECKPOINT_EVERY_S = 60.0  # what a machine that is taken away costs at most, beside the epoch it is in
 # Images evaluated at once. On a CPU, ResNet-56 evaluates 20 % slower at 512, out of cache; on a GPU fewer launches win.
 EVAL_BATCH = {"cpu": 128, "cuda": 1000}
-
-Phase = Literal["train", "test"]
-Kind = tuple[Phase, int]  # a step: what it does, to how many images
 
 
 # --- A trial on a device: what is trained, and all that a step reads and writes ---------------------------------------
@@ -261,7 +258,7 @@ class Program:
             timed / seconds(timed_from, timed_to) if timed else None,
         )
 
-    def _kinds(self, phase: Phase) -> list[Kind]:
+    def _kinds(self, phase: str) -> list[Kind]:
         """Return the steps of a phase of an epoch, in order."""
         if phase == "train":
             sizes = _batches(len(self._train_index), self.trial.recipe.batch_size)

@@ -1,6 +1,6 @@
 """`python -m trainer.data CLASS ROOT OUT [--download]`: images as torchvision has them in ROOT, as arrays in OUT.
 
-Prints in a line of JSON what keeps it from that: {"absent": why} if they are not there or not whole, or {"failed": why}.
+Prints in a line of JSON why it cannot: {"absent": why} if they are not there or not whole, {"failed": why} otherwise.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from trainer.device import graphs
 from trainer.device.graphs import Step
 from trainer.randomness import Noise
 
-Kind = tuple[str, int]  # of a step: its name, and over how many images
+Kind = tuple[str, int]  # a step: `train` or `test`, and over how many images
 TURN = 8  # steps between two chances for others
 
 

@@ -1,4 +1,10 @@
-"""What a pool must be, checked on the CPU before any GPU is asked for.
+"""What a pool must be, checked on the CPU before any GPU is asked for; and a suite for the tests of your own pool.
+
+    from trainer.gate import checks
+
+    @pytest.mark.parametrize("check", checks.ALL, ids=str)
+    def test_my_pool(check):
+        check(MyPool)  # the class, or a function that makes one; or a name: "gem(p=1)", "my_pool.py"
 
 A pool maps [B, C, H, W] to [B, C] with finite values and gradients, as a function of its input, its weights and torch's
 generators, and of nothing else. Each check is named, says which input showed a fault, why it matters and how it is
@@ -20,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from search_spaces.pool import Pool, expand
 from trainer import compat, user_module
 from trainer.device.graphs import TENSOR, attributes
 from trainer.gate.case import BATCH, Case, Shape, forward
@@ -27,6 +34,7 @@ from trainer.gate.reads import MEND
 from trainer.gate.report import Finding
 from trainer.randomness import Noise, Purpose, same, seeded
 
+SHAPES = ("resnet20", "vgg16bn", "mobilenetv2", "mobilenetv2_s32")  # 64x8x8, 512x1x1, 1280x4x4, 1280x1x1
 KINDS = ("random", "constant", "zero", "large")
 OTHER_SIZES = ((1, 1), (8, 8), (7, 5), (1, 3))
 WAITS_S = 0.003  # a GPU trains a batch of VGG-16 in less
@@ -37,8 +45,8 @@ def check(case: Case) -> list[Finding]:
     if findings := _structure(case):
         return findings
     first: dict[str, Finding] = {}
-    for one_check in CHECKS:
-        for finding in _guarded(one_check(case), _place(case)):
+    for one in ALL[1:]:
+        for finding in one.findings(case):
             first.setdefault(finding.check, finding)
     return list(first.values())
 
@@ -289,15 +297,55 @@ def _items(value: object) -> Iterable[object]:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
-CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
-    _finite,
-    _finite_in_bf16,
-    _evaluation,
-    _training,
-    _checkpoints,
-    _manners,
-    _device,
-    _other_sizes,
+class CheckFailed(AssertionError):  # noqa: N818 - what a test raises
+    """What a check found; the message says which input showed it, why it matters and how it is usually mended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing that a pool must do. Called with a pool, it raises if the pool does not; it runs the pool's code."""
+
+    name: str
+    look: Callable[[Case], Iterable[Finding]]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def findings(self, case: Case) -> Iterator[Finding]:
+        """Give what is wrong, and that the pool raises if it does."""
+        return _guarded(iter(self.look(case)), _place(case))
+
+    def __call__(
+        self, pool: str | Pool | Callable[..., nn.Module], archs: Iterable[str] = SHAPES, *, notes: bool = False
+    ) -> None:
+        """Check a pool where each architecture puts it: by default one for each form of a feature map.
+
+        Args:
+            pool: a name or a file as on the command line, or a function that makes the module.
+            notes: whether what is only worth a note fails too.
+
+        Raises:
+            CheckFailed: with all that was found.
+        """
+        pools = expand(pool) if isinstance(pool, str) else [pool]
+        cases = [Case(one, arch) for one in pools for arch in archs]
+        found = [each for case in cases for each in self.findings(case) if each.refused or notes]
+        if found:
+            raise CheckFailed(
+                "\n".join(f"{each.check}: on {each.shown_by}: {each.what}. {each.mend}" for each in found)
+            )
+
+
+ALL = (
+    Check("structure", _structure),
+    Check("finite", _finite),
+    Check("finite in bf16", _finite_in_bf16),
+    Check("evaluation", _evaluation),
+    Check("training", _training),
+    Check("checkpoints", _checkpoints),
+    Check("manners", _manners),
+    Check("device", _device),
+    Check("other sizes", _other_sizes),
 )
 
 
