@@ -17,7 +17,7 @@ from trainer.gate.case import Case
 from trainer.gate.checks import check
 from trainer.gate.cost import measure
 from trainer.gate.report import Report, Validation
-from trainer.gate.validate import Gate, _Examiner
+from trainer.gate.validate import Gate, _Worker
 
 ARCHS = ["resnet56", "vgg16bn"]
 HOG = "import os\nos.sched_setaffinity(0, {{{core}}})\nprint(flush=True)\nwhile True: pass"
@@ -174,23 +174,23 @@ def test_a_lazy_parameter_is_made_in_time(tmp_path: Path) -> None:
 def test_what_it_waits_for_a_core_is_not_its_own_time() -> None:
     """Beside forty that want the same core, what takes 0.06 s takes many times as long, and is not ended."""
     (gap,) = pool.expand("gap")
-    examiner, hogs = _Examiner(), list[subprocess.Popen[bytes]]()
+    worker, hogs = _Worker(), list[subprocess.Popen[bytes]]()
     try:
         asked = {"step": "check", "recipe": {}, "cases": [{"pool": gap.to_dict(), "arch": "resnet56"}]}
-        list(examiner.ask(asked, 60))
+        list(worker.ask(asked, 60))
         core = min(os.sched_getaffinity(0))
-        for thread in Path(f"/proc/{examiner._process.pid}/task").iterdir():  # one of them forks
+        for thread in Path(f"/proc/{worker._process.pid}/task").iterdir():  # one of them forks
             os.sched_setaffinity(int(thread.name), {core})
         hogs = [subprocess.Popen([sys.executable, "-c", HOG.format(core=core)], stdout=-1) for _ in range(40)]
         for hog in hogs:
             assert hog.stdout is not None
             hog.stdout.readline()
         began = time.monotonic()
-        list(examiner.ask(asked, 1.2))
+        list(worker.ask(asked, 1.2))
         took = time.monotonic() - began
         assert took > 1.2, f"so it was not tried: {took}"
     finally:
-        examiner.close()
+        worker.close()
         for hog in hogs:
             hog.kill()
             hog.communicate()

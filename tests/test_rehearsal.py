@@ -15,7 +15,7 @@ from search_spaces.recipe import Recipe
 from trainer import archs, network
 from trainer.gate import Gate
 from trainer.gate.report import Validation
-from trainer.gate.resume import Rehearsal, Whole, resume
+from trainer.gate.resume import Setup, Uninterrupted, resume
 
 HEAD = "import collections, itertools, os, random, numpy as np, torch\nfrom pathlib import Path\nfrom torch import nn\n"
 POOL = "class CustomPool(nn.Module):\n    def __init__(self):\n        super().__init__()\n        {init}\n"
@@ -31,17 +31,17 @@ def file(folder: Path, name: str, init: str = "pass", forward: str = AVERAGE, be
     return path
 
 
-Examined = dict[str, Validation]
+Validated = dict[str, Validation]
 
 
-def examined(files: list[Path], precision: str = "fp32", batch_size: int = 32) -> Examined:
+def validated(files: list[Path], precision: str = "fp32", batch_size: int = 32) -> Validated:
     recipe = Recipe(batch_size=batch_size, lr=0.02, precision=precision)
     with Gate([pool.expand(str(path))[0] for path in files], ["resnet20"], recipe) as gate:
         return {one.pool.name: one for one in gate.report.validations}
 
 
-def examined_all(folder: Path, pools: dict[str, dict[str, str]]) -> Examined:
-    return examined([file(folder, name, **parts) for name, parts in pools.items()])
+def validated_all(folder: Path, pools: dict[str, dict[str, str]]) -> Validated:
+    return validated([file(folder, name, **parts) for name, parts in pools.items()])
 
 
 CALLS = "self.calls = self.calls + 1 if self.training else self.calls\n        "
@@ -90,13 +90,13 @@ def each(pools: dict[str, dict[str, str]]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def found(selected: set[str], tmp_path_factory: pytest.TempPathFactory) -> Examined:
+def found(selected: set[str], tmp_path_factory: pytest.TempPathFactory) -> Validated:
     pools = {name: parts for name, parts in (HIDDEN | FINE).items() if name in selected}
-    return examined_all(tmp_path_factory.mktemp("found"), pools)
+    return validated_all(tmp_path_factory.mktemp("found"), pools)
 
 
 @pytest.mark.parametrize("name", each(HIDDEN))
-def test_state_that_no_checkpoint_finds_is_refused(found: Examined, name: str) -> None:
+def test_state_that_no_checkpoint_finds_is_refused(found: Validated, name: str) -> None:
     refused = [finding.check for finding in found[name].findings if finding.refused]
     assert refused, found[name].findings
     assert set(refused) <= {"resume", "repeatability", "device"}
@@ -123,7 +123,7 @@ SHARED: dict[str, dict[str, str]] = {  # so that a trial starts from what anothe
 
 @pytest.mark.soak
 def test_a_trial_that_starts_from_what_another_left_is_refused(tmp_path: Path) -> None:
-    found = examined_all(tmp_path, SHARED)
+    found = validated_all(tmp_path, SHARED)
     for name in SHARED:
         assert found[name].verdict == "repeatability", (name, found[name].findings)
         assert "start from other values" in found[name].findings[-1].what
@@ -164,7 +164,7 @@ FINE: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("name", each(FINE))
-def test_state_that_a_checkpoint_finds_passes(found: Examined, name: str) -> None:
+def test_state_that_a_checkpoint_finds_passes(found: Validated, name: str) -> None:
     assert found[name].verdict == "ok", found[name].findings
     if name in ("buffer", "scripted", "lazy", "where_it_is"):
         assert found[name].findings == (), "nothing to be said of it"
@@ -173,7 +173,7 @@ def test_state_that_a_checkpoint_finds_passes(found: Examined, name: str) -> Non
 @pytest.mark.soak
 def test_what_fails_in_training_alone_is_found(tmp_path: Path) -> None:
     cached = CACHED + "            self.grid = torch.ones_like(x)\n"
-    found = examined(
+    found = validated(
         [
             file(tmp_path, "cached", "self.grid = None", cached + "        return (x * self.grid).mean((2, 3))"),
             file(tmp_path, "in_place", forward="if self.training:\n            x += 1\n        " + AVERAGE),
@@ -189,14 +189,14 @@ def test_what_fails_in_training_alone_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_size", [*(pytest.param(size, marks=pytest.mark.soak) for size in (2, 3, 100)), 128])
 def test_what_evaluation_leaves_behind_meets_the_next_epoch(tmp_path: Path, batch_size: int) -> None:
     cached = CACHED + "            self.grid = torch.ones_like(x)\n        return (x * self.grid).mean((2, 3))"
-    found = examined([file(tmp_path, "cached", "self.grid = None", cached)], batch_size=batch_size)
+    found = validated([file(tmp_path, "cached", "self.grid = None", cached)], batch_size=batch_size)
     assert found["cached"].verdict == "training"
 
 
 def test_the_autocast_is_the_recipes(tmp_path: Path) -> None:
     half = file(tmp_path, "half", forward=f"assert torch.is_autocast_enabled('cpu') or len(x) != 20\n        {AVERAGE}")
-    assert examined([half], "bf16")["half"].verdict == "ok"
-    assert examined([half], "fp32")["half"].verdict == "training"
+    assert validated([half], "bf16")["half"].verdict == "ok"
+    assert validated([half], "fp32")["half"].verdict == "training"
 
 
 READS = {
@@ -236,7 +236,7 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
     harmless = f"import json.tool, this\nopen(torch.__file__).read()\nos.chdir({str(tmp_path)!r})\n{mine}"
     drawn = file(tmp_path, "draws", before="torch.manual_seed(1)\nSHARE = torch.rand(())")
     pattern = file(tmp_path, "pattern", before="assert len(list(Path(__file__).parent.glob('*.txt'))) == 1")
-    found = examined([*files, file(tmp_path, "harmless", before=harmless), drawn, pattern])
+    found = validated([*files, file(tmp_path, "harmless", before=harmless), drawn, pattern])
     for name, (_, says) in READS.items():
         refused = [each for each in found[name].findings if each.refused]
         assert [each.check for each in refused] == ["reads"], (name, found[name].findings)
@@ -245,7 +245,7 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
     (tmp_path / "lab" / "__init__.py").write_text("")
     (tmp_path / "lab" / "conf_1.json").write_text("1")
     code = "try: open(Path(__file__).parent / f'conf_{1}.json')\nexcept FileNotFoundError: pass"
-    found |= examined([file(tmp_path / "lab", "packed", before=code)])
+    found |= validated([file(tmp_path / "lab", "packed", before=code)])
     assert found["packed"].verdict == "reads", "it lies in the folder of a package"
     for name in ("harmless", "draws", "pattern"):
         assert found[name].verdict == "ok", found[name].findings
@@ -253,16 +253,16 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
 
 
 @pytest.mark.soak
-def test_the_whole_shelf_can_be_rehearsed(tmp_path: Path) -> None:
+def test_every_builtin_pool_can_be_trained_and_resumed(tmp_path: Path) -> None:
     """In this process, where its pools share their state with nobody."""
-    rehearsal = Rehearsal(Recipe(batch_size=4, lr=0.02))
+    setup = Setup(Recipe(batch_size=4, lr=0.02))
     for name in registry.pools():
         one = pool.expand(name)[0]
-        whole = Whole(Recipe(batch_size=4, lr=0.02))
-        whole._before = {}  # there is no file to watch
-        found = whole.run(one, "resnet20", tmp_path / "it.pt")
+        uninterrupted = Uninterrupted(Recipe(batch_size=4, lr=0.02))
+        uninterrupted._before = {}  # there is no file to watch
+        found = uninterrupted.run(one, "resnet20", tmp_path / "it.pt")
         assert found["findings"] == [], name
-        assert resume(rehearsal, one, "resnet20", tmp_path / "it.pt", found) == [], name
+        assert resume(setup, one, "resnet20", tmp_path / "it.pt", found) == [], name
 
 
 @pytest.mark.parametrize("arch", registry.ARCHS)

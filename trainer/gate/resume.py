@@ -33,7 +33,7 @@ CLASSES = 10
 LARGEST_BATCH = 512
 
 
-class Rehearsal:
+class Setup:
     """What both processes do alike, for the pools of one file under one recipe."""
 
     def __init__(self, recipe: Recipe):
@@ -48,11 +48,11 @@ class Rehearsal:
         return Program(trial, self._images, tail=True)
 
 
-class Whole:
+class Uninterrupted:
     """The process that trains both epochs, and watches what the file does to it meanwhile."""
 
     def __init__(self, recipe: Recipe):
-        self._rehearsal = Rehearsal(recipe)
+        self._setup = Setup(recipe)
         self._reads = Reads()
         self._before: process_state.State | None = None
         self._imported: list[Finding] = []
@@ -60,7 +60,7 @@ class Whole:
     def run(self, pool: Pool, arch: str, place: Path) -> dict[str, Any]:
         """Its findings, and what the second epoch came to; leaves the state after the first in a file at `place`."""
         if self._before is None:
-            _run(self._rehearsal.program(self._rehearsal.trial(expand("gap")[0], arch)), 1)  # imports, first calls
+            _run(self._setup.program(self._setup.trial(expand("gap")[0], arch)), 1)  # imports, first calls
             before = process_state.snapshot()
             with self._reads:
                 user_module.load_class(pool.source)  # type: ignore[arg-type]
@@ -69,10 +69,10 @@ class Whole:
             if user_module.draws():
                 what = "it draws or seeds random numbers, which come out the same for every seed of its trials"
                 self._imported.append(Finding("process-state", "import", what, "Draw in __init__.", refused=False))
-        trial = self._rehearsal.trial(pool, arch)
+        trial = self._setup.trial(pool, arch)
         try:
             with self._reads:
-                program = self._rehearsal.program(trial)
+                program = self._setup.program(trial)
                 initial, start = _initial(program), _held(program)
                 _run(program, 1)
                 place.write_bytes(checkpoint.encode(trial.id, program.state()))
@@ -89,12 +89,12 @@ class Whole:
         return {"findings": [dataclasses.asdict(finding) for finding in findings], **found}
 
 
-def resume(rehearsal: Rehearsal, pool: Pool, arch: str, place: Path, whole: dict[str, Any]) -> list[Finding]:
+def resume(setup: Setup, pool: Pool, arch: str, place: Path, whole: dict[str, Any]) -> list[Finding]:
     """What differs when the second epoch is trained from the file at `place`, after a trial of another seed."""
-    trial = rehearsal.trial(pool, arch)
+    trial = setup.trial(pool, arch)
     try:
-        rehearsal.program(dataclasses.replace(trial, seed=1))
-        program = rehearsal.program(trial)
+        setup.program(dataclasses.replace(trial, seed=1))
+        program = setup.program(trial)
         if odd := [name for name, value in _initial(program).items() if whole["initial"].get(name) != value]:
             what = (
                 f"{', '.join(odd[:3])} start from other values in another process, or after a trial of another seed: a "

@@ -1,4 +1,4 @@
-"""The gate: every pool of a grid examined before anything is asked of a GPU, in processes of its own.
+"""The gate: every pool of a grid checked before anything is asked of a GPU, in processes of its own.
 
 So a candidate's code never runs in the driver, and neither does torch, which takes 2 s and 500 MiB of it; and a pool
 that never returns, or ends its process, is a finding like any other. No process runs the code of two: each built-in
@@ -32,7 +32,7 @@ from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
 from trainer.gate.report import Finding, Report, Validation
 
-TIME_LIMIT_S = 30.0  # of an validation, which takes 0.3 s; what it waits for a core of a busy machine does not count
+TIME_LIMIT_S = 30.0  # of one validation, which takes 0.3 s; what it waits for a core of a busy machine does not count
 COMPILES = 10  # times as long for what torch.compile has to compile first: 20 s a function on one core
 
 
@@ -52,18 +52,18 @@ class Gate:
         self._cases = list(itertools.product(pools, dict.fromkeys(archs)))
         self._recipe = recipe
         self._limit = time_limit_s
-        self._idle: queue.SimpleQueue[_Examiner] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         jobs: dict[str | Pool, list[Case]] = {}
         for pool, arch in self._cases:
             jobs.setdefault(pool.code or pool, []).append((pool, arch))
         cores = machine.cores()
-        self._examiners = [_Examiner() for _ in range(max(1, min(cores, len(jobs))))]
-        for examiner in self._examiners:
-            self._idle.put(examiner)
-        self._threads = ThreadPoolExecutor(len(self._examiners))
+        self._workers = [_Worker() for _ in range(max(1, min(cores, len(jobs))))]
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(len(self._workers))
         # Built-in pools first: what costs are compared with is measured before anybody's file has run at all.
         in_order = sorted(jobs.values(), key=lambda cases: bool(cases[0][0].code))
-        self._found = [self._threads.submit(self._examine, cases) for cases in in_order]
+        self._found = [self._threads.submit(self._validate, cases) for cases in in_order]
 
     @classmethod
     def over(cls, grid: Grid) -> Self:
@@ -76,51 +76,51 @@ class Gate:
     def __exit__(self, *error: object) -> None:
         for found in self._found:
             found.cancel()
-        for examiner in self._examiners:
-            examiner.close()
+        for worker in self._workers:
+            worker.close()
         self._threads.shutdown()
 
     @functools.cached_property
     def report(self) -> Report:
         """What was found; waits for it."""
         by_case = {(one.pool, one.arch): one for found in self._found for one in found.result()}
-        return Report([by_case[case] for case in self._cases], **self._examiners[0].machine)
+        return Report([by_case[case] for case in self._cases], **self._workers[0].machine)
 
-    def _examine(self, cases: Sequence[Case]) -> list[Validation]:
+    def _validate(self, cases: Sequence[Case]) -> list[Validation]:
         """All about the cases of one code."""
-        examiner = self._idle.get()
+        worker = self._idle.get()
         try:
             validations = {
                 (pool, arch): Validation(pool, arch, (found,))
                 if isinstance(found, Finding)
                 else Validation.of(pool, arch, found)
-                for (pool, arch), found in self._each(examiner, "check", {case: {} for case in cases})
+                for (pool, arch), found in self._each(worker, "check", {case: {} for case in cases})
             }
             passed = [case for case in cases if not validations[case].refused]
             if cases[0][0].code and passed:
-                for case, findings in self._rehearse(examiner, passed).items():
+                for case, findings in self._train_and_resume(worker, passed).items():
                     validations[case] = validations[case].with_findings(findings)
             return list(validations.values())
         finally:
-            self._idle.put(examiner)
+            self._idle.put(worker)
 
-    def _rehearse(self, examiner: _Examiner, cases: Sequence[Case]) -> dict[Case, list[Finding]]:
+    def _train_and_resume(self, worker: _Worker, cases: Sequence[Case]) -> dict[Case, list[Finding]]:
         """What is found when each is trained, and then resumed in another process, the last first."""
         with tempfile.TemporaryDirectory(prefix="gate-") as folder:
             given = {case: {"place": f"{folder}/{index}.pt"} for index, case in enumerate(cases)}
-            trained = dict(self._each(examiner, "train", given))
+            trained = dict(self._each(worker, "train", given))
             findings = {case: _findings(found) for case, found in trained.items()}
             whole = {
                 case: {**given[case], "whole": trained[case]}
                 for case in reversed(cases)
                 if not any(finding.refused for finding in findings[case])
             }
-            for case, found in self._each(examiner, "resume", whole):
+            for case, found in self._each(worker, "resume", whole):
                 findings[case] += _findings(found)
         return findings
 
     def _each(
-        self, examiner: _Examiner, step: str, given: Mapping[Case, Mapping[str, Any]]
+        self, worker: _Worker, step: str, given: Mapping[Case, Mapping[str, Any]]
     ) -> Iterator[tuple[Case, dict[str, Any] | Finding]]:
         """The cases, each with its answer, or with a finding if there was none: the next has a process of its own."""
         waiting = list(given)
@@ -129,7 +129,7 @@ class Gate:
             request = {"step": step, "recipe": dataclasses.asdict(self._recipe), "cases": asked}
             compiles = any("torch.compile" in pool.source.text for pool, _ in waiting if pool.source)
             try:
-                for answer in examiner.ask(request, self._limit * (COMPILES if compiles else 1)):
+                for answer in worker.ask(request, self._limit * (COMPILES if compiles else 1)):
                     yield waiting.pop(0), answer
             except _NoAnswerError as error:
                 case = waiting.pop(0)
@@ -151,8 +151,8 @@ class _NoAnswerError(Exception):
         return Finding(self._check, f"{arch}'s feature map", self._what, self._mend)
 
 
-class _Examiner:
-    """A process that has others examine, started again if a pool should have ended it."""
+class _Worker:
+    """A process that validates pools in others, started again if a pool should have ended it."""
 
     def __init__(self) -> None:
         self._closing = threading.Lock()

@@ -32,10 +32,10 @@ from trainer.gate.report import Validation
 from trainer.isolation import Child, ChildDiedError
 
 Answer = dict[str, Any]
-Examine = Callable[[Pool, str, Mapping[str, Any]], Answer]
+Validate = Callable[[Pool, str, Mapping[str, Any]], Answer]
 
 
-def examine(pool: Pool, arch: str, precision: str = "fp32") -> Validation:
+def validate(pool: Pool, arch: str, precision: str = "fp32") -> Validation:
     """All about a pool in an architecture; of one that is refused, only why. Runs the pool's code."""
     case = Case(pool, arch, half=precision == "bf16")
     with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
@@ -46,18 +46,18 @@ def examine(pool: Pool, arch: str, precision: str = "fp32") -> Validation:
         return Validation(pool, arch, findings, cost.measure(case), tuple(outputs), tuple(parting))
 
 
-def _step(asked: Mapping[str, Any]) -> Examine:
+def _step(asked: Mapping[str, Any]) -> Validate:
     """What a request asks to be done with each of its cases."""
     recipe = Recipe.of(asked["recipe"])
     if asked["step"] == "check":
-        return lambda pool, arch, _: examine(pool, arch, recipe.precision).found_dict()
+        return lambda pool, arch, _: validate(pool, arch, recipe.precision).found_dict()
     if asked["step"] == "train":
-        whole = resume.Whole(recipe)
-        return lambda pool, arch, case: whole.run(pool, arch, Path(case["place"]))
-    shared = resume.Rehearsal(recipe)
+        uninterrupted = resume.Uninterrupted(recipe)
+        return lambda pool, arch, case: uninterrupted.run(pool, arch, Path(case["place"]))
+    setup = resume.Setup(recipe)
 
     def resumed(pool: Pool, arch: str, case: Mapping[str, Any]) -> Answer:
-        found = resume.resume(shared, pool, arch, Path(case["place"]), case["whole"])
+        found = resume.resume(setup, pool, arch, Path(case["place"]), case["whole"])
         return {"findings": [dataclasses.asdict(finding) for finding in found]}
 
     return resumed
