@@ -25,7 +25,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from results.run import Run
+from results.frames import Frames
 from results.store import schema
 from results.table import leaderboard, render
 from results.table.trials import METRICS, NEEDS, on_record_and_planned
@@ -102,17 +102,17 @@ class Measured:
 
 
 def measure(
-    run: Run,
+    run: Frames,
     metric: str = METRICS[0],
     allow_mixed: bool = False,
     latest: bool = False,
     pairs: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Measured:
-    """Read the run folder; the arguments are those of `Run.leaderboard`.
+    """Read the run folder; the arguments are those of `Frames.leaderboard`.
 
     Raises:
-        RequestError: as `Run.leaderboard`.
+        RequestError: as `Frames.leaderboard`.
     """
     frame = run.leaderboard(metric, allow_mixed=allow_mixed, latest=latest, pairs=pairs, seeds=seeds)
     everything = run.trials()
@@ -484,7 +484,7 @@ def _page_tag(tag: str, prefix: str) -> str:
     return re.sub(r"#[0-9a-f]{6}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), tag)
 
 
-def save(run: Run, output: Path, form: str, **arguments: Any) -> str:
+def save(run: Frames, output: Path, form: str, **arguments: Any) -> str:
     """Every picture as a file of the folder `output`; what was written. `arguments` are those of `measure`.
 
     Raises:

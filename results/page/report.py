@@ -20,9 +20,9 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from results.frames import Frames
 from results.page import figures
 from results.page.figures import Measured, Pair, Pool
-from results.run import Run
 from results.store import schema
 from results.store.folder import RunFolder
 from results.table.published import BENCHMARK
@@ -45,11 +45,11 @@ ORDER = (
 ERROR = 240  # characters of an error; the log has all of it
 
 
-def write(run: Run, output: Path | None = None, **arguments: Any) -> str:
+def write(run: Frames, output: Path | None = None, **arguments: Any) -> str:
     """Write the page to `output`, or into the run folder; return where it is. `arguments` are those of `measure`.
 
     Raises:
-        RequestError: as `Run.leaderboard`, or the page cannot be written.
+        RequestError: as `Frames.leaderboard`, or the page cannot be written.
     """
     text = page(run, output.resolve().parent if output else None, **arguments)
     try:
@@ -62,7 +62,7 @@ def write(run: Run, output: Path | None = None, **arguments: Any) -> str:
         raise RequestError.of(f"the report cannot be written: {error}; give another --output") from None
 
 
-def page(run: Run, beside: Path | None = None, **arguments: Any) -> str:
+def page(run: Frames, beside: Path | None = None, **arguments: Any) -> str:
     """Return the page, with links to logs that hold in the folder `beside`, the run folder unless given."""
     measured = figures.measure(run, **arguments)
     trials = _trials(run, measured, beside)
@@ -170,7 +170,7 @@ class _Trial:
     log: str
 
 
-def _trials(run: Run, measured: Measured, beside: Path | None) -> list[_Trial]:
+def _trials(run: Frames, measured: Measured, beside: Path | None) -> list[_Trial]:
     """Return every trial on record or asked for, first those that somebody should look at."""
     reached = measured.epochs.groupby("trial_id").agg(
         epochs=("epoch", "max"), s=("epoch_s", "sum"), best=("test_acc", "max")
@@ -231,7 +231,7 @@ def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def _provenance(run: Run) -> list[tuple[str, list[str]]]:
+def _provenance(run: Frames) -> list[tuple[str, list[str]]]:
     """Return [(what, its values)] under which everything here was measured."""
     trials = run.trials()
     started, finished = trials["started_at"].min(), trials["finished_at"].max()
