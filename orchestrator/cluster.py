@@ -166,7 +166,8 @@ def _folder() -> Iterator[str | None]:
     Raises:
         RequestError: it is not, and no shorter one can be written.
     """
-    default = os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")  # noqa: PTH118
+    where = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+    default = os.path.join(where, "ray")  # noqa: PTH118
     if len(os.fsencode(default)) + LONGEST_SOCKET <= MOST_OF_AN_ADDRESS:
         yield None
         return

@@ -43,7 +43,9 @@ def run(todo: Sequence[Planned], data: Mapping[str, Dataset], job: Job, lease: L
 
 def refuse_several(todo: Sequence[Planned]) -> None:
     """Raise a RequestError where trials run the code of more than one file."""
-    labels = {code(planned): planned.trial.pool.label for planned in todo}
+    labels: dict[str, str] = {}
+    for planned in todo:
+        labels.setdefault(code(planned), planned.trial.pool.label)
     if len(labels) > 1:
         named = ", ".join(labels.values())
         raise RequestError.of(

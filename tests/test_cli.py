@@ -137,8 +137,8 @@ def test_problems_of_every_kind_come_together(refuse, tmp_path: Path) -> None:
         ("--only=arch=resnet21", "did you mean 'resnet20'"),
         ("--only=colour=red", "expected KEY=VALUE"),
         ("--only=arch=resnet20,dataset=fmnist", "no trial has it"),
-        ("--set=epochs", "allowed is KEY=VALUE"),
-        ("--set=epochs=0", "recipe.epochs: found 0"),
+        ("--set=epochs", "expected KEY=VALUE"),
+        ("--set=epochs=0", "recipe.epochs: expected a number >= 1, got 0"),
     ],
 )
 def test_an_option_that_is_wrong(refuse, option: str, says: str) -> None:

@@ -50,7 +50,7 @@ def sweep(space: Path, *options: str, typed: str = "") -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"LOOK": "1"},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONBREAKPOINT"} | {"LOOK": "1"},
     )
 
 

@@ -59,6 +59,8 @@ ALLOWED = {
     ("trainer/user_module.py", "importlib.util.module_from_spec"),
     ("trainer/archs/__init__.py", "importlib.import_module"),  # of a family that it names itself
     ("trainer/pools/__init__.py", "importlib.import_module"),  # of the name of a built-in pool
+    ("trainer/compat.py", "__import__"),  # of modules of torch's that it names itself
+    ("orchestrator/compat.py", "importlib.import_module"),  # and of Ray's
     ("results/trackers.py", "importlib.import_module"),  # of a library by its fixed name
 }
 
@@ -127,6 +129,7 @@ def ask_everything(run: RunFolder, tmp_path: Path) -> dict[str, int]:
     options = {
         "curves": ["--output", str(tmp_path / "pictures")],
         "watch": ["--every", "0.01"],
+        "track": ["--to", "tensorboard"],
         "submit": ["theirs"],
         "cam": [f"{run.path.name}-none"],
     }

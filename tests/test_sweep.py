@@ -116,6 +116,27 @@ def test_a_sweep_a_rerun_and_one_more_seed(sweep, space_file: Path, tmp_path: Pa
     assert (results.load(run).leaderboard()["n"] == 2).all()
 
 
+DRIVER = """
+import sys
+from orchestrator import cli
+code = cli.main(sys.argv[1:])
+heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "torchvision", "mlflow", "tensorboard"})
+print("imported:", heavy)
+sys.exit(code)
+"""
+
+
+def test_the_driver_of_a_real_sweep_never_imports_torch(space_file: Path, tmp_path: Path, ray_address: str) -> None:
+    space_file.write_text(re.sub("recipe: .*", f"recipe: {LEARNS}", SPACE))
+    options = ["--space", str(space_file), "--out", str(tmp_path / "run"), "--address", ray_address]
+    only = ["--only", "pool=gap,seed=1,arch=resnet20"]
+    command = [sys.executable, "-c", DRIVER, *options, *only]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == cli.OK, done.stdout + done.stderr
+    assert "[1/1] gap resnet20-digits seed 1: completed" in done.stdout
+    assert "imported: []" in done.stdout
+
+
 @pytest.mark.soak
 def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     sweep, space_file: Path, tmp_path: Path, capfd
