@@ -17,7 +17,7 @@ from rich.console import Console
 import results
 import search_spaces.space
 from orchestrator import environment
-from orchestrator.plan import Plan, forecast, make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.record import StoppedError
 from orchestrator.shutdown import GRACE_S, interruptible
 from orchestrator.sweep import Sweep
@@ -129,6 +129,8 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.plan:
         for planned in plan.planned:
             print(f"{_status(plan, planned):<10}{planned.trial.id}  {planned.trial.pool.label}")
+        from orchestrator.forecast import forecast  # scipy, 37 MiB, which no sweep needs while it runs
+
         for line in forecast(plan, run):
             print(line)
         for same in run.equivalences():

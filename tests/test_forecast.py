@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan import forecast, make_plan
+from orchestrator.forecast import forecast
+from orchestrator.plan import make_plan
 from orchestrator.record import row
 from results.store import schema
 from results.store.folder import RunFolder
