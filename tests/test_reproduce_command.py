@@ -39,7 +39,7 @@ def test_a_piece_and_the_rest(tmp_path: Path, ray_address: str, capfd: pytest.Ca
         said = capfd.readouterr()
         assert "the time budget is used up; what has finished is kept. To go on:" in said.err
         assert "there is more to do: run the same command again" in said.out
-        if any("left after epoch" in (folder.log_text(one) or "") for one in folder.logs()):
+        if any("stopped after epoch" in (folder.log_text(one) or "") for one in folder.logs()):
             break
     assert reproduce.main([*command, "--time-budget", "500"]) == 0
     assert len(folder.ended()) == 2

@@ -168,7 +168,7 @@ def test_a_trial_that_raises_and_one_whose_worker_dies_leave_the_others_alone(
     assert trials.loc["raises", "attempt"] == 1, "a candidate's own exception is not tried again"
     assert trials.loc["dies", "attempt"] == 2
     assert "its worker failed 2 times" in str(trials.loc["dies", "error"])
-    assert trials.loc["hangs", "error"] == "it hung: no epoch for 8 s (stall_timeout); where, says its log"
+    assert trials.loc["hangs", "error"] == "it hung: no epoch for 8 s (stall_timeout); the log says where"
     assert trials.loc["hangs", "attempt"] == 2
     log = (run / "logs" / f"{trials.loc['hangs', 'trial_id']}.log").read_text()
     assert "hangs.py" in log
@@ -356,12 +356,12 @@ def test_a_second_driver_is_refused_and_sigterm_loses_nothing(command: Command, 
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=90)
     assert process.returncode == cli.INTERRUPTED, said
-    assert "leaving: trials write checkpoints first" in said
+    assert "stopping: trials write checkpoints first" in said
     assert "interrupted by SIGTERM; what has finished is kept. To go on: python run_sweep.py --space" in said
     assert "Traceback" not in said
     assert not (command.run / "driver.json").exists()
     (running,) = [path for path in (command.run / "logs").iterdir() if "Final metrics" not in path.read_text()]
-    left = re.search(r"left after epoch (\d+), as the sweep was asked to", running.read_text())
+    left = re.search(r"stopped after epoch (\d+), as the sweep was asked to", running.read_text())
     assert left, running.read_text()
     epochs = pd.read_parquet(command.run / "epochs" / f"{running.stem}.parquet")["epoch"]
     assert list(epochs) == list(range(1, int(left[1]) + 1))
