@@ -276,18 +276,18 @@ class Screen:
     def follow(self, every_s: float) -> Iterator[None]:
         """Refresh in a thread for the length of the block.
 
-        To look takes long in a folder of many trials, or in a store: it is done for a twentieth of the time at most.
-        What cannot be read now may be at the next look.
+        To look takes long in a folder of many trials: it takes a twentieth of a core at most. What cannot be read now
+        may be at the next look.
         """
         over = threading.Event()
 
         def keep_up() -> None:
             pause = every_s
             while not over.wait(pause):
-                began = time.monotonic()
+                began = time.thread_time()
                 with contextlib.suppress(RequestError, OSError):
                     self.refresh()
-                pause = max(every_s, 20 * (time.monotonic() - began))
+                pause = max(every_s, 20 * (time.thread_time() - began))
 
         thread = threading.Thread(target=keep_up, name="screen", daemon=True)
         thread.start()

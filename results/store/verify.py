@@ -42,7 +42,7 @@ SUMMARY = ("best_test_acc", "best_epoch", *(f"final_{name}" for name in FINAL), 
 
 _IDENTITY = ("trial_id", "pool", "pool_name", "pool_params", "arch", "dataset", "seed", "recipe", "protocol")
 _NEVER_NULL = (*_IDENTITY, "role", "hidden", "status", "schema_version")
-_FOLDERS = ("trials", "epochs", "checkpoints", "weights", "logs", "cam")
+_FOLDERS = ("trials", "epochs", "attempts", "checkpoints", "weights", "logs", "cam")
 _UNNEEDED = "nothing needs it: set it aside (--set-aside)"
 
 
