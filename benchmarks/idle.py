@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from search_spaces.trial import Trial
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 
 class IdleProgram:

@@ -30,7 +30,8 @@ from results.store.folder import RunFolder
 from search_spaces import pool
 from search_spaces.grid import BASELINE, CANDIDATE, Entry, Grid, Pair, Planned
 from search_spaces.recipe import Recipe
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
+from trainer.train import learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 200
@@ -133,7 +134,7 @@ def _results(grid: Grid) -> Iterator[tuple[Planned, dict[str, Any], list[Epoch]]
     for planned in grid:
         accuracy = 70 * (1 - np.exp(-steps / 30)) + random.normal(0, 0.4, EPOCHS)
         history = [
-            Epoch(int(e), 1.0, 50.0, 1.0, float(a), grid.recipe.lr_after(int(e)), 3.0, 1000.0)
+            Epoch(int(e), 1.0, 50.0, 1.0, float(a), learning_rate(grid.recipe, int(e)), 3.0, 1000.0)
             for e, a in zip(steps, accuracy, strict=True)
         ]
         row = record.row(planned, schema.COMPLETED, history, None)

@@ -18,8 +18,8 @@ from results.store.folder import RunFolder
 from search_spaces.grid import Planned
 from search_spaces.trial import Trial
 from trainer import log
-from trainer.epoch import Epoch
 from trainer.gate.report import Cost
+from trainer.outcome import Epoch
 
 
 @dataclass(frozen=True, slots=True)

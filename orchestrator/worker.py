@@ -37,8 +37,8 @@ from trainer import log
 from trainer.augment import Images
 from trainer.checkpoint import Slot
 from trainer.data import Dataset
-from trainer.epoch import Epoch
 from trainer.network import count_parameters
+from trainer.outcome import Epoch
 from trainer.packs import probe
 from trainer.train import Program, turns
 

@@ -21,11 +21,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
-from search_spaces import registry, user_code
+from search_spaces import user_code
 from search_spaces.errors import Problem, RequestError, expected, unknown
 from search_spaces.signature import NO_LITERAL, Signature, choose_class, signature
 from search_spaces.user_code import DEFAULT_CLASS, Source
 from search_spaces.validation import PLAIN, Form, Line, Plain, check, is_plain, validate
+
+BUILT_IN = Path(__file__).parents[1] / "trainer" / "pools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,12 @@ def _text(content: bytes) -> str | None:
 
 
 @cache
+def names() -> tuple[str, ...]:
+    """Return the names of the built-in pools: the files of `trainer/pools`. They are read, and never imported."""
+    return tuple(sorted(path.stem for path in BUILT_IN.glob("*.py") if not path.stem.startswith("_")))
+
+
+@cache
 def slug(name: str) -> str:
     """Return a name as a harmless part of a file name: at most 40 lower-case letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] or "pool"
@@ -236,8 +244,8 @@ def parameter_grid(
         name = stem if source.class_name == DEFAULT_CLASS else f"{stem}.{source.class_name}"
     elif class_name:
         raise RequestError.of(f"class {class_name!r} goes with `file`, not with the built-in pool {name!r}")
-    elif name not in registry.pools():
-        raise RequestError.of(unknown("pool", name, registry.pools()))
+    elif name not in names():
+        raise RequestError.of(unknown("pool", name, names()))
 
     values = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
     problems = [Problem(f"params.{key}", "the list of values is empty") for key, some in values.items() if not some]
@@ -257,7 +265,7 @@ def parameter_grid(
 @cache
 def builtin_source(name: str) -> Source:
     """Return the file of a built-in pool, with its one public class."""
-    path = registry.POOLS / f"{name}.py"
+    path = BUILT_IN / f"{name}.py"
     text = path.read_text(encoding="utf-8")
     public = [n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
     if len(public) != 1:

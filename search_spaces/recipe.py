@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -23,8 +22,8 @@ class Recipe:
 
     The rest is pinned, and raising `search_spaces.trial.PROTOCOL` is the only way to change it: SGD without
     Nesterov; weight decay on all parameters; cross-entropy; the last partial batch is kept; cosine
-    annealing stepped once an epoch (`lr_after`); RandomCrop(32, padding=4) on black, and a horizontal
-    flip where the dataset has one; batch norm as torchvision sets it.
+    annealing stepped once an epoch (`trainer.train.learning_rate`); RandomCrop(32, padding=4) on black, and a
+    horizontal flip where the dataset has one; batch norm as torchvision sets it.
 
     Attributes:
         epochs: passes over the training set, >= 1.
@@ -60,14 +59,6 @@ class Recipe:
     def to_json(self) -> str:
         """Return the canonical JSON, by which recipes are compared."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-    def lr_after(self, epoch: int) -> float:
-        """Return the learning rate after `epoch` epochs (0..epochs): lr/2 (1 + cos(pi e/E)).
-
-        Epoch e (from 1) trains at `lr_after(e - 1)`; the log shows `lr_after(e)`, as the benchmark's does
-        (0.009549 after epoch 160 of 200). SGDR without restarts (Loshchilov and Hutter, 2017).
-        """
-        return self.lr / 2 * (1 + math.cos(math.pi * epoch / self.epochs))
 
     def problems_with(self, train_images: int) -> list[Problem]:
         """Return what is wrong with this recipe for a training set of that many images."""

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from search_spaces import pool, registry
+from search_spaces import architectures, datasets, pool
 from search_spaces.document import Document
 from search_spaces.errors import (
     Problem,
@@ -182,8 +182,8 @@ def _logger(name: str) -> None:
         raise RequestError.of(unknown("logger", name, LOGGERS))
 
 
-_Arch = Annotated[str, _known(registry.arch)]
-_Dataset = Annotated[str, _known(registry.dataset)]
+_Arch = Annotated[str, _known(architectures.get)]
+_Dataset = Annotated[str, _known(datasets.get)]
 
 
 class _PairPart(_Part):

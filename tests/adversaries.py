@@ -217,7 +217,7 @@ ADVERSARIES: dict[str, str] = {
             from search_spaces.recipe import Recipe
             before = Program.step_before = getattr(Program, "step_before", Program.step)
             Program.step = lambda self, images, labels: before(self, images * 1.1, labels)
-            Recipe.lr_after = lambda self, epoch: self.lr
+            train.learning_rate = lambda recipe, done: recipe.lr
         """,
     ),
     "rows": _file(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 TIMES = ("epoch_s", "images_per_s")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces import pool, registry
+from search_spaces import architectures, pool
 from search_spaces.errors import RequestError
 from trainer import network
 from trainer.archs.dropout import Dropout
@@ -31,23 +31,23 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", registry.ARCHS)
+@pytest.mark.parametrize("name", architectures.ARCHS)
 def test_parameters_and_feature_map(name: str) -> None:
     net = network.build(pool.expand("gap")[0], name, classes=100, seed=0).eval()
     with torch.no_grad():
         maps = net.features(torch.randn(2, 3, 32, 32))
         logits = net(torch.randn(2, 3, 32, 32))
-    assert tuple(maps.shape[1:]) == registry.arch(name).feature_map
+    assert tuple(maps.shape[1:]) == architectures.get(name).feature_map
     assert logits.shape == (2, 100)
     assert network.count_parameters(net) == PARAMETERS[name]
 
 
 def test_the_feature_maps_of_the_benchmark() -> None:
-    assert registry.arch("resnet56").feature_map == (64, 8, 8)
-    assert registry.arch("vgg16bn").feature_map == (512, 1, 1)
-    assert registry.arch("mobilenetv2").feature_map == (1280, 4, 4)
-    assert registry.arch("mobilenetv2_2x2").feature_map == (1280, 2, 2)
-    assert registry.arch("mobilenetv2_s32").feature_map == (1280, 1, 1)
+    assert architectures.get("resnet56").feature_map == (64, 8, 8)
+    assert architectures.get("vgg16bn").feature_map == (512, 1, 1)
+    assert architectures.get("mobilenetv2").feature_map == (1280, 4, 4)
+    assert architectures.get("mobilenetv2_2x2").feature_map == (1280, 2, 2)
+    assert architectures.get("mobilenetv2_s32").feature_map == (1280, 1, 1)
 
 
 def gap(name: str, classes: int = 100, seed: int = 0) -> network.Network:
@@ -86,7 +86,7 @@ def test_mobilenetv2_is_torchvisions_with_strides_of_1(name: str, strides: dict[
     assert torch.equal(ours(images), theirs(images))
 
 
-@pytest.mark.parametrize("name", registry.ARCHS)
+@pytest.mark.parametrize("name", architectures.ARCHS)
 def test_initial_weights(name: str) -> None:
     """Kaiming normal: variance 2 / fan out in convolutions, 2 / fan in in linear layers; no bias but 0."""
     net = gap(name, seed=3)
@@ -124,7 +124,7 @@ def test_only_the_seed_moves_them_and_a_pool_keeps_its_own(tmp_path: Path) -> No
 
 def test_an_unknown_one_answers_with_the_nearest() -> None:
     with pytest.raises(RequestError, match="did you mean 'resnet56'"):
-        registry.arch("resnet65")
+        architectures.get("resnet65")
 
 
 def test_a_pool_of_the_wrong_shape_is_refused() -> None:

@@ -21,7 +21,7 @@ from search_spaces import space as spaces
 from search_spaces.grid import BASELINE, Entry, Grid, Pair
 from search_spaces.recipe import Recipe
 from trainer.data import Dataset
-from trainer.epoch import Epoch, collapsed
+from trainer.outcome import Epoch, collapsed
 
 DEAD = (
     "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3)) * 0\n"

@@ -17,7 +17,7 @@ import torchvision.datasets
 from PIL import Image
 from torchvision import transforms
 
-from search_spaces import registry
+from search_spaces import datasets
 from search_spaces.errors import RequestError
 from trainer import data
 from trainer.data import PAD, SIZE, Dataset, dataset, torchvision_files
@@ -187,7 +187,7 @@ def test_reading_them_imports_no_torch_and_happens_once(tmp_path: Path) -> None:
 
 
 def test_what_torchvision_leaves_is_called_as_it_calls_it() -> None:
-    wanted = {spec.torchvision for spec in registry.DATASETS.values() if spec.torchvision}
+    wanted = {spec.torchvision for spec in datasets.DATASETS.values() if spec.torchvision}
     assert wanted == set(torchvision_files.LEAVES)
     for name, (own, archive) in torchvision_files.LEAVES.items():
         cls = getattr(torchvision.datasets, name)

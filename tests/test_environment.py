@@ -22,7 +22,7 @@ from search_spaces import machine, pool
 from search_spaces.errors import RequestError
 from search_spaces.grid import Entry, Grid, Pair
 from search_spaces.recipe import Recipe
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 ROOT = Path(__file__).parents[1]
 LABEL = "caf\u00e9 \u2260 \U0001f600"

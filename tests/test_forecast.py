@@ -14,7 +14,7 @@ from results.store import schema
 from results.store.folder import RunFolder
 from results.table import published, stats
 from search_spaces import space as spaces
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 SPACE = """
 name: plan

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import pool, registry
+from search_spaces import pool
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from trainer.gate.case import Case
@@ -57,12 +57,12 @@ def test_a_broken_candidate_is_refused_under_the_right_name(
 
 @pytest.fixture(scope="module")
 def built_in() -> Report:
-    with Gate([pool.expand(name)[0] for name in registry.pools()], ARCHS) as gate:
+    with Gate([pool.expand(name)[0] for name in pool.names()], ARCHS) as gate:
         return gate.report
 
 
 def test_there_is_no_false_alarm_among_the_built_in(built_in: Report) -> None:
-    assert len(built_in.validations) == len(registry.pools()) * len(ARCHS)
+    assert len(built_in.validations) == len(pool.names()) * len(ARCHS)
     assert built_in.refused == []
     assert built_in.notes == []
 
@@ -81,7 +81,7 @@ def test_same_function(built_in: Report) -> None:
 
 @pytest.mark.soak
 def test_the_other_maps_have_no_false_alarm_and_one_identity(built_in: Report) -> None:
-    with Gate([pool.expand(name)[0] for name in registry.pools()], ["mobilenetv2", "mobilenetv2_s32"]) as gate:
+    with Gate([pool.expand(name)[0] for name in pool.names()], ["mobilenetv2", "mobilenetv2_s32"]) as gate:
         report = gate.report
     assert (report.refused, report.notes) == ([], [])
     (here,) = [one for one in report.equivalences() if one.arch == "mobilenetv2_s32" and "gap" in one.pools]

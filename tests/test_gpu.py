@@ -20,7 +20,7 @@ import torch
 from orchestrator.record import Job
 from orchestrator.worker import measure, run_pack
 from results.store.folder import RunFolder
-from search_spaces import pool, registry
+from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
@@ -31,7 +31,7 @@ from trainer.augment import Images
 from trainer.data import Dataset
 from trainer.device import graphs
 from trainer.device.execution import set_matmul_precision
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 from trainer.packs import take_turns
 from trainer.train import Program, train
 
@@ -197,7 +197,7 @@ def test_the_heads_dropout_depends_on_the_seed_alone(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", registry.pools())
+@pytest.mark.parametrize("name", pool.names())
 def test_every_built_in_pool_is_recorded(name: str) -> None:
     set_matmul_precision("fp32")
     module, inputs = build(name, 64).train(), maps("random", (4, 64, 8, 8)).requires_grad_()

@@ -36,7 +36,7 @@ from search_spaces.grid import Entry, Grid, Pair
 from search_spaces.pool import Pool, own_slug
 from search_spaces.recipe import Recipe
 from trainer import pools
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 from trainer.user_module import Source
 
 LABELS = [

@@ -29,7 +29,7 @@ from search_spaces import pool
 from search_spaces.errors import RequestError
 from search_spaces.grid import Entry, Grid, Pair
 from search_spaces.recipe import Recipe
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = (

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from search_spaces import pool, registry
-from search_spaces.registry import ARCHS
+from search_spaces import pool
+from search_spaces.architectures import ARCHS
 from trainer import pools
 from trainer.device import cpu
 from trainer.network import count_parameters
@@ -52,7 +52,7 @@ def loss(out: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
-@pytest.mark.parametrize("name", registry.pools())
+@pytest.mark.parametrize("name", pool.names())
 def test_shape_and_finite_values_and_gradients(name: str, shape: tuple[int, int, int]) -> None:
     module = build(name, shape[0])
     for kind, batch, autocast in itertools.product(INPUTS, (1, 2), (False, True)):
@@ -92,7 +92,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     return held
 
 
-@pytest.mark.parametrize("name", registry.pools())
+@pytest.mark.parametrize("name", pool.names())
 class TestEveryPool:
     def test_samples_do_not_see_each_other(self, name: str) -> None:
         module = build(name, 8)
@@ -540,7 +540,7 @@ def test_formulas_at_chosen_parameters(spec: str) -> None:
 def test_every_pool_has_a_formula_here() -> None:
     tested = {spec.partition("(")[0] for spec in LEARNED} | {"gap", "global_max", "avg_max", "gem"}
     tested |= {"lp", "log_sum_exp", "softpool", "top_k", "median", "stochastic", "deformable"}
-    assert tested == set(registry.pools())
+    assert tested == set(pool.names())
 
 
 def test_deformable_convolution_samples_where_its_offsets_say() -> None:

@@ -17,10 +17,11 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import BASELINE, Entry, Grid, Pair
 from search_spaces.recipe import Recipe
 from search_spaces.trial import CHANGES, PROTOCOL
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
+from trainer.train import learning_rate
 
 ENTRIES = (Entry(pool.expand("gap")[0], BASELINE), Entry(pool.expand("gem")[0]))
-HISTORY = [Epoch(n, 1.0, 50.0, 1.0, 60.0 + n, Recipe(epochs=2).lr_after(n), 2.0, 100.0) for n in (1, 2)]
+HISTORY = [Epoch(n, 1.0, 50.0, 1.0, 60.0 + n, learning_rate(Recipe(epochs=2), n), 2.0, 100.0) for n in (1, 2)]
 
 
 def folder(path: Path, protocol: int, ended: bool = True) -> RunFolder:

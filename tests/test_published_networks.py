@@ -23,7 +23,7 @@ from tests.compare import numbers
 from tests.memory import Memory
 from trainer.augment import Images, epoch_draws
 from trainer.data import PAD, SIZE, Dataset
-from trainer.train import Program, train
+from trainer.train import Program, learning_rate, train
 
 CPU = torch.device("cpu")
 # Powers of two, which the trainer's float32 learning rate holds exactly: cosine over two epochs halves it after one.
@@ -120,7 +120,7 @@ def test_the_first_six_steps_are_those_of_a_plain_program(plain: Callable[[], nn
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=2)
     losses: list[tuple[float, float]] = []
     for epoch in (1, 2):
-        program.lr.fill_(RECIPE.lr_after(epoch - 1))
+        program.lr.fill_(learning_rate(RECIPE, epoch - 1))
         for batch, labels in batches(program, epoch):
             loss, _ = program.step(batch, labels)
             optimizer.zero_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces import pool, registry
+from search_spaces import architectures, pool
 from search_spaces.recipe import Recipe
 from trainer import archs, network
 from trainer.gate import Gate
@@ -256,7 +256,7 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
 def test_every_builtin_pool_can_be_trained_and_resumed(tmp_path: Path) -> None:
     """In this process, where its pools share their state with nobody."""
     setup = Setup(Recipe(batch_size=4, lr=0.02))
-    for name in registry.pools():
+    for name in pool.names():
         one = pool.expand(name)[0]
         uninterrupted = Uninterrupted(Recipe(batch_size=4, lr=0.02))
         uninterrupted._before = {}  # there is no file to watch
@@ -265,9 +265,9 @@ def test_every_builtin_pool_can_be_trained_and_resumed(tmp_path: Path) -> None:
         assert resume(setup, one, "resnet20", tmp_path / "it.pt", found) == [], name
 
 
-@pytest.mark.parametrize("arch", registry.ARCHS)
+@pytest.mark.parametrize("arch", architectures.ARCHS)
 def test_the_last_layer_makes_the_feature_map_of_the_whole(arch: str) -> None:
-    spec = registry.arch(arch)
+    spec = architectures.get(arch)
     tail = network.build(pool.expand("gap")[0], arch, 10, 0, tail=True)
     assert tail.features(torch.rand(2, 3, 32, 32)).shape == (2, *spec.feature_map)
     last, _ = archs.last(spec)

@@ -26,7 +26,7 @@ from results.store.folder import RunFolder
 from search_spaces import pool
 from search_spaces.grid import Entry, Grid, Pair, Planned
 from search_spaces.recipe import Recipe
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 HOSTILE = "<script>alert(1)</script>"
 QUOTES = """"&' $x$ _"""

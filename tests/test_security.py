@@ -27,7 +27,7 @@ from search_spaces import pool
 from search_spaces.grid import Entry, Grid, Pair
 from search_spaces.recipe import Recipe
 from trainer.data import Dataset
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 ROOT = Path(__file__).parents[1]

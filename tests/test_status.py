@@ -23,7 +23,7 @@ from search_spaces import pool
 from search_spaces.errors import RequestError
 from search_spaces.grid import Entry, Grid, Pair, Planned
 from search_spaces.recipe import Recipe
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 GRID = Grid(
     "g",

@@ -15,7 +15,7 @@ from results.store.lease import Driver, Lease
 from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
 from search_spaces.recipe import Recipe
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 ENTRIES = tuple(Entry(each, BASELINE) for name in ("gap", "gem", "avg_max") for each in pool.expand(name))
 PACK: list[Planned] = list(Grid("few", ENTRIES, (Pair("resnet20", "digits"),), (1,), Recipe(epochs=2)))

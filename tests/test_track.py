@@ -37,7 +37,7 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import Entry, Grid, Pair, Planned
 from search_spaces.messages import shown_by
 from search_spaces.recipe import Recipe
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 RECIPE = Recipe(epochs=3, lr=0.1)
 ENTRIES = (Entry(pool.expand("gap")[0], "baseline"), Entry(pool.expand("gem", {"p": 2}, label="ours, <p>")[0]))

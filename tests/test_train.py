@@ -19,8 +19,8 @@ from tests.memory import Memory
 from trainer import checkpoint, log, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
-from trainer.epoch import Epoch
-from trainer.train import Program, train
+from trainer.outcome import Epoch
+from trainer.train import Program, learning_rate, train
 
 CPU = torch.device("cpu")
 Make = Callable[..., Trial]
@@ -179,13 +179,13 @@ def test_training_agrees_with_a_plain_loop(arch: str, make_trial: Make, digits: 
     program.momentum = [buffer.double() for buffer in program.momentum]
     ours, theirs = [], []
     for epoch in (1, 2):
-        program.lr.fill_(trial.recipe.lr_after(epoch - 1))
+        program.lr.fill_(learning_rate(trial.recipe, epoch - 1))
         for images, labels in batches(program, digits, epoch):
             loss, _ = program.step(images.double(), labels)
             ours.append(loss.item() / len(labels))
             theirs.append(plain.step(images.double().contiguous(), labels))
         plain.schedule.step()
-        assert plain.schedule.get_last_lr()[0] == pytest.approx(trial.recipe.lr_after(epoch))
+        assert plain.schedule.get_last_lr()[0] == pytest.approx(learning_rate(trial.recipe, epoch))
     assert len(ours) == 6
     # MobileNetV2's batch norms over 1x1 maps multiply the 1e-8 of a rounded learning rate by a million in two steps.
     exact = slice(0, 4) if arch == "mobilenetv2_s32" else slice(0, 6)

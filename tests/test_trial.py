@@ -14,6 +14,7 @@ from search_spaces.grid import Entry, Grid, Pair
 from search_spaces.pool import Pool, Source
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
+from trainer.train import learning_rate
 
 BASE = Trial(pool.expand("gem")[0], "resnet56", "cifar100", 42, Recipe())
 
@@ -141,7 +142,7 @@ def test_a_recipe_names_all_its_problems_at_once() -> None:
 def test_the_schedule_is_the_benchmarks() -> None:
     """The log shown with the benchmark, after these epochs of 200."""
     shown = {160: 0.009549, 170: 0.005450, 180: 0.002447, 190: 0.000616, 200: 0.000000}
-    assert {epoch: round(Recipe().lr_after(epoch), 6) for epoch in shown} == shown
+    assert {epoch: round(learning_rate(Recipe(), epoch), 6) for epoch in shown} == shown
 
 
 def test_a_last_batch_of_one_image_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from search_spaces import machine, pool, process, registry, strict_yaml
+from search_spaces import architectures, datasets, machine, pool, process, strict_yaml
 from search_spaces.errors import RequestError, first_line, gather, short
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
@@ -28,8 +28,8 @@ UNREAD = 141  # what a shell says of a command that ended because nobody reads i
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Trains one trial.")
-    parser.add_argument("--arch", required=True, help=", ".join(registry.ARCHS))
-    parser.add_argument("--dataset", required=True, help=", ".join(registry.DATASETS))
+    parser.add_argument("--arch", required=True, help=", ".join(architectures.ARCHS))
+    parser.add_argument("--dataset", required=True, help=", ".join(datasets.DATASETS))
     parser.add_argument("--pool", required=True, help="gem, 'gem(p=1)', mine.py or mine.py:Class")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a field of the recipe")
@@ -94,8 +94,8 @@ def request(
         RequestError: with every problem of it.
     """
     _, _, one_pool, recipe, _, _ = gather(
-        ("--arch", lambda: registry.arch(arch_name)),
-        ("--dataset", lambda: registry.dataset(dataset)),
+        ("--arch", lambda: architectures.get(arch_name)),
+        ("--dataset", lambda: datasets.get(dataset)),
         ("--pool", lambda: _one_pool(pool_spec)),
         ("--set", lambda: _recipe(overrides)),
         ("--seed", lambda: _at_least(0, seed)),

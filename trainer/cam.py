@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from search_spaces import registry
+from search_spaces import datasets
 from search_spaces.errors import RequestError
 from search_spaces.trial import Trial
 from trainer import data, network
@@ -154,7 +154,7 @@ def _chosen(net: Network, images: Images, count: int, wrong: bool) -> tuple[Tens
 def _answer(asked: dict[str, Any], weights: bytes) -> dict[str, Any]:
     """All that a picture is drawn from, as arrays."""
     trial, data_dir = Trial.from_dict(asked["trial"]), Path(asked["data_dir"])
-    if registry.dataset(trial.dataset).torchvision and not data_dir.is_dir():
+    if datasets.get(trial.dataset).torchvision and not data_dir.is_dir():
         what = f"there is no folder {data_dir}; give the one that the sweep read {trial.dataset} from"
         raise RequestError.of(what, "--data-dir")
     dataset = data.load(trial.dataset, data_dir, lambda line: print(line, file=sys.stderr), download=False)

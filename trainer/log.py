@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from search_spaces.trial import Trial
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 
 
 def epoch_line(epoch: Epoch) -> str:

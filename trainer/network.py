@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from search_spaces import registry
+from search_spaces import architectures
+from search_spaces.architectures import Arch
 from search_spaces.pool import Pool
-from search_spaces.registry import Arch
 from trainer import archs, pools
 from trainer.randomness import Purpose, seeded
 
@@ -35,7 +35,7 @@ def build(pool: Pool, arch: str, classes: int, seed: int, *, tail: bool = False)
     Args:
         tail: of the features, the last layer alone.
     """
-    spec = registry.arch(arch)
+    spec = architectures.get(arch)
     with seeded(seed, Purpose.BACKBONE):
         features, head = (
             initialise(_tail(spec) if tail else archs.features(spec)),

@@ -20,7 +20,7 @@ from search_spaces.errors import first_line
 from search_spaces.trial import Trial
 from trainer.augment import Images
 from trainer.data import Dataset
-from trainer.epoch import Epoch
+from trainer.outcome import Epoch
 from trainer.train import Program
 
 PROBE_STEPS = 100

@@ -23,10 +23,10 @@ import pandas as pd
 
 from results.table import stats
 from results.table.leaderboard import groups
-from search_spaces import registry
+from search_spaces import datasets
+from search_spaces.architectures import ARCHS
 from search_spaces.chance import is_guessing
 from search_spaces.errors import RequestError, short
-from search_spaces.registry import ARCHS
 from search_spaces.text import unprintable
 
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -167,7 +167,7 @@ def _column(arch: str, dataset: str, rows: pd.DataFrame) -> Column:
 
 def _is_lost(value: float, dataset: str) -> bool:
     """Return whether an accuracy is no better than guessing, on the 10,000 test images of CIFAR and Fashion-MNIST."""
-    return dataset in registry.DATASETS and is_guessing(value, registry.DATASETS[dataset].classes, TEST_IMAGES)
+    return dataset in datasets.DATASETS and is_guessing(value, datasets.DATASETS[dataset].classes, TEST_IMAGES)
 
 
 def _spread(functions: Sequence[Values]) -> Spread:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.registry import Arch
+from search_spaces.architectures import Arch
 from trainer import compat
 
 if TYPE_CHECKING:

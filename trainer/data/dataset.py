@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces import registry
+from search_spaces import datasets
+from search_spaces.datasets import DatasetSpec
 from search_spaces.errors import RequestError
-from search_spaces.registry import DatasetSpec
 from trainer.data import decoded, pictures, rows, torchvision_files
 from trainer.data.pictures import Bytes, CellError
 from trainer.data.rows import Labels, Split
@@ -84,7 +84,7 @@ def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None,
     Raises:
         RequestError: an unknown name, or data that can neither be found nor downloaded; says where was looked.
     """
-    source = registry.dataset(name)
+    source = datasets.get(name)
     if source.torchvision is None:
         version = importlib.metadata.version("scikit-learn")  # to import it takes 37 MiB and a second of each driver
         return decoded.load([name, version], Dataset, lambda: (_prepare(name, source, *_digits()), True))
@@ -115,7 +115,7 @@ def refuse_shared(names: Iterable[str], data_dir: Path) -> None:
     for name in names:
         files: list[Path] = []
         with contextlib.suppress(RequestError):  # which `load` raises
-            files = _place(name, data_dir).splits().get("train", []) if registry.DATASETS[name].called else []
+            files = _place(name, data_dir).splits().get("train", []) if datasets.DATASETS[name].called else []
         for file in files[:1]:
             if (other := owner.setdefault(file, name)) != name:
                 what = f"{other} and {name} would both be read from {file}; put each into a folder called as it is"
@@ -127,7 +127,7 @@ def class_names(name: str, data_dir: Path) -> list[str] | None:
 
     Either the Hugging Face form's own, or `class_names`, one a line.
     """
-    source = registry.dataset(name)
+    source = datasets.get(name)
     splits = _place(name, data_dir).splits() if source.called else {}
     if "test" not in splits:
         return None
@@ -143,7 +143,7 @@ def class_names(name: str, data_dir: Path) -> list[str] | None:
 
 
 def _place(name: str, data_dir: Path) -> Place:
-    return Place(data_dir, name, {other: source.called for other, source in registry.DATASETS.items()})
+    return Place(data_dir, name, {other: source.called for other, source in datasets.DATASETS.items()})
 
 
 def _stamp(file: Path) -> list[str | int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from search_spaces import registry
+from search_spaces import architectures
 from search_spaces.pool import Pool
 from trainer import pools
 from trainer.network import materialise
@@ -38,7 +38,7 @@ class Case:
     @property
     def shape(self) -> Shape:
         """(C, H, W) of the architecture's feature map."""
-        return registry.arch(self.arch).feature_map
+        return architectures.get(self.arch).feature_map
 
     def construct(self) -> nn.Module:
         """Before the dry pass."""
