@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,9 @@ def test_no_finished_trial_was_trained_again(campaign: tuple[Path, Campaign]) ->
         run = RunFolder(folder / name)
         for row in run.read_trials(["trial_id", "attempt"]).to_pylist():
             log = (run.path / "logs" / f"{row['trial_id']}.log").read_text()
-            assert log.count("\nattempt ") + log.startswith("attempt ") == row["attempt"], "one came after the end"
+            numbers = [int(number) for number in re.findall(r"^attempt (\d+): ", log, re.MULTILINE)]
+            assert numbers == sorted(set(numbers)), "each is counted once, though some died before they said a word"
+            assert numbers[-1] == row["attempt"], "one came after the end"
 
 
 def test_no_epoch_that_a_checkpoint_covers_was_trained_again(campaign: tuple[Path, Campaign]) -> None:
