@@ -213,8 +213,8 @@ ADVERSARIES: dict[str, str] = {
     "trainer": _file(
         "Imported, it wraps the trainer's own step, and keeps the learning rate from falling.",
         imported="""
+            from trainer import train
             from trainer.train import Program
-            from search_spaces.recipe import Recipe
             before = Program.step_before = getattr(Program, "step_before", Program.step)
             Program.step = lambda self, images, labels: before(self, images * 1.1, labels)
             train.learning_rate = lambda recipe, done: recipe.lr
