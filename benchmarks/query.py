@@ -40,8 +40,7 @@ POOLS = 20
 QUESTIONS = {
     "what has ended": "from results.store.folder import RunFolder; answer = len(RunFolder(run).ended())",
     "leaderboard": "import results; answer = len(results.load(run).leaderboard())",
-    "as text": "import results, results.table.render as v; "
-    "answer = len(v.to_text(results.load(run).leaderboard(), 'best_test_acc'))",
+    "as text": "import results; answer = len(results.load(run).leaderboard(format='text'))",
     "load trials": "import results; answer = len(results.load(run).trials())",
     "load epochs": "import results; answer = len(results.load(run).epochs())",
     "audit": "import results; from results.store.verify import audit; answer = audit(results.load(run).folder).trials",
