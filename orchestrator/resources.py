@@ -11,7 +11,7 @@ from search_spaces import machine
 from search_spaces.errors import Problem, RequestError, did_you_mean
 
 if TYPE_CHECKING:
-    from search_spaces.space import Resources  # with pydantic, which no worker needs
+    from search_spaces.space import Resources  # 0.06 s, which no worker needs
 
 
 @dataclass(frozen=True, slots=True)

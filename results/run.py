@@ -88,11 +88,12 @@ class Run(Frames):
 
         console = Console(markup=False, emoji=False)
         with status.Screen(self.folder, console, above) as screen:
-            while not (now := screen.refresh()).is_over:
-                yield now
+            while not screen.now.is_over:
+                yield screen.now
                 time.sleep(every)
-            yield now
-        console.print(f"{above()}{now}", highlight=False, soft_wrap=True)
+                screen.refresh()
+            yield screen.now
+        console.print(f"{above()}{screen.now}", highlight=False, soft_wrap=True)
 
     def compact(self) -> int:
         """Merge the small files of trials that have ended; return of how many."""

@@ -21,7 +21,7 @@ from results.store.attempt import Attempt
 from results.store.folder import RunFolder
 from search_spaces.errors import RequestError
 from search_spaces.grid import FILTERS, Planned
-from search_spaces.text import duration, visible
+from search_spaces.text import duration, first_line, visible
 
 NO_SPACE = (
     "{run} has no space.yaml: no sweep has begun there, or it was deleted; the sweep's command writes it again, and "
@@ -40,11 +40,13 @@ class Unfinished:
     """A trial that has begun and has not ended.
 
     Attributes:
-        silent_s: seconds since it last said how far it is.
+        written: when it last said how far it is, in seconds since 1970.
+        silent_s: seconds since.
     """
 
     planned: Planned
     attempt: Attempt
+    written: float
     silent_s: float
 
     @property
@@ -140,7 +142,7 @@ class Watch:
         counts["running"] = sum(one.runs for one in begun)
         counts["stopped"] = len(begun) - counts["running"]
         failures = [
-            (visible(trial_id), visible((row["error"] or "").partition("\n")[0]))
+            (visible(trial_id), visible(first_line(row["error"] or "")))
             for trial_id, row in self.ended.items()
             if row["status"] in (schema.FAILED, schema.INVALID)
         ]
@@ -166,7 +168,7 @@ class Watch:
 
     def _read_trials(self) -> list[Unfinished]:
         """Read the rows that are new, and how far the trials are that have begun and have not ended."""
-        begun = {name: attempt for name in self._run.begun() if (attempt := self._run.attempt(name))}
+        begun = self._run.under_way()
         self.ended |= {row["trial_id"]: row for row in self._run.read_new_trials(_COLUMNS, self._read)}
         for trial_id in begun:  # a failed trial that runs again has not ended
             if trial_id in self.ended and self.ended[trial_id]["status"] not in schema.TRAINED:
@@ -174,7 +176,7 @@ class Watch:
         self._read -= {f"trials/{trial_id}.parquet" for trial_id in begun}  # which are written anew
         found = [trial_id for trial_id in self.planned if trial_id in begun and trial_id not in self.ended]
         now = time.time()
-        return [Unfinished(self.planned[one], begun[one], now - self._run.last_written(one)) for one in found]
+        return [Unfinished(self.planned[one], *begun[one], now - begun[one][1]) for one in found]
 
     def _left_s(self, begun: Sequence[Unfinished], at_once: int) -> float | None:
         paces = epoch_seconds(self.ended.values()) or _paces_so_far(begun)
@@ -197,26 +199,30 @@ _ORDER = ("completed", "running", "to do", "stopped", "diverged", "collapsed", "
 
 def epoch_seconds(rows: Iterable[Row]) -> dict[Pair, float]:
     """{(arch, dataset): the median seconds of an epoch} of trials that were trained to their ends."""
-    paces: dict[Pair, list[float]] = {}
-    for row in rows:
-        if row["status"] in schema.TRAINED and row["epochs"] and row["train_s"]:
-            paces.setdefault((row["arch"], row["dataset"]), []).append(row["train_s"] / row["epochs"])
-    return {pair: statistics.median(found) for pair, found in paces.items()}
+    return _medians(
+        ((row["arch"], row["dataset"]), row["train_s"] / row["epochs"])
+        for row in rows
+        if row["status"] in schema.TRAINED and row["epochs"] and row["train_s"]
+    )
 
 
 def _paces_so_far(begun: Sequence[Unfinished]) -> dict[Pair, float]:
-    paces: dict[Pair, list[float]] = {}
-    for one in begun:
-        if one.attempt.epoch_s is not None:
-            paces.setdefault((one.planned.trial.arch, one.planned.trial.dataset), []).append(one.attempt.epoch_s)
-    return {pair: statistics.median(found) for pair, found in paces.items()}
+    trials = [(one.planned.trial, one.attempt.epoch_s) for one in begun]
+    return _medians(((trial.arch, trial.dataset), seconds) for trial, seconds in trials if seconds is not None)
+
+
+def _medians(found: Iterable[tuple[Pair, float]]) -> dict[Pair, float]:
+    by_pair: dict[Pair, list[float]] = {}
+    for pair, seconds in found:
+        by_pair.setdefault(pair, []).append(seconds)
+    return {pair: statistics.median(values) for pair, values in by_pair.items()}
 
 
 class Screen:
     """Shows how far a sweep is, for the length of the block, as its run folder has it.
 
     A line is printed for each trial that ends. On a terminal the status stands below and is drawn again; elsewhere a
-    line says every `PLAIN_EVERY_S` what runs.
+    line says every `PLAIN_EVERY_S` what runs. `now` is the status at the last look.
 
     Args:
         console: where to.
@@ -239,11 +245,11 @@ class Screen:
         )
 
     def __enter__(self) -> Self:
-        self._watch.status()
+        self.now = self._watch.status()
         self._shown = set(self._watch.ended)  # what has ended before is no news
         if self._console.is_terminal:
             self._live.start()
-        self.refresh()
+        self._show(self.now)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -257,7 +263,11 @@ class Screen:
         Raises:
             RequestError, OSError: the run folder cannot be read.
         """
-        now = self._watch.status()
+        self.now = self._watch.status()
+        self._show(self.now)
+        return self.now
+
+    def _show(self, now: Status) -> None:
         ended = self._watch.ended
         new = [trial_id for trial_id in ended if trial_id not in self._shown and trial_id in self._watch.planned]
         self._shown = set(ended)
@@ -270,7 +280,6 @@ class Screen:
             self._live.update(Text(f"{self._above()}{now}"), refresh=True)
         elif time.monotonic() - self._said_at >= PLAIN_EVERY_S and now.counts["running"]:
             self._print("; ".join(str(one) for one in now.unfinished if one.runs) + now.left)
-        return now
 
     @contextlib.contextmanager
     def follow(self, every_s: float) -> Iterator[None]:
@@ -303,7 +312,7 @@ class Screen:
         if row["status"] == schema.COMPLETED:
             facts += [f"best {row['best_test_acc']:.2f} %", duration(row["train_s"])]
         if row["error"]:
-            facts.append(row["error"].splitlines()[0])
+            facts.append(first_line(row["error"]))
         return f"{self._watch.planned[trial_id].trial}: {', '.join(facts)}"
 
     def _print(self, line: str) -> None:

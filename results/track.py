@@ -33,9 +33,10 @@ from results.status import NO_SPACE, Status, Unfinished, Watch
 from results.store import schema
 from results.store.folder import RunFolder
 from results.trackers import KNOWN, METRICS, OUTCOME, Begun, Logged, Outcome, Point, Session, Tracker, first
-from search_spaces.errors import RequestError, gather, unknown
+from search_spaces.errors import RequestError, gather, require
 from search_spaces.grid import Planned
 from search_spaces.messages import log, shown_by
+from search_spaces.validation import from_json, to_json
 
 EVERY_S = 5.0  # a trial's epochs are rewritten as often
 AT_ONCE = 50  # trials whose epochs are read together, and remembered together
@@ -67,8 +68,7 @@ def track(run: RunFolder, to: str, follow: bool = False, every: float = EVERY_S)
     Raises:
         RequestError: the tracker cannot be used, or no sweep has begun in the run folder.
     """
-    if to not in KNOWN:
-        raise RequestError.of(unknown("tracker", to, KNOWN), "--to")
+    require("tracker", to, KNOWN, "--to")
     grid, _ = gather(("", run.grid), ("--to", lambda: KNOWN[to].check(run)))
     if grid is None:
         raise RequestError.of(NO_SPACE.format(run=run))
@@ -91,19 +91,11 @@ class Memory:
     where: str
     trials: dict[str, Logged] = field(default_factory=dict)
 
-    def encode(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self), indent=1).encode()
-
     @classmethod
-    def decode(cls, data: bytes | None, where: str) -> Memory:
+    def read(cls, data: bytes | None, where: str) -> Memory:
         """Read it back; nothing is remembered of another place, or where no follower wrote the bytes."""
-        from pydantic import TypeAdapter, ValidationError  # 0.1 s, which only followers pay
-
-        try:
-            found = TypeAdapter(cls).validate_json(data or b"", strict=True)
-        except ValidationError:
-            return cls(where)
-        return found if found.where == where else cls(where)
+        found = from_json(cls, data or b"")
+        return found if found and found.where == where else cls(where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +201,7 @@ class Follower:
         if self._tracker is None and not self.gave_up:
             with self._faults():
                 self._tracker = self._make()
-                self._memory = Memory.decode(self._file.read(), self._tracker.where)
+                self._memory = Memory.read(self._file.read(), self._tracker.where)
         return self._tracker is not None
 
     def _under_way(self, unfinished: Sequence[Unfinished]) -> Iterator[_News]:
@@ -217,9 +209,8 @@ class Follower:
             trial_id = one.planned.trial.id
             known = self._memory.trials.get(trial_id)
             is_new = one.runs and trial_id not in self._sessions
-            written = self._run.last_written(trial_id)  # 0 if it has just ended: the next look has its row
-            if written and (is_new or one.attempt.epoch > (known.epoch if known else 0)):
-                yield _News(one.planned, written)
+            if is_new or one.attempt.epoch > (known.epoch if known else 0):
+                yield _News(one.planned, one.written)
 
     def _ended(self) -> Iterator[_News]:
         """Yield what has ended, in the order of the grid; not what the gate refused, of which nothing was trained."""
@@ -240,7 +231,7 @@ class Follower:
             if not self.gave_up:
                 with self._faults(one.planned.trial.id):
                     self._log(one, epochs.get(one.planned.trial.id, []))
-        self._file.write(self._memory.encode())
+        self._file.write(to_json(self._memory))
 
     def _log(self, one: _News, rows: Sequence[Mapping[str, Any]]) -> None:
         assert self._tracker  # noqa: S101 - made before

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from search_spaces.errors import RequestError, unknown
+from search_spaces.errors import require
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,5 @@ def get(name: str) -> Arch:
     Raises:
         RequestError: there is none; names the nearest and lists them all.
     """
-    if name not in ARCHS:
-        raise RequestError.of(unknown("architecture", name, ARCHS))
+    require("architecture", name, ARCHS)
     return ARCHS[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from search_spaces.errors import RequestError, unknown
+from search_spaces.errors import require
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,5 @@ def get(name: str) -> DatasetSpec:
     Raises:
         RequestError: there is none; names the nearest and lists them all.
     """
-    if name not in DATASETS:
-        raise RequestError.of(unknown("dataset", name, DATASETS))
+    require("dataset", name, DATASETS)
     return DATASETS[name]

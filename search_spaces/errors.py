@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from search_spaces import text
 from search_spaces.text import visible
 
 
@@ -61,6 +62,17 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
 
 
+def require(kind: str, name: object, choices: Iterable[str], where: str = "") -> None:
+    """Require that a name is one of `choices`.
+
+    Raises:
+        RequestError: it is none; names the nearest and lists them all.
+    """
+    known = list(choices)
+    if name not in known:
+        raise RequestError.of(unknown(kind, name, known), where)
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
     """Return the message for a `name` that is not among `choices`."""
     return f"unknown {kind} {short(name)}; {did_you_mean(name, choices)}"
@@ -111,7 +123,7 @@ def meant_text(found: object) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return text.first_line(str(error)) or type(error).__name__
 
 
 def seconds(text: str) -> float:

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from search_spaces import user_code
-from search_spaces.errors import Problem, RequestError, expected, unknown
+from search_spaces.errors import Problem, RequestError, expected, require
 from search_spaces.signature import NO_LITERAL, Signature, choose_class, signature
 from search_spaces.user_code import DEFAULT_CLASS, Source
 from search_spaces.validation import PLAIN, Form, Line, Plain, check, is_plain, validate
@@ -244,8 +244,8 @@ def parameter_grid(
         name = stem if source.class_name == DEFAULT_CLASS else f"{stem}.{source.class_name}"
     elif class_name:
         raise RequestError.of(f"class {class_name!r} goes with `file`, not with the built-in pool {name!r}")
-    elif name not in names():
-        raise RequestError.of(unknown("pool", name, names()))
+    else:
+        require("pool", name, names())
 
     values = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
     problems = [Problem(f"params.{key}", "the list of values is empty") for key, some in values.items() if not some]

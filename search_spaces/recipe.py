@@ -43,7 +43,7 @@ class Recipe:
     lr: Annotated[Number, Field(gt=0)] = 0.1
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
-    precision: Annotated[str, check(PRECISIONS.__contains__, "one of fp32, tf32, bf16")] = "fp32"
+    precision: Annotated[str, check(PRECISIONS.__contains__, f"one of {', '.join(PRECISIONS)}")] = "fp32"
     train_samples: Annotated[Integer, Field(ge=2, lt=2**53)] | None = None
     test_samples: Annotated[Integer, Field(ge=1, lt=2**53)] | None = None
 

@@ -35,8 +35,8 @@ from search_spaces.errors import (
     gather,
     meant_boolean,
     meant_number,
+    require,
     short,
-    unknown,
 )
 from search_spaces.grid import CANDIDATE, MOST_TRIALS, Entry, Grid, Pair, Role
 from search_spaces.pool import ParameterGrid, Pool
@@ -123,8 +123,8 @@ class Space:
     skip_invalid: bool
     keep_weights: bool
     test_budget: int | None
-    loggers: tuple[str, ...] = ()
-    stall_timeout: float | None = 3600.0
+    loggers: tuple[str, ...]
+    stall_timeout: float | None
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
@@ -167,23 +167,19 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
 # The file's form
 
 
-def _known(get: Callable[[str], Any]) -> AfterValidator:
-    """Return the validator of a name that `get` knows."""
+def _known(require: Callable[[str], object]) -> AfterValidator:
+    """Return the validator of a name, which `require` refuses if it is none."""
 
-    def check(name: str) -> str:
-        get(name)
+    def validator(name: str) -> str:
+        require(name)
         return name
 
-    return AfterValidator(check)
-
-
-def _logger(name: str) -> None:
-    if name not in LOGGERS:
-        raise RequestError.of(unknown("logger", name, LOGGERS))
+    return AfterValidator(validator)
 
 
 _Arch = Annotated[str, _known(architectures.get)]
 _Dataset = Annotated[str, _known(datasets.get)]
+_Logger = Annotated[str, _known(lambda name: require("logger", name, LOGGERS))]
 
 
 class _PairPart(_Part):
@@ -263,7 +259,7 @@ class _File(_Part):
     skip_invalid: bool = False
     test_budget: Annotated[int | None, Field(ge=1)] = None
     keep_weights: bool = False
-    loggers: Annotated[tuple[Annotated[str, _known(_logger)], ...], Field(strict=False)] = ()
+    loggers: Annotated[tuple[_Logger, ...], Field(strict=False)] = ()
 
     @field_validator("recipe")
     @classmethod

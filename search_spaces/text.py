@@ -42,6 +42,11 @@ def plain(table: Table) -> list[str]:
     return [line.rstrip() for line in sink.getvalue().splitlines()]
 
 
+def first_line(text: str) -> str:
+    """Return the first line that is not blank, without the blanks around it; nothing if there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
 def duration(seconds: float) -> str:
     """Spell a duration for people: `45 s`, `12 min`, `3 h 05 min`."""
     if seconds < 100:

@@ -6,7 +6,9 @@ name or a loop without an end, and a file that no sweep wrote is refused with th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -82,6 +84,19 @@ def validate(kind: type[T], data: Any, forms: Mapping[KeyPath, Any] | None = Non
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
         raise RequestError(problem for _, problem in problems_in(error, forms or {})) from None
+
+
+def from_json(kind: type[T], data: bytes) -> T | None:
+    """Return the JSON as a dataclass; None for bytes that `to_json` did not write."""
+    try:
+        return _adapter(kind).validate_json(data, strict=True)
+    except ValidationError:
+        return None
+
+
+def to_json(value: Any) -> bytes:
+    """Return a dataclass as JSON."""
+    return json.dumps(dataclasses.asdict(value), indent=1).encode()
 
 
 _adapter = functools.cache(TypeAdapter)

@@ -1,7 +1,7 @@
 """What needs a CUDA GPU: steps as graphs, packs on streams, memory, and a sweep. `python -m pytest tests/test_gpu.py`.
 
-It imports neither Ray nor pydantic before a test that needs them, so that it runs where only torch is. What does not
-depend on the device is tested on the CPU as well, by the same tests.
+It imports Ray in no test but the one that needs it, so that it runs where there is none. What does not depend on the
+device is tested on the CPU as well, by the same tests.
 """
 
 from __future__ import annotations
@@ -370,7 +370,6 @@ def test_a_sweep_finds_the_gpu_and_what_to_train_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("ray")
-    pytest.importorskip("pydantic")
     from orchestrator.cli import main
 
     (tmp_path / "space.yaml").write_text(

@@ -37,6 +37,7 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import Entry, Grid, Pair, Planned
 from search_spaces.messages import shown_by
 from search_spaces.recipe import Recipe
+from search_spaces.validation import to_json
 from trainer.outcome import Epoch
 
 RECIPE = Recipe(epochs=3, lr=0.1)
@@ -95,10 +96,10 @@ def look(run: RunFolder, *names: str) -> list[str]:
 
 def forget(run: RunFolder, name: str, logged: Logged | None) -> None:
     """As if the follower had been killed before it remembered more of GAP than that."""
-    memory = Memory.decode(run.tracked(name).read(), trackers.KNOWN[name](run, GRID.name).where)
+    memory = Memory.read(run.tracked(name).read(), trackers.KNOWN[name](run, GRID.name).where)
     assert memory.trials, "it is read back"
     memory.trials = {GAP.trial.id: dataclasses.replace(logged, run=memory.trials[GAP.trial.id].run)} if logged else {}
-    run.tracked(name).write(memory.encode())
+    run.tracked(name).write(to_json(memory))
 
 
 # What a tool has, by the epochs of a trial
@@ -704,7 +705,7 @@ def test_none_asked_for_is_none_made(run: RunFolder) -> None:
     with track.following([], run, GRID.name):
         assert threading.active_count() == before
         assert not multiprocessing.active_children()
-    assert not (run.path / "trackers").exists()
+    assert not any((run.path / folder).exists() for folder in ("trackers", "tensorboard", "mlruns"))
 
 
 # The command

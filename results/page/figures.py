@@ -28,11 +28,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from results.frames import Frames
 from results.store import schema
 from results.table import leaderboard, render
-from results.table.trials import METRICS, NEEDS, on_record_and_planned
+from results.table.trials import METRICS, NEEDS, Selection, select
 from search_spaces.errors import RequestError
 from search_spaces.grid import BASELINE
-
-FORMATS = ("png", "svg")
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without the yellow and with the light ones darkened to
 # 3:1 on white. In a page each of them, and ink, rule and paper, is a CSS variable: the dark theme has others.
@@ -84,6 +82,7 @@ class Measured:
         table: the same, laid out; its rows are `pools`, in order.
         against: one row of `frame` for each (name, arch, dataset), with the difference to `best` of that pair.
         best: {pair: the name of its best baseline}.
+        recorded: the trials that have ended, all columns.
         trials: one row for each trial on record or asked for: name, seed, status, metrics, costs.
         epochs: one row for each epoch, with name and status.
     """
@@ -94,6 +93,7 @@ class Measured:
     frame: pd.DataFrame
     against: pd.DataFrame
     best: dict[Pair, str]
+    recorded: pd.DataFrame
     trials: pd.DataFrame
     epochs: pd.DataFrame
 
@@ -114,9 +114,10 @@ def measure(
     Raises:
         RequestError: as `Frames.leaderboard`.
     """
-    frame = run.leaderboard(metric, allow_mixed=allow_mixed, latest=latest, pairs=pairs, seeds=seeds)
-    everything = run.trials()
-    named = on_record_and_planned(everything[NEEDS], run.grids())
+    recorded, grids = run.folder.read_trials().to_pandas(), run.grids()
+    chosen = Selection(metric, allow_mixed, latest, pairs=pairs, seeds=seeds)
+    frame = leaderboard.cells(recorded[NEEDS], grids, chosen, run.folder.equivalences())
+    named = select(recorded[NEEDS], grids, chosen)
     name_of = leaderboard.names(frame)
 
     def with_names(table: pd.DataFrame) -> pd.DataFrame:
@@ -126,19 +127,13 @@ def measure(
     frame, named = with_names(frame), with_names(named)
     best = leaderboard.best_baselines(frame)
     against = _against(frame, best)
-    cells = set(zip(frame["name"], frame["arch"], frame["dataset"], strict=True))
-    shown = [cell in cells for cell in zip(named["name"], named["arch"], named["dataset"], strict=True)]
-    named = named[np.array(shown, bool)]
-    if seeds is not None:
-        named = named[named["seed"].isin(list(seeds))]
-    rest = [column for column in everything.columns if column == "trial_id" or column not in named.columns]
-    trials = named.merge(everything[rest], on="trial_id", how="left")
-    epochs = run.epochs()[["trial_id", "epoch", "test_acc", "epoch_s"]].merge(
-        named[["trial_id", "name", "arch", "dataset", "seed", "status"]], on="trial_id"
-    )
+    rest = [column for column in recorded.columns if column == "trial_id" or column not in named.columns]
+    trials = named.merge(recorded[rest], on="trial_id", how="left")
+    epochs = run.folder.read_epochs(["trial_id", "epoch", "test_acc", "epoch_s"]).to_pandas()
+    epochs = epochs.merge(named[["trial_id", "name", "arch", "dataset", "seed", "status"]], on="trial_id")
     wide = render.Wide(frame, metric)
     pools = [Pool(row.name, row.role, place) for place, row in enumerate(wide.rows)]
-    return Measured(metric, pools, wide, frame, against, best, trials, epochs)
+    return Measured(metric, pools, wide, frame, against, best, recorded, trials, epochs)
 
 
 def _against(frame: pd.DataFrame, best: dict[Pair, str]) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from results.table.published import BENCHMARK
 from results.table.render import WITHHELD
 from results.table.trials import MISSING
 from search_spaces.errors import RequestError
-from search_spaces.text import visible
+from search_spaces.text import duration, first_line, visible
 
 UNDER_WAY, WAITING = "under way", "waiting"
 ORDER = (
@@ -93,7 +93,7 @@ def page(run: Frames, beside: Path | None = None, **arguments: Any) -> str:
         banded=len(measured.pools) <= figures.BANDS,
         pictures=pictures,
         trials=trials,
-        provenance=_provenance(run),
+        provenance=_provenance(run.folder.name, measured.recorded),
     )
 
 
@@ -112,14 +112,8 @@ def _facts(measured: Measured, counts: dict[str, int]) -> list[tuple[str, str]]:
         ("pools", f"{len(measured.pools):,}"),
         ("architecture-dataset pairs", f"{len(measured.table.pairs):,}"),
         ("seeds", f"{measured.trials['seed'].nunique():,}"),
-        ("training time", _duration(spent)),
+        ("training time", duration(spent)),
     ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +194,7 @@ def _trials(run: Frames, measured: Measured, beside: Path | None) -> list[_Trial
             seconds=_number(row["train_s"], so_far.get("s"), ",.0f"),
             attempt=_number(row["attempt"], None, ".0f"),
             host=_text(row["host"]),
-            error=figures.shorten(_first_line(_text(row["error"])), ERROR) if _text(row["error"]) else "",
+            error=figures.shorten(first_line(_text(row["error"])), ERROR),
             log=_link(run.folder, row["trial_id"], beside) if row["trial_id"] in logs else "",
         )
         found.append((place, line))
@@ -227,13 +221,8 @@ def _text(value: Any) -> str:
     return "" if value is None or pd.isna(value) else str(value)
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def _provenance(run: Frames) -> list[tuple[str, list[str]]]:
+def _provenance(name: str, trials: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """Return [(what, its values)] under which everything here was measured."""
-    trials = run.trials()
     started, finished = trials["started_at"].min(), trials["finished_at"].max()
     span = (
         [f"{started:%Y-%m-%d %H:%M} to {finished:%Y-%m-%d %H:%M} UTC"]
@@ -241,7 +230,7 @@ def _provenance(run: Frames) -> list[tuple[str, list[str]]]:
         else []
     )
     entries = [
-        ("run folder", [run.folder.name]),
+        ("run folder", [name]),
         ("recipe", [_spell_json(text) for text in _distinct(trials["recipe"])]),
         ("trainer", [f"made after {BENCHMARK}"]),
         ("protocol", _distinct(trials["protocol"])),

@@ -6,8 +6,6 @@ have not ended. The next attempt counts on from it.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 
 
@@ -36,16 +34,3 @@ class Attempt:
     epoch_s: float | None = None
     images_per_s: float | None = None
     hung: bool = False
-
-    def encode(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self), indent=1).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> Attempt | None:
-        """Read an attempt back; None for bytes that no worker wrote."""
-        from pydantic import TypeAdapter, ValidationError  # 0.1 s, which only readers pay
-
-        try:
-            return TypeAdapter(cls).validate_json(data, strict=True)
-        except ValidationError:
-            return None

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 
 from results.store.logs import Log
+from search_spaces import machine
 
 TEMPORARY = ".tmp-"  # a name that starts with a dot is passed over by every Parquet reader
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class Disk:
     """A folder on a disk that this machine sees."""
 
     on_disk = True
-    at_once = min(8, os.cpu_count() or 1)  # pyarrow lets go of the interpreter lock
+    at_once = min(8, machine.cores())  # pyarrow lets go of the interpreter lock
 
     def __init__(self, path: Path):
         self.path = path.resolve()

@@ -50,7 +50,7 @@ from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from search_spaces.grid import Grid
 from search_spaces.pool import Pool, StoredPool
-from search_spaces.validation import Form, Line, Number, validate
+from search_spaces.validation import Form, Line, Number, from_json, to_json, validate
 
 FOLDERS = ("trials", "epochs", "attempts", "checkpoints", "weights", "logs")
 MERGE = 20_000  # files at a time: 4 million epochs, 300 MB while they are merged
@@ -151,10 +151,14 @@ class RunFolder:
         """
         for name in self.files.leftovers(older_s=0.0):
             self.files.remove(name)
-        for folder, suffix in (("checkpoints", ".pt"), ("attempts", ".json")):
-            for name in self.files.names(folder):
-                if self.status(name.removesuffix(suffix)) in schema.TRAINED:
-                    self.files.remove(f"{folder}/{name}")
+        names = [f"{folder}/{name}" for folder in ("checkpoints", "attempts") for name in self.files.names(folder)]
+        if not names:
+            return
+        wanted = {"trial_id": {parquet.trial_id(name) for name in names}, "status": schema.TRAINED}
+        trained = set(self.read_trials(["trial_id"], wanted)["trial_id"].to_pylist())
+        for name in names:
+            if parquet.trial_id(name) in trained:
+                self.files.remove(name)
 
     # What was asked
 
@@ -223,12 +227,8 @@ class RunFolder:
         """Of one trial; None if it has not ended."""
         if (own := self.own_status(trial_id)) is not None:
             return own
-        merged = [name for name in parquet.listed(self.files, "trials") if parquet.is_merged(name)]
-        if not merged:
-            return None
-        wanted = pa.schema([schema.TRIALS.field(name) for name in ("trial_id", "status")])
-        found = parquet.concatenated(self.files, merged, wanted, {"trial_id": pa.array([trial_id])})
-        return found["status"][0].as_py() if len(found) else None
+        found = self.read_trials(["status"], {"trial_id": trial_id})["status"]
+        return found[0].as_py() if len(found) else None
 
     def own_status(self, trial_id: str) -> str | None:
         """As `status`, by the trial's own file alone: whatever a sweep that runs now has written, in one look."""
@@ -253,15 +253,16 @@ class RunFolder:
         Raises:
             RequestError: a file cannot be read.
         """
-        names = [name for name in parquet.listed(self.files, "trials") if name not in read]
         wanted = pa.schema([schema.TRIALS.field(name) for name in columns])
-        try:
-            with parquet.of_a_sweep(self.files, "trials"):
-                rows = parquet.concatenated(self.files, names, wanted).to_pylist()
-        except FileNotFoundError:  # `compact` has just merged one
-            return []
-        read.update(names)
-        return rows
+        while True:
+            names = [name for name in parquet.listed(self.files, "trials") if name not in read]
+            try:
+                with parquet.of_a_sweep(self.files, "trials"):
+                    rows = parquet.concatenated(self.files, names, wanted).to_pylist()
+            except FileNotFoundError:
+                continue  # `compact` has just put what was in it elsewhere
+            read.update(names)
+            return rows
 
     def read_epochs(self, columns: Sequence[str] | None = None, where: Where | None = None) -> pa.Table:
         """Every epoch on record, of running trials too, as `schema.EPOCHS`; as `read_trials`."""
@@ -328,15 +329,25 @@ class RunFolder:
         """The ids of the trials that have begun and have not ended."""
         return [name.removesuffix(".json") for name in self.files.names("attempts")]
 
+    def under_way(self) -> dict[str, tuple[Attempt, float]]:
+        """{trial id: how far it has come, when it said so in seconds since 1970} of those that have begun."""
+
+        def look(trial_id: str) -> tuple[Attempt, float] | None:
+            attempt, written = self.attempt(trial_id), self.files.modified(_attempt(trial_id))
+            return (attempt, written) if attempt and written else None  # None if it has just ended
+
+        begun = self.begun()
+        return {name: found for name, found in zip(begun, parquet.each(self.files, look, begun), strict=True) if found}
+
     def attempt(self, trial_id: str) -> Attempt | None:
         """How far the trial has come; None if it has not begun, or has ended."""
         try:
-            return Attempt.decode(self.files.read(_attempt(trial_id)))
+            return from_json(Attempt, self.files.read(_attempt(trial_id)))
         except FileNotFoundError:
             return None
 
     def write_attempt(self, trial_id: str, attempt: Attempt) -> None:
-        self.files.write(_attempt(trial_id), attempt.encode())
+        self.files.write(_attempt(trial_id), to_json(attempt))
 
     def end_attempt(self, trial_id: str) -> None:
         """Says that the trial is not under way any more; its row is written before."""
@@ -365,10 +376,6 @@ class RunFolder:
     def log_place(self, trial_id: str) -> str:
         """The path or the URI of its log, for people."""
         return self.files.spell(_log(trial_id))
-
-    def last_written(self, trial_id: str) -> float:
-        """When the trial last said how far it is, in seconds since 1970; 0 if it never did."""
-        return self.files.modified(_attempt(trial_id)) or 0.0
 
     def ray_log(self) -> Log:
         """What Ray itself had to say, over all sweeps on this folder; open for appending."""

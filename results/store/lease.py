@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import socket
 import threading
@@ -27,6 +26,7 @@ from typing import Any, Literal, Self
 from results.store.folder import RunFolder
 from search_spaces.errors import RequestError
 from search_spaces.messages import log
+from search_spaces.validation import from_json, to_json
 
 NAME = "driver.json"
 HEARTBEAT_S = 10.0
@@ -160,7 +160,7 @@ class Lease:
                 self._write()
 
     def _write(self) -> None:
-        self._run.files.write(NAME, json.dumps(dataclasses.asdict(self._mine), indent=1).encode())
+        self._run.files.write(NAME, to_json(self._mine))
 
 
 class LeaseView:
@@ -197,11 +197,9 @@ def holder(run: RunFolder) -> Driver | None:
         OSError: it cannot be read.
     """
     try:
-        found = Driver(**json.loads(run.files.read(NAME)))
-    except (FileNotFoundError, ValueError, TypeError):
+        return from_json(Driver, run.files.read(NAME))
+    except FileNotFoundError:
         return None
-    is_plain = isinstance(found.token, str) and isinstance(found.final, bool) and isinstance(found.only, dict)
-    return found if is_plain and all(isinstance(values, list) for values in found.only.values()) else None
 
 
 def refuse_if_alive(found: Driver, run: RunFolder, patience_s: float) -> None:

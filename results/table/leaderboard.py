@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from results.store import schema
 from results.table import stats
 from results.table.trials import CELL, EVERYTHING, IDENTITY, METRICS, MISSING, Selection, select
 from search_spaces.equivalence import Equivalence
-from search_spaces.errors import RequestError, unknown
+from search_spaces.errors import RequestError, require
 from search_spaces.grid import BASELINE, Grid
 
 ALPHA = 1 - stats.CONFIDENCE
@@ -69,8 +70,7 @@ def cells(
     Raises:
         RequestError: an unknown metric, pool, pair or seed, or trials of several recipes without `allow_mixed`.
     """
-    if selection.metric not in METRICS:
-        raise RequestError.of(unknown("metric", selection.metric, METRICS))
+    require("metric", selection.metric, METRICS)
     found = [
         _Cell.of(dict(zip([*CELL, *IDENTITY], key, strict=True)), rows, selection.metric)
         for key, rows in groups(select(trials, grids, selection), [*CELL, *IDENTITY])
@@ -203,13 +203,18 @@ def _judged(frame: pd.DataFrame) -> pd.DataFrame:
     p_holm[family] = stats.holm(frame.loc[family, "p"].to_numpy(np.float64))
     sure = p_holm < ALPHA
     gain = frame["diff"].to_numpy(np.float64)
-    strictest = ALPHA / max(1, int((~np.isnan(p_holm)).sum()))
+    strictest = strictest_alpha(p_holm)
     pairs = zip(frame["typical"], frame["n_pairs"], strict=True)
     found = [stats.detectable(std, n, alpha=strictest) for std, n in pairs]
     return frame.assign(p_holm=p_holm, better=sure & (gain > 0), worse=sure & (gain < 0), detectable=found)
 
 
 # What views ask of the frame
+
+
+def strictest_alpha(p_holm: npt.NDArray[np.float64]) -> float:
+    """Return the level at which Holm marks the first of a family, whose other rows are NaN."""
+    return ALPHA / max(1, int((~np.isnan(p_holm)).sum()))
 
 
 def best_baselines(frame: pd.DataFrame) -> dict[tuple[str, str], str]:

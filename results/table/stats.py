@@ -118,9 +118,7 @@ def welch_difference(ours: Values, theirs: Values, confidence: float = CONFIDENC
         return Difference(n, mean, paired=False)
     degrees = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1))
     error = math.sqrt(a + b)
-    half = error * _critical(degrees, confidence)
-    p = float(2 * special.stdtr(degrees, -abs(mean) / error))
-    return Difference(n, mean, mean - half, mean + half, p, paired=False)
+    return _unpaired(n, mean, error, degrees, confidence)
 
 
 def known_spread_difference(
@@ -138,6 +136,10 @@ def known_spread_difference(
     if not std > 0 or not degrees > 0:
         return Difference(n, mean, paired=False)
     error = std * math.sqrt(1 / len(ours) + 1 / len(theirs))
+    return _unpaired(n, mean, error, degrees, confidence)
+
+
+def _unpaired(n: int, mean: float, error: float, degrees: float, confidence: float) -> Difference:
     half = error * _critical(degrees, confidence)
     p = float(2 * special.stdtr(degrees, -abs(mean) / error))
     return Difference(n, mean, mean - half, mean + half, p, paired=False)

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from results.store.folder import RunFolder
 from results.table import stats
-from results.table.leaderboard import ALPHA, best_baselines
+from results.table.leaderboard import best_baselines, strictest_alpha
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import Problem, RequestError
 from search_spaces.grid import BASELINE
@@ -122,7 +123,7 @@ def still_open(
         same: what starts as one function: where nothing that is learned can part the two, no seeds are added.
     """
     best = best_baselines(frame)
-    strictest = ALPHA / max(1, int(frame["p_holm"].notna().sum()))
+    strictest = strictest_alpha(frame["p_holm"].to_numpy(np.float64))
     found = []
     for row in frame.to_dict("records"):
         against_best = row["baseline"] == best.get((row["arch"], row["dataset"]))

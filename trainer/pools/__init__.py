@@ -6,7 +6,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING
 
-from search_spaces.errors import RequestError, unknown
+from search_spaces.errors import require
 from search_spaces.pool import Pool, builtin_source, names
 from search_spaces.signature import signature
 from trainer import user_module
@@ -23,8 +23,7 @@ def load_class(pool: Pool) -> type[nn.Module]:
     """
     if pool.source is not None:
         return user_module.load_class(pool.source)
-    if pool.name not in names():
-        raise RequestError.of(unknown("pool", pool.name, names()))
+    require("pool", pool.name, names())
     module = importlib.import_module(f"trainer.pools.{pool.name}")
     return getattr(module, builtin_source(pool.name).class_name)
 
