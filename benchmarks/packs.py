@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks import record
 from benchmarks.throughput import random_images
+from orchestrator.packs import GAIN
 from search_spaces import pool
 from search_spaces.recipe import PRECISIONS, Recipe
 from search_spaces.trial import Trial
@@ -73,7 +74,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for arch, precision in kinds:
             in_time = itertools.takewhile(lambda _: time.monotonic() < ends, sizes)
             growing = grow(endless(arch, precision), images, in_time, say=print, compiled=args.compile, **settings)
-            for found in while_it_pays(growing):
+            for found in while_it_pays(growing, GAIN):
                 yield {"arch": arch, "precision": precision, **settings, **figures(found, images)}
     if time.monotonic() > ends:
         print("the time was used up before all was measured", file=sys.stderr)

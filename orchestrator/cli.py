@@ -127,8 +127,8 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         return _check(args.space, space.grid, plan, console)
     console.print(_summary(space.grid.name, run, plan, args.final), highlight=False, soft_wrap=True)
     if args.plan:
-        for planned in plan.planned:
-            print(f"{_status(plan, planned):<10}{planned.trial.id}  {planned.trial.pool.label}")
+        for each in plan.planned:
+            print(f"{_status(plan, each):<10}{each.trial.id}  {each.trial.pool.label}")
         from orchestrator.forecast import forecast  # scipy, 37 MiB, which no sweep needs while it runs
 
         for line in forecast(plan, run):
@@ -176,6 +176,7 @@ def _notes(report: Report, console: Console) -> None:
     """What a reader of the table should know of the pools before there is one."""
     lines = [f"same function: {same}" for same in report.equivalences()]
     lines += [f"note: {note}" for note in report.notes]
+    lines += [f"note: {lost}" for lost in report.missing]
     lines += [f"refused: {problem}" for problem in report.refused]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -17,6 +17,15 @@ SIGTERM = "ray._private.utils.set_sigterm_handler: SIGTERM while Ray starts ends
 PROCESSES = "ray._private.worker._global_node: that Ray has died is seen after a minute, and not at once"
 TAGS = "ray.air._internal.usage.tag_callbacks: Tune imports MLflow where it is installed, 1.4 s and 54 MiB"
 
+# {what is lost without it: the module, the name}
+PARTS = {
+    LOOPBACK: ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
+    ADDRESSES: ("ray._private.services", "find_gcs_addresses"),
+    SIGTERM: ("ray._private.utils", "set_sigterm_handler"),
+    PROCESSES: ("ray._private.worker", "_global_node"),
+    TAGS: ("ray.air._internal.usage", "tag_callbacks"),
+}
+
 
 def _part(module: str, name: str) -> Any:
     """Return an attribute of a module of Ray's; None where there is none."""
@@ -27,14 +36,7 @@ def _part(module: str, name: str) -> Any:
 
 def missing() -> list[str]:
     """Return what this version of Ray lacks, each with what is lost."""
-    wanted = {
-        LOOPBACK: ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
-        ADDRESSES: ("ray._private.services", "find_gcs_addresses"),
-        SIGTERM: ("ray._private.utils", "set_sigterm_handler"),
-        PROCESSES: ("ray._private.worker", "_global_node"),
-        TAGS: ("ray.air._internal.usage", "tag_callbacks"),
-    }
-    return [lost for lost, (module, name) in wanted.items() if not _has(module, name)]
+    return [lost for lost, (module, name) in PARTS.items() if not _has(module, name)]
 
 
 def _has(module: str, name: str) -> bool:

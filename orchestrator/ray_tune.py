@@ -76,6 +76,8 @@ def run(
     trainable = tune.with_parameters(_train, grid=grid, places=places, data=data, job=job, work=work)
     scratch_folder = tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
     compat.count_no_callbacks()
+    for lost in compat.missing():
+        log.warning(f"note: Ray {ray.__version__} has no {lost}")
     relay = _Relay(packs, supervisor, shutdown)
     with scratch_folder as scratch, shutdown:
         tune.Tuner(

@@ -1,6 +1,6 @@
 """A pack on a worker: trains its trials side by side, and writes their logs, epochs and rows into the run folder.
 
-Knows nothing of Ray: `report` is wherever progress goes. A trial alone is a pack of one.
+Knows nothing of Ray. A trial alone is a pack of one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from orchestrator import record
-from orchestrator.packs import MOST
+from orchestrator.packs import GAIN, MOST
 from orchestrator.record import FolderError, Job, attempts, folder_faults
 from orchestrator.watchdog import Heartbeat, Watchdog
 from results.store import schema
@@ -302,7 +302,7 @@ def _encoded(network: nn.Module) -> bytes:
 
 def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> list[dict[str, Any]]:
     """How fast packs of such trials are, by size, as plain data."""
-    found = probe([planned.trial for planned in pack], data, _device(job), MOST)
+    found = probe([planned.trial for planned in pack], data, _device(job), MOST, GAIN)
     return [dataclasses.asdict(measurement) for measurement in found]
 
 

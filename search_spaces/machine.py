@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from search_spaces import process
@@ -15,6 +16,16 @@ PACKAGES = ("orchestrator", "results", "search_spaces", "trainer")
 def python_path() -> str:
     """Return the $PYTHONPATH of a process that imports this project and what this process was told to import."""
     return os.pathsep.join([str(ROOT), *process.named_path()])
+
+
+def module(name: str, *args: str) -> list[str]:
+    """Return the command that runs a module of this project, in `environment()`."""
+    return [sys.executable, "-P", "-m", name, *args]  # -P: nothing of the working directory is imported
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a process that imports what this one does."""
+    return os.environ | {"PYTHONPATH": python_path()}
 
 
 def commit() -> str | None:

@@ -56,7 +56,7 @@ def test_every_problem_of_a_file(refuse) -> None:
 
 
 def test_data_that_is_not_found(refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchvision_files, "read", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(torchvision_files, "download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     (tmp_path / "data").mkdir()
     said = refuse(
         "--data-dir", str(tmp_path / "data"), space=SPACE.replace("dataset: digits}, {", "dataset: cifar100}, {")

@@ -8,22 +8,14 @@ import pytest
 
 from orchestrator import compat
 
-PARTS = {
-    compat.LOOPBACK: ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
-    compat.ADDRESSES: ("ray._private.services", "find_gcs_addresses"),
-    compat.SIGTERM: ("ray._private.utils", "set_sigterm_handler"),
-    compat.PROCESSES: ("ray._private.worker", "_global_node"),
-    compat.TAGS: ("ray.air._internal.usage", "tag_callbacks"),
-}
-
 
 def test_this_version_has_all_of_them() -> None:
     assert compat.missing() == []
 
 
-@pytest.mark.parametrize("lost", PARTS)
+@pytest.mark.parametrize("lost", compat.PARTS)
 def test_what_is_missing_is_said_and_nothing_raises(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, name = PARTS[lost]
+    module, name = compat.PARTS[lost]
     monkeypatch.delattr(importlib.import_module(module), name)
     assert compat.missing() == [lost]
     compat.listen_on_loopback(only=False)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks.idle import idle_pack
-from orchestrator.packs import best, group, measured_sizes
+from orchestrator import worker
+from orchestrator.packs import GAIN, best, group, measured_sizes
 from orchestrator.record import Job
 from orchestrator.worker import DeviceLostError, measure, run_pack
 from results.store import schema
@@ -278,14 +279,14 @@ def test_a_probe_stops_where_it_no_longer_pays(grid: Grid, digits: Dataset, job:
     assert [row["size"] for row in real] == [1, 2, 4, 8, 16][: len(real)]
     assert all(row["images_per_s"] > 0 for row in real)
     found = [Measurement(k, 1.0, 1.0, rate, None) for k, rate in ((1, 100.0), (2, 180.0), (4, 182.0), (8, 400.0))]
-    assert [one.size for one in packs.while_it_pays(found)] == [1, 2, 4]
+    assert [one.size for one in packs.while_it_pays(found, GAIN)] == [1, 2, 4]
 
 
 @pytest.mark.soak
 def test_a_probe_stops_where_no_more_fit(
     grid: Grid, digits: Dataset, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(packs, "GAIN", 0.0)
+    monkeypatch.setattr(worker, "GAIN", 0.0)
     for room, sizes in ((5, [1, 2, 4]), (0, [])):
         monkeypatch.setattr(packs, "Program", Tight(room))
         assert [row["size"] for row in measure(list(grid), digits, job)] == sizes

@@ -19,13 +19,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which datasets torchvision was asked to download; nothing comes."""
     asked: list[str] = []
 
-    def refuse(name: str, root: Path, *, download: bool = False) -> None:
-        if not download:
-            raise RuntimeError(f"Dataset not found or corrupted in {root}")
+    def read(name: str, root: Path) -> None:
+        raise RuntimeError(f"Dataset not found or corrupted in {root}")
+
+    def download(name: str, root: Path) -> None:
         asked.append(name)
         raise OSError("no network")
 
-    monkeypatch.setattr(torchvision_files, "read", refuse)
+    monkeypatch.setattr(torchvision_files, "read", read)
+    monkeypatch.setattr(torchvision_files, "download", download)
     return asked
 
 

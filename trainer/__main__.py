@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from search_spaces import architectures, datasets, machine, pool, process, strict_yaml
-from search_spaces.errors import RequestError, first_line, gather, short
+from search_spaces.errors import RequestError, expected, first_line, gather, short
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
-from trainer import compat, data, log
+from trainer import data, log
 from trainer.augment import Images
 from trainer.device.execution import default_device
 from trainer.gate import Gate
@@ -58,8 +58,8 @@ def _run(args: argparse.Namespace) -> int:
         report = gate.report
     if args.check:
         say(report.table())
-        for lost in compat.missing():
-            say(f"note: torch {torch.__version__} has no {lost}")
+        for lost in report.missing:
+            say(f"note: {lost}")
     for note in report.notes:
         say(f"note: {note}")
     report.refuse()
@@ -114,7 +114,7 @@ def _one_pool(spec: str) -> Pool:
 def _recipe(overrides: Sequence[str]) -> Recipe:
     malformed = [override for override in overrides if "=" not in override]
     if malformed:
-        raise RequestError.of(f"found {', '.join(map(repr, malformed))}, allowed is KEY=VALUE")
+        raise RequestError.of(f"expected KEY=VALUE, got {', '.join(map(repr, malformed))}")
     pairs = [override.split("=", 1) for override in overrides]
     values = gather(*((key, functools.partial(_value, text)) for key, text in pairs))
     return Recipe.of(dict(zip([key for key, _ in pairs], values, strict=True)))
@@ -130,7 +130,7 @@ def _value(text: str) -> Any:
 
 def _at_least(least: int, number: int) -> int:
     if number < least:
-        raise RequestError.of(f"found {number}, allowed is an integer >= {least}")
+        raise RequestError.of(expected(f"an integer >= {least}", number))
     return number
 
 

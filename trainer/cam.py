@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from search_spaces import datasets
 from search_spaces.errors import RequestError
 from search_spaces.trial import Trial
 from trainer import data, network
@@ -154,9 +154,6 @@ def _chosen(net: Network, images: Images, count: int, wrong: bool) -> tuple[Tens
 def _answer(asked: dict[str, Any], weights: bytes) -> dict[str, Any]:
     """All that a picture is drawn from, as arrays."""
     trial, data_dir = Trial.from_dict(asked["trial"]), Path(asked["data_dir"])
-    if datasets.get(trial.dataset).torchvision and not data_dir.is_dir():
-        what = f"there is no folder {data_dir}; give the one that the sweep read {trial.dataset} from"
-        raise RequestError.of(what, "--data-dir")
     dataset = data.load(trial.dataset, data_dir, lambda line: print(line, file=sys.stderr), download=False)
     seen = look(trial, weights, dataset, asked["images"], asked["wrong"])
     names = data.class_names(trial.dataset, data_dir) or []
@@ -169,16 +166,17 @@ def _answer(asked: dict[str, Any], weights: bytes) -> dict[str, Any]:
 
 
 def main() -> int:
-    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # what a pool prints does not get between them
-    asked, weights = json.loads(sys.stdin.buffer.readline()), sys.stdin.buffer.read()
-    try:
-        arrays = _answer(asked, weights)
-    except RequestError as error:
-        answers.write(json.dumps([dataclasses.asdict(problem) for problem in error.problems]).encode())
-        return 2
-    sink = io.BytesIO()
-    np.savez(sink, **arrays)
-    answers.write(sink.getvalue())
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a pool prints, in C too, does not get between them
+        asked, weights = json.loads(sys.stdin.buffer.readline()), sys.stdin.buffer.read()
+        try:
+            arrays = _answer(asked, weights)
+        except RequestError as error:
+            answers.write(json.dumps([dataclasses.asdict(problem) for problem in error.problems]).encode())
+            return 2
+        sink = io.BytesIO()
+        np.savez(sink, **arrays)
+        answers.write(sink.getvalue())
     return 0
 
 

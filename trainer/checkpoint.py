@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
+from search_spaces.errors import first_line
+
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -45,8 +47,7 @@ def decode(trial_id: str, data: bytes) -> dict[str, Any]:
         state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
         found = state.pop("trial")
     except Exception as error:  # another program's file raises whatever its bytes happen to mean
-        reason = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(f"it cannot be read ({type(error).__name__}: {reason})") from None
+        raise CheckpointError(f"it cannot be read ({type(error).__name__}: {first_line(error)})") from None
     if found != trial_id:
         raise CheckpointError(f"it belongs to {found}")
     return state

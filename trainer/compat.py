@@ -18,21 +18,34 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules import module as modules
 
-# {what is lost without it: where it is}
+_PRODUCT = "torch.ops.mkldnn._linear_pointwise"
+_CLAMP_GRADIENT = "torch.ops.aten.hardtanh_backward.grad_input"
+_COPY_ALL = "torch._foreach_copy_"
+_END_RECORDING = "torch._C._cuda_endAllocateToPool"
+_RELEASE_POOL = "torch._C._cuda_releasePool"
+_FAKE_TENSORS = "torch._subclasses.fake_tensor"
+_MODES = {
+    "functions": "torch.overrides._get_current_function_mode_stack",
+    "dispatch": "torch.utils._python_dispatch._get_current_dispatch_mode_stack",
+}
+_OPERATORS = "torch.library._impls"
+
+# {where it is: what is lost without it}
 PRIVATE = {
-    "products by oneDNN: MKL takes twice as long on AMD's CPUs": "torch.ops.mkldnn._linear_pointwise",
-    "ReLU6's gradient in place: 4 % of a step of mobilenetv2_s32": "torch.ops.aten.hardtanh_backward.grad_input",
-    "copies of many tensors in one kernel: 120 kernels of a step of MobileNetV2": "torch._foreach_copy_",
-    "memory back from a CUDA graph that could not be recorded": "torch._C._cuda_endAllocateToPool",
-    "fake tensors on a GPU that is not there: pools are checked on `meta`": "torch._subclasses.fake_tensor",
-    "modes of torch functions that a file leaves on": "torch.overrides._get_current_function_mode_stack",
-    "modes of torch dispatch that a file leaves on": "torch.utils._python_dispatch._get_current_dispatch_mode_stack",
+    _PRODUCT: "products by oneDNN: MKL takes twice as long on AMD's CPUs",
+    _CLAMP_GRADIENT: "ReLU6's gradient in place: 4 % of a step of mobilenetv2_s32",
+    _COPY_ALL: "copies of many tensors in one kernel: 120 kernels of a step of MobileNetV2",
+    _END_RECORDING: "memory back from a CUDA graph that could not be recorded",
+    _RELEASE_POOL: "memory back from a CUDA graph that was not ended",
+    _FAKE_TENSORS: "fake tensors on a GPU that is not there: pools are checked on `meta`",
+    **{place: f"modes of torch {kind} that a file leaves on" for kind, place in _MODES.items()},
+    _OPERATORS: "operators of torch that a file replaces",
 }
 
 
 def missing() -> list[str]:
     """Return what this installation lacks, in words: `torch._foreach_copy_: copies of many tensors ...`."""
-    return [f"{place}: {lost}" for lost, place in PRIVATE.items() if _found(place) is None]
+    return [f"{place}: {lost}" for place, lost in PRIVATE.items() if _found(place) is None]
 
 
 def _found(place: str) -> Any:
@@ -51,8 +64,8 @@ def _found(place: str) -> Any:
 # Speed on a CPU
 
 
-_onednn_product = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-_clamp_gradient = getattr(getattr(torch.ops.aten, "hardtanh_backward", None), "grad_input", None)
+_onednn_product = _found(_PRODUCT) if torch.backends.mkldnn.is_available() else None
+_clamp_gradient = _found(_CLAMP_GRADIENT)
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -80,7 +93,7 @@ def clamp_gradient(gradient: Tensor, out: Tensor, low: float, high: float, into:
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target: in one kernel, where one each is 52 and 70 of a step of MobileNetV2."""
-    if copy := getattr(torch, "_foreach_copy_", None):
+    if copy := _found(_COPY_ALL):
         copy(targets, sources)
         return
     for target, source in zip(targets, sources, strict=True):
@@ -94,9 +107,9 @@ def forget_recording(pool: Any, device: torch.device) -> None:
     neither does a graph that was not ended give its pool's memory back. Without these parts a trial whose step cannot
     be recorded holds more memory, and trains all the same.
     """
-    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        with contextlib.suppress(AttributeError, RuntimeError):
-            getattr(torch._C, name)(device.index, pool)
+    for step in filter(None, (_found(_END_RECORDING), _found(_RELEASE_POOL))):
+        with contextlib.suppress(RuntimeError):
+            step(device.index, pool)
 
 
 # Imports
@@ -151,7 +164,7 @@ def on_fake_gpu(call: Callable[[Callable[..., Tensor]], Any]) -> Any:
     Raises:
         HostSyncError, MixedDevicesError, or whatever `call` raises.
     """
-    fake = _found("torch._subclasses.fake_tensor")
+    fake = _found(_FAKE_TENSORS)
     device = "cuda" if fake else "meta"
 
     def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -171,14 +184,10 @@ def on_fake_gpu(call: Callable[[Callable[..., Tensor]], Any]) -> Any:
 
 def global_state() -> Iterator[tuple[str, int]]:
     """Give (name, how many there are) of what changes every call of torch in this process, as far as it can be seen."""
-    for kind, place in (
-        ("functions", "torch.overrides._get_current_function_mode_stack"),
-        ("dispatch", "torch.utils._python_dispatch._get_current_dispatch_mode_stack"),
-    ):
+    for kind, place in _MODES.items():
         if stack := _found(place):
             yield f"modes of torch {kind}", len(stack())
     for name, held in sorted(vars(modules).items()):
         if name.startswith("_global_") and isinstance(held, dict):
             yield f"hooks on all modules ({name.removeprefix('_global_')})", len(held)
-    impls = getattr(torch.library, "_impls", ())
-    yield "operators of torch", len([name for name in impls if str(name).startswith("aten")])
+    yield "operators of torch", len([name for name in _found(_OPERATORS) or () if str(name).startswith("aten")])

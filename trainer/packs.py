@@ -24,7 +24,6 @@ from trainer.outcome import Epoch
 from trainer.train import Program
 
 PROBE_STEPS = 100
-GAIN = 1.03  # that a larger pack must bring
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,10 @@ class Measurement:
     memory_mb: float | None
 
 
-def probe(trials: Sequence[Trial], data: Dataset, device: torch.device, most: int) -> list[Measurement]:
+def probe(trials: Sequence[Trial], data: Dataset, device: torch.device, most: int, gain: float) -> list[Measurement]:
     """Packs of 1, 2, 4, ... `most` trials, each measured over an epoch of `PROBE_STEPS` steps at most.
 
-    Stops at the first size that is no faster than the one before, or that does not fit.
+    Stops at the first size that is not `gain` times as fast as the one before, or that does not fit.
 
     Args:
         trials: of one architecture and dataset; a pack takes them in turn.
@@ -56,15 +55,15 @@ def probe(trials: Sequence[Trial], data: Dataset, device: torch.device, most: in
     images = Images(data, device)
     shortened = [_shortened(trial, images) for trial in trials]
     sizes = itertools.takewhile(lambda size: size <= most, (2**power for power in itertools.count()))
-    return list(while_it_pays(grow(itertools.cycle(shortened), images, sizes, say=print)))
+    return list(while_it_pays(grow(itertools.cycle(shortened), images, sizes, say=print), gain))
 
 
-def while_it_pays(measurements: Iterable[Measurement]) -> Iterator[Measurement]:
-    """Those of ever larger packs, up to the first that is no faster than the one before."""
+def while_it_pays(measurements: Iterable[Measurement], gain: float) -> Iterator[Measurement]:
+    """Those of ever larger packs, up to the first that is not `gain` times as fast as the one before."""
     fastest = 0.0
     for found in measurements:
         yield found
-        if found.images_per_s < GAIN * fastest:
+        if found.images_per_s < gain * fastest:
             return
         fastest = found.images_per_s
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from results.store import schema
 from results.store.folder import RunFolder
-from search_spaces import machine
+from search_spaces import datasets, machine
 from search_spaces.errors import Problem, RequestError, unknown
 from search_spaces.grid import Planned
 from search_spaces.trial import PROTOCOL, Trial
@@ -92,6 +90,9 @@ def draw(
             f"the pool of {trial.id} is code from {trial.pool.source.path}, which has to be run to draw this; read it "
             f"in {run.files.spell('space.yaml')}, and pass --trust if you know whose it is"
         )
+    if datasets.get(trial.dataset).torchvision and not data_dir.is_dir():
+        what = f"there is no folder {data_dir.resolve()}; give the one that the sweep read {trial.dataset} from"
+        raise RequestError.of(what, "--data-dir")
     seen = _activations(trial, weights, data_dir, images, wrong, say)
     if seen.maps[0].size == 1:
         say(f"note: the feature map of {trial.arch} is 1x1: a map of one position cannot localise anything")
@@ -147,10 +148,10 @@ def _activations(
     """
     asked = {"trial": trial.to_dict(), "data_dir": str(data_dir.resolve()), "images": images, "wrong": wrong}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "trainer.cam"],  # -P: nothing of the working directory is imported
+        machine.module("trainer.cam"),
         input=json.dumps(asked).encode() + b"\n" + weights,
         capture_output=True,
-        env=os.environ | {"PYTHONPATH": machine.python_path()},
+        env=machine.environment(),
         check=False,
     )
     said = done.stderr.decode(errors="replace").splitlines()

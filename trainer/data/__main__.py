@@ -1,4 +1,4 @@
-"""`python -m trainer.data CLASS ROOT OUT [--download]`: images as torchvision has them in ROOT, as arrays in OUT.
+"""`python -m trainer.data CLASS ROOT [OUT]`: images as torchvision has them in ROOT, as arrays in OUT; or downloaded.
 
 Prints in a line of JSON why it cannot: {"absent": why} if they are not there or not whole, {"failed": why} otherwise.
 """
@@ -17,17 +17,18 @@ import_torchvision()
 import torchvision.datasets  # noqa: E402
 
 
-def main(name: str, root: str, out: str, *download: str) -> int:
+def main(name: str, root: str, out: str | None = None) -> int:
     arrays: dict[str, np.ndarray] = {}
     try:
         for split in ("train", "test"):
-            found = getattr(torchvision.datasets, name)(root, train=split == "train", download=bool(download))
+            found = getattr(torchvision.datasets, name)(root, train=split == "train", download=out is None)
             arrays[f"{split}_images"] = np.asarray(found.data)
             arrays[f"{split}_labels"] = np.asarray(found.targets, np.int64)
     except Exception as error:  # of damaged files torchvision raises what its parts raise
         print(json.dumps({"absent" if isinstance(error, RuntimeError) else "failed": str(error)}))
         return 1
-    np.savez(out, **arrays)  # pyright: ignore[reportArgumentType]
+    if out:
+        np.savez(out, **arrays)  # pyright: ignore[reportArgumentType]
     return 0
 
 

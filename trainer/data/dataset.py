@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces import datasets
+from search_spaces import datasets, machine
 from search_spaces.datasets import DatasetSpec
 from search_spaces.errors import RequestError
 from trainer.data import decoded, pictures, rows, torchvision_files
@@ -188,7 +187,7 @@ def _resized(images: Bytes) -> Bytes:
         pixels = image.squeeze(2) if image.shape[2] == 1 else image
         return np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(machine.cores()) as threads:
         found = np.stack(list(threads.map(resize, images, chunksize=256)))
     return found.reshape(len(images), SIZE, SIZE, -1)
 
@@ -215,13 +214,11 @@ def _from_torchvision(
     roots = (data_dir, *place.folders(), *([data_dir.parent] if data_dir.name == own else []))
     strays = functools.partial(place.refuse_strays, (own, archive))
 
-    def read(root: Path, download: bool = False) -> Dataset:
+    def read(root: Path) -> Dataset:
         def decode() -> tuple[Dataset, bool]:
-            train, test = torchvision_files.read(cls, root, download=download)
-            return _prepare(name, source, *(_checked(split, root, source.classes) for split in (train, test))), True
+            splits = torchvision_files.read(cls, root)
+            return _prepare(name, source, *(_checked(split, root, source.classes) for split in splits)), True
 
-        if download:
-            return decode()[0]
         stamps = sorted(_stamp(file) for file in (root / own).rglob("*") if file.is_file())
         return decoded.load([name, "torchvision", stamps], Dataset, decode)
 
@@ -241,7 +238,8 @@ def _from_torchvision(
                 what = f"there are no images of {name} in {data_dir}"
                 raise RequestError.of(f"{what}; give the folder that the sweep read them from")
             say(f"downloading {name} into {data_dir}")
-            return read(data_dir, download=True)
+            torchvision_files.download(cls, data_dir)
+            return read(data_dir)
     except (OSError, RuntimeError) as error:
         raise RequestError.of(
             f"its images are neither in {data_dir / source.called[0]} (Parquet) nor in {data_dir} (torchvision), and "

@@ -15,7 +15,6 @@ integers from 0 to 255, pixels in rows (HxW or HxWx1: grey; HxWx3: RGB), as nest
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from search_spaces import machine
 from search_spaces.errors import first_line, short
 
 LARGEST = 32  # pixels a side
@@ -78,7 +78,7 @@ def decode(column: Any, folders: Sequence[Path]) -> tuple[Bytes, bool]:
     if not all(fits(part.type) or pa.types.is_null(part.type) for part, fits in checks):
         raise CellError(f"found the type {kind}; {ALLOWED}")
     cells = zip(encoded.to_pylist(), paths.to_pylist(), strict=True)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(machine.cores()) as threads:
         found = list(threads.map(lambda cell: _decoded(cell[0], cell[1], folders), cells))
     return _stacked(found), encoded.null_count > 0
 

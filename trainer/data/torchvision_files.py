@@ -7,9 +7,7 @@ are then kept for the next time is `decoded`'s business.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -26,32 +24,39 @@ LEAVES = {
 }
 
 
-def read(name: str, root: Path, *, download: bool = False) -> tuple[Split, Split]:
+def read(name: str, root: Path) -> tuple[Split, Split]:
     """Return the training and the test split, images [N, S, S] or [N, S, S, C] uint8 and labels [N] int64.
 
     Args:
         name: the class of `torchvision.datasets`.
-        root: the folder that holds, or is to hold, what the class calls its own folder.
+        root: the folder that holds what the class calls its own folder.
 
     Raises:
         RuntimeError: they are not there, or not whole.
-        OSError: they cannot be read or downloaded.
+        OSError: they cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="images-") as folder:
         out = Path(folder) / "images.npz"
-        command = [sys.executable, "-P", "-m", "trainer.data", name, str(root), str(out)]
-        done = subprocess.run(
-            [*command, "--download"] if download else command,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            env=os.environ | {"PYTHONPATH": machine.python_path()},
-            check=False,
-        )
-        if done.returncode:
-            _raise(done.stdout, done.returncode)
+        _ask(name, str(root), str(out))
         with np.load(out) as arrays:
             train, test = ((arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))
     return train, test
+
+
+def download(name: str, root: Path) -> None:
+    """Download what is not there, or not whole.
+
+    Raises:
+        RuntimeError, OSError: it cannot be had.
+    """
+    _ask(name, str(root))
+
+
+def _ask(*args: str) -> None:
+    command, env = machine.module("trainer.data", *args), machine.environment()
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", env=env, check=False)
+    if done.returncode:
+        _raise(done.stdout, done.returncode)
 
 
 def _raise(said: str, code: int) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from search_spaces.errors import first_line
 from search_spaces.pool import Pool, expand
 from trainer import compat, user_module
 from trainer.device.graphs import TENSOR, attributes
@@ -212,7 +213,7 @@ def _checkpoints(case: Case) -> Iterator[Finding]:
     try:
         other.load_state_dict(module.state_dict())
     except RuntimeError as error:
-        what = f"its state_dict does not go into a fresh one ({_first_line(error)}), so no trial could be resumed"
+        what = f"its state_dict does not go into a fresh one ({first_line(error)}), so no trial could be resumed"
         yield Finding("state-dict", where, what, mend)
         return
     with torch.no_grad():
@@ -270,7 +271,7 @@ def _device(case: Case) -> Iterator[Finding]:
         hint = "No .item(), no `if` on a tensor, no indexing by a mask."
         yield Finding("host-sync", where, what, hint, refused=False)
     except compat.MixedDevicesError as error:
-        yield Finding("device", where, f"it mixes tensors of the GPU and of the CPU: {_first_line(error)}", mend)
+        yield Finding("device", where, f"it mixes tensors of the GPU and of the CPU: {first_line(error)}", mend)
     except Exception:  # noqa: S110 - whatever else fake tensors cannot do, real ones may
         pass
     else:
@@ -331,9 +332,7 @@ class Check:
         cases = [Case(one, arch) for one in pools for arch in archs]
         found = [each for case in cases for each in self.findings(case) if each.refused or notes]
         if found:
-            raise CheckFailed(
-                "\n".join(f"{each.check}: on {each.shown_by}: {each.what}. {each.mend}" for each in found)
-            )
+            raise CheckFailed("\n".join(f"{each.check}: {each}" for each in found))
 
 
 ALL = (
@@ -389,8 +388,4 @@ def _spell(shape: tuple[int, ...] | torch.Size) -> str:
 
 
 def _spell_error(error: BaseException) -> str:
-    return f"it raises {type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
+    return f"it raises {type(error).__name__}: {first_line(error)}"

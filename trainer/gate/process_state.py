@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from search_spaces.errors import first_line
 from trainer import compat
 from trainer.gate.report import Finding
 
@@ -121,7 +122,7 @@ def _quietly(holder: Any, name: str) -> Any:
             warnings.simplefilter("ignore")
             return getattr(holder, name, None)
     except RuntimeError as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
 
 
 def _functions() -> Iterator[tuple[str, int]]:

@@ -143,7 +143,7 @@ def _environment() -> tuple[str, ...]:
         *(sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *site.getsitepackages()),
         *(
             site.getusersitepackages(),
-            *(machine.ROOT / each for each in ("orchestrator", "results", "trainer")),
+            *(machine.ROOT / each for each in machine.PACKAGES if each != "search_spaces"),
             *(machine.ROOT / "search_spaces").glob("*.py"),
         ),
         *(inductor, triton, home / ".config/matplotlib", *caches),

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import Problem, RequestError
@@ -38,8 +36,11 @@ class Finding:
     mend: str
     refused: bool = True
 
+    def __str__(self) -> str:
+        return f"on {self.shown_by}: {self.what}. {self.mend}"
+
     def problem(self, pool: Pool) -> Problem:
-        return Problem(f"pool {pool.label}, check {self.check}", f"on {self.shown_by}: {self.what}. {self.mend}")
+        return Problem(f"pool {pool.label}, check {self.check}", str(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,29 +116,6 @@ class Validation:
         }
 
 
-def equivalences(validations: Sequence[Validation]) -> list[Equivalence]:
-    """The classes of two and more pools, by architecture."""
-    classes: list[list[Validation]] = []
-    for one in validations:
-        if not one.outputs:
-            continue
-        for members in classes:
-            if members[0].arch == one.arch and np.allclose(members[0].outputs, one.outputs, TOLERANCE, TOLERANCE):
-                members.append(one)
-                break
-        else:
-            classes.append([one])
-    return [
-        Equivalence(
-            members[0].arch,
-            tuple(member.pool.label for member in members),
-            {member.pool.label: member.parting for member in members if member.parting},
-        )
-        for members in sorted(classes, key=lambda members: members[0].arch)
-        if len(members) > 1
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Report:
     """What the gate found.
@@ -146,11 +124,13 @@ class Report:
         validations: of every pool in every architecture, in that order.
         gpus: that torch finds on this machine.
         cpu_bf16: whether its CPU has instructions for bfloat16.
+        missing: private parts that its torch lacks, and what is lost without them, in words.
     """
 
     validations: Sequence[Validation]
     gpus: int = 0
     cpu_bf16: bool = False
+    missing: Sequence[str] = ()
 
     def of(self, pool: Pool, arch: str) -> Validation:
         return next(one for one in self.validations if one.pool == pool and one.arch == arch)
@@ -180,10 +160,32 @@ class Report:
         return problems
 
     def equivalences(self) -> list[Equivalence]:
-        return equivalences(self.validations)
+        """The classes of two and more pools, by architecture."""
+        classes: list[list[Validation]] = []
+        for one in self.validations:
+            if not one.outputs:
+                continue
+            for members in classes:
+                if members[0].arch == one.arch and np.allclose(members[0].outputs, one.outputs, TOLERANCE, TOLERANCE):
+                    members.append(one)
+                    break
+            else:
+                classes.append([one])
+        return [
+            Equivalence(
+                members[0].arch,
+                tuple(member.pool.label for member in members),
+                {member.pool.label: member.parting for member in members if member.parting},
+            )
+            for members in sorted(classes, key=lambda members: members[0].arch)
+            if len(members) > 1
+        ]
 
     def table(self) -> str:
         """What each pool costs in each architecture, and whether it may be trained there, as wide as it needs to be."""
+        from rich import box  # here, because a worker does not need it
+        from rich.table import Table
+
         head = ("pool", "arch", "parameters", "FLOPs an image", "ms a batch of 128", "by gap", "verdict")
         table = Table(box=box.SIMPLE_HEAD)
         for name in head:

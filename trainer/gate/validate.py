@@ -16,7 +16,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -232,13 +231,13 @@ class _Worker:
             self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
             self._words_from = 0
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trainer.gate.worker"],  # -P: nothing of the working directory is imported
+                machine.module("trainer.gate.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 encoding="utf-8",
                 # A breakpoint() in a pool is for who trains it inline: here it would read the requests.
-                env=os.environ | {"PYTHONPATH": machine.python_path(), "PYTHONBREAKPOINT": "0"},
+                env=machine.environment() | {"PYTHONBREAKPOINT": "0"},
             )
             self._pipes = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
             self.__dict__.pop("machine", None)

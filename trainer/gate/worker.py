@@ -26,6 +26,7 @@ import torch.utils.flop_counter
 
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
+from trainer import compat
 from trainer.gate import checks, cost, equivalence, resume
 from trainer.gate.case import Case
 from trainer.gate.report import Validation
@@ -77,7 +78,8 @@ def _machine(requests: Connection) -> None:
     """What torch finds; to ask starts CUDA, which must not happen where others are forked."""
     requests.recv()
     bf16 = torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
-    requests.send({"gpus": torch.cuda.device_count(), "cpu_bf16": bf16})
+    missing = [f"torch {torch.__version__} has no {lost}" for lost in compat.missing()]
+    requests.send({"gpus": torch.cuda.device_count(), "cpu_bf16": bf16, "missing": missing})
     requests.send(None)
 
 
