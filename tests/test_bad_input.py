@@ -287,6 +287,7 @@ def test_a_grid_of_a_billion_is_refused_before_it_is_made(plan: Callable[..., li
     said = plan(dumped(VALID | {"pools": [entry] * 3, "seeds": thousand, "recipe": {"epochs": 0}}))
     assert time.process_time() - start < 5
     assert any("expected at most 1,000 trials, got " in line for line in said), said
+    assert any("take some out, or raise max_trials, up to " in line for line in said), said
     assert any("recipe.epochs" in line for line in said), "and all else that is wrong"
 
 

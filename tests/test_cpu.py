@@ -150,5 +150,19 @@ def test_evaluation_is_torchs() -> None:
     ours = copy.deepcopy(theirs)
     cpu.speed_up(ours)
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+    def same() -> None:
+        with torch.inference_mode():
+            torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
+
+    same()
+    for module in (theirs, ours):  # a batch moves the running statistics
+        with torch.no_grad():
+            module.train()(images)
+    same()
+    with torch.no_grad():  # a step moves the weights
+        for mine, torchs in zip(ours.parameters(), theirs.parameters(), strict=True):
+            change = 0.01 * torch.randn(torchs.shape, generator=torch.Generator().manual_seed(1))
+            mine.add_(change)
+            torchs.add_(change)
+    same()

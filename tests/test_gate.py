@@ -83,6 +83,7 @@ def test_same_function(built_in: Report) -> None:
 def test_the_other_maps_have_no_false_alarm_and_one_identity(built_in: Report) -> None:
     with Gate([pool.expand(name)[0] for name in pool.names()], ["mobilenetv2", "mobilenetv2_s32"]) as gate:
         report = gate.report
+    assert len(report.validations) == len(pool.names()) * 2
     assert (report.refused, report.notes) == ([], [])
     (here,) = [one for one in report.equivalences() if one.arch == "mobilenetv2_s32" and "gap" in one.pools]
     (there,) = [one for one in built_in.equivalences() if one.arch == "vgg16bn" and "gap" in one.pools]

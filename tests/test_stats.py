@@ -33,6 +33,7 @@ def test_paired_is_scipys(n: int, seed: int) -> None:
     interval = theirs_.confidence_interval(0.95)
     assert mine.p == pytest.approx(theirs_.pvalue, rel=1e-10, abs=1e-10)
     assert (mine.lo, mine.hi) == pytest.approx((interval.low, interval.high), rel=1e-10, abs=1e-10)
+    assert mine.diff == pytest.approx((ours - theirs).mean(), rel=1e-12)
     assert (mine.n, mine.paired) == (n, True)
 
 
@@ -61,7 +62,10 @@ def test_too_little_to_say_is_nothing_said() -> None:
         assert math.isnan(difference.lo)
         assert math.isnan(difference.p)
     assert stats.paired_difference(one, one - 1).diff == pytest.approx(1)
+    assert [stats.paired_difference(few, few).n for few in (none, one)] == [0, 1]
+    assert stats.paired_difference(same, same - 1).diff == 1
     assert math.isnan(stats.summary(one).std)
+    assert math.isnan(stats.summary(none).mean)
     assert math.isnan(stats.mean_interval(one)[0])
     assert math.isnan(stats.detectable(0.5, 1))
     assert math.isnan(stats.sign_flip(none))

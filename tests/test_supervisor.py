@@ -74,7 +74,7 @@ def test_what_was_on_a_machine_that_is_lost_runs_again_as_it_was(supervisor: Sup
     end(run, PACK[2])
     supervisor.lost(PACK)
     assert supervisor.take_again() == [], "all of it had ended"
-    assert len(run.ended()) == 3
+    assert [one.status for one in run.ended().values()] == [schema.COMPLETED] * 3
 
 
 def test_who_leaves_without_a_result_has_failed(supervisor: Supervisor, run: RunFolder) -> None:
@@ -82,6 +82,7 @@ def test_who_leaves_without_a_result_has_failed(supervisor: Supervisor, run: Run
     supervisor.left(PACK[:2])
     (found,) = run.read_trials(where={"trial_id": PACK[1].trial.id}).to_pylist()
     assert found["error"] == "its worker left without a result; see ray.log"
+    assert run.status(PACK[0].trial.id) == schema.COMPLETED
 
 
 def test_a_trial_that_a_pool_says_hung_did_not(supervisor: Supervisor, run: RunFolder) -> None:

@@ -132,11 +132,12 @@ def test_every_table_says_so_once_they_are_trained_and_a_second_time_goes_on(run
     loaded = results.load(run.path)
     first = column(run, 0.8)
     assert not loaded.notes(), "who only asks has not looked and added"
-    for planned in grid_with(tmp_path, [*first.seeds]):
-        if planned.trial.arch == "resnet44":
-            run.write_trial(measured(planned))
-    text = " ".join(loaded.leaderboard(format="text").split())
-    assert "Seeds were added after looking on resnet44-digits: intervals and p there err more often" in text
+    todo = [planned for planned in grid_with(tmp_path, [*first.seeds]) if planned.trial.arch == "resnet44"]
+    added = next(planned for planned in todo if planned.trial.id not in run.ended())
+    for planned in (added, *todo):  # one is enough
+        run.write_trial(measured(planned))
+        text = " ".join(loaded.leaderboard(format="text").split())
+        assert "Seeds were added after looking on resnet44-digits: intervals and p there err more often" in text
     again = column(run)
     assert {one.pool for one in again.comparisons} >= {"gem(p=2)"}
     assert again.seeds[: -again.added] == first.seeds

@@ -166,13 +166,17 @@ ROWS: Mapping[str, tuple[str, dict[str, Any], str, str]] = {
     "status": (schema.COMPLETED, {"status": "done"}, "row", "status: expected one of completed, diverged, collapsed"),
     "role": (schema.COMPLETED, {"role": "boss"}, "row", "role: expected one of baseline, candidate, got 'boss'"),
     "a null": (schema.DIVERGED, {"hidden": None}, "row", "hidden is null"),
+    "another null": (schema.DIVERGED, {"hidden": None, "seed": None}, "row", "seed is null"),
     "no error": (schema.FAILED, {"error": None}, "row", "it is failed, and its error is None"),
     "an empty error": (schema.INVALID, {"error": ""}, "row", "it is invalid, and its error is ''"),
     "an error": (schema.COMPLETED, {"error": "none really"}, "row", "it is completed, and its error is 'none really'"),
     "no recipe": (schema.COMPLETED, {"recipe": "{"}, "row", "expected the JSON of a recipe"),
     "no summary": (schema.COMPLETED, {"best_test_acc": None}, "row", "best_test_acc is null"),
     "no number": (schema.COMPLETED, {"best_test_acc": math.nan}, "summary", "got nan"),
-    "too early": (schema.COMPLETED, {"epochs": 2}, "epochs", "epochs: expected 3.0, got 2.0"),
+    "no percentage": (schema.COMPLETED, {"best_test_acc": math.inf}, "summary", "got inf"),
+    "too early": (schema.COMPLETED, {"epochs": 2}, "row", "it is completed after 2 epochs, and its recipe has 3"),
+    "too early for its epochs": (schema.COMPLETED, {"epochs": 2}, "epochs", "epochs: expected 3.0, got 2.0"),
+    "too late": (schema.DIVERGED, {"epochs": 4}, "row", "it is diverged after 4 epochs, and its recipe has 3"),
     "newer": (schema.COMPLETED, {"schema_version": 99}, "row", "is of a newer version"),
     "seed": (schema.FAILED, {"seed": 7}, "id", "its contents have the id"),
     "arch": (schema.FAILED, {"arch": "resnet56"}, "id", "its contents have the id"),
@@ -229,6 +233,21 @@ def test_epochs_that_no_trial_can_have(either: RunFolder, name: str) -> None:
     assert {one.aside for one in findings} == {() if parquet.is_merged(path.name) else (f"epochs/{path.name}",)}
     assert all(trial_id in str(one) for one in findings)
     assert any(one.kind == kind and what in one.what for one in findings), findings
+
+
+def test_a_row_that_is_as_short_as_its_epochs(either: RunFolder) -> None:
+    trial_id = of(either, schema.COMPLETED)
+    edit(either, "epochs", trial_id, lambda rows: rows.pop())
+    path = edit(either, "trials", trial_id, setting(epochs=2))
+    assert ("row", f"trials/{path.name}") in found(either)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"\xff" * 7, b"\xff" * 100, b"results.seal=00000000"])
+def test_what_is_no_parquet_file(run: RunFolder, data: bytes) -> None:
+    name = f"trials/{of(run, schema.COMPLETED)}.parquet"
+    run.files.write(name, data)
+    with pytest.raises(pa.ArrowInvalid):
+        parquet.whole(run.files, name)
 
 
 # The same, wherever and whichever

@@ -189,6 +189,10 @@ def _check_row(row: Mapping[str, Any], pools: Mapping[tuple[str, str, str], Pool
         problems.append(f"it is {status}, and its error is {row['error']!r}")
     if recipe is None:
         problems.append(f"recipe: expected the JSON of a recipe, got {row['recipe']!r}")
+    if recipe and not problems and status in schema.TRAINED:
+        least = 1 if status == schema.DIVERGED else recipe.epochs
+        if not least <= row["epochs"] <= recipe.epochs:
+            problems.append(f"it is {status} after {row['epochs']} epochs, and its recipe has {recipe.epochs}")
     for what in problems:
         yield Finding.of_trial("row", trial_id, what, row["file"])
     if recipe and not problems:
