@@ -127,7 +127,7 @@ def ours(trials: int, in_turn: bool) -> dict[str, float]:
                 ray_tune.run(grid, packs, loaded, job, Share(1, 0), 0, supervisor, shutdown, _idle)
             seconds = time.perf_counter() - began
         ended = run.ended()
-        first = min(run.read_trials(["started_at"])["started_at"].to_pylist())
+        first = min(run.trials.read(["started_at"])["started_at"].to_pylist())
         if len(ended) != len(todo):
             raise RuntimeError(f"of {len(todo)} trials {len(ended)} have ended")
     pause_s = max(map(operator.sub, steps[1:], steps))

@@ -111,7 +111,7 @@ def grid_of(trials: int) -> Grid:
 def write_small(run: RunFolder, grid: Grid, with_epochs: bool) -> None:
     for planned, row, history in _results(grid):
         if with_epochs:
-            run.write_epochs(planned.trial.id, record.epoch_rows(planned.trial, history))
+            run.epochs.write(planned.trial.id, record.epoch_rows(planned.trial, history))
         run.write_trial(row)
 
 
@@ -120,9 +120,9 @@ def write_compacted(run: RunFolder, grid: Grid, with_epochs: bool) -> None:
     for planned, row, history in _results(grid):
         rows.append(row)
         epochs += record.epoch_rows(planned.trial, history) if with_epochs else []
-    run.write_merged("trials", pa.Table.from_pylist(rows, schema=schema.TRIALS))
+    run.trials.write_merged(pa.Table.from_pylist(rows, schema=schema.TRIALS))
     if with_epochs:
-        run.write_merged("epochs", pa.Table.from_pylist(epochs, schema=schema.EPOCHS))
+        run.epochs.write_merged(pa.Table.from_pylist(epochs, schema=schema.EPOCHS))
 
 
 def _results(grid: Grid) -> Iterator[tuple[Planned, dict[str, Any], list[Epoch]]]:

@@ -114,7 +114,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     )
     run = RunFolder(args.out or Path("runs") / own_slug(space.grid.name))
     if args.final:  # an entry is trained as it was submitted, whatever its file says by now
-        entries = (pool for pool, _ in run.submissions().values())
+        entries = (pool for pool, _ in run.submissions.read().values())
         space = dataclasses.replace(space, grid=space.grid.with_candidates(entries))
     planned = functools.partial(make_plan, space, run, final=args.final, only=only)
     try:
@@ -133,7 +133,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 
         for line in forecast(plan, run):
             print(line)
-        for same in run.equivalences():
+        for same in run.equivalences.read():
             print(f"same function, as the last sweep found: {same}")
         print("whether its pools may be trained, and what they cost: --check, which runs their code")
         return OK

@@ -26,7 +26,7 @@ def _hours(plan: Plan, run: RunFolder) -> Iterator[str]:
     """Hours of one trial after another, from the epochs that this run folder has on record."""
     if not plan.todo:
         return
-    rows = run.read_trials(["trial_id", "status", "train_s", "epochs", "arch", "dataset"]).to_pylist()
+    rows = run.trials.read(["trial_id", "status", "train_s", "epochs", "arch", "dataset"]).to_pylist()
     paces = epoch_seconds(rows)
     todo = Counter((planned.trial.arch, planned.trial.dataset) for planned in plan.todo)
     epochs = plan.todo[0].trial.recipe.epochs

@@ -72,7 +72,7 @@ def measured_sizes(
     Args:
         measure: {size, images_per_s, memory_mb} of packs of the given trials, of one pair and code, at several sizes.
     """
-    known = run.pack_sizes()
+    known = run.pack_sizes.read()
     sizes = {}
     for pair, trials in by_pair(todo).items():
         name, recipe = "-".join(pair), trials[0].trial.recipe
@@ -80,7 +80,7 @@ def measured_sizes(
         if key not in known:
             log.info(f"measuring how many trials of {name} to train side by side ...")
             known[key] = measure([planned for planned in trials if code(planned) == code(trials[0])])
-            run.write_pack_sizes(known)
+            run.pack_sizes.write(known)
         sizes[pair] = best(known[key])
         rates = ", ".join(f"{m['size']}: {m['images_per_s']:,.0f}" for m in known[key]) or "none fits"
         log.info(f"{name}: {sizes[pair]} side by side (images/s by how many: {rates})")

@@ -68,7 +68,7 @@ def make_plan(
             revisions than the space allows.
     """
     only = only or {}
-    submitted = {pool.key for pool, _ in run.submissions().values()} if final else set()
+    submitted = {pool.key for pool, _ in run.submissions.read().values()} if final else set()
     shown = space.grid.select(final=final, submitted=submitted)
     planned = space.grid.select(only, final=final, submitted=submitted) if only else shown
     if not planned:
@@ -90,7 +90,7 @@ def make_plan(
 
 def _refuse_other_protocols(run: RunFolder, found: set[int]) -> None:
     with contextlib.suppress(RequestError):  # one that cannot be read is written anew
-        found = found | {grid.protocol for grid in [run.grid()] if grid}
+        found = found | {grid.protocol for grid in [run.space.read()] if grid}
     if max(found, default=0) > PROTOCOL:
         raise RequestError.of(
             f"the run folder {run} is of protocol {max(found)}, and this version trains protocol {PROTOCOL}: go on "

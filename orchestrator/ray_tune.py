@@ -154,8 +154,8 @@ _heartbeat = Heartbeat()  # one a process, whose children train one after anothe
 
 def _mark_hung(run: RunFolder, trial_id: str) -> None:
     with contextlib.suppress(OSError):  # whoever cannot write it down fails otherwise
-        if attempt := run.attempt(trial_id):
-            run.write_attempt(trial_id, dataclasses.replace(attempt, hung=True))
+        if attempt := run.trial(trial_id).attempt():
+            run.trial(trial_id).write_attempt(dataclasses.replace(attempt, hung=True))
 
 
 class _InOrder(Searcher):

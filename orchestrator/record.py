@@ -82,21 +82,22 @@ def give_up(planned: Planned, error: str, job: Job) -> None:
     """
     run, trial_id = RunFolder(job.run), planned.trial.id
     reason, *_ = error.splitlines()
-    last = run.attempt(trial_id)
+    last = run.trial(trial_id).attempt()
     if last and last.hung:
         reason = f"it hung: no epoch for {job.stall_timeout:.0f} s (stall_timeout); the log says where"
-    with run.open_log(trial_id) as file:
+    with run.trial(trial_id).open_log() as file:
         print(f"given up: {error}", file=file)
     tried = {"attempt": attempts(run, trial_id), "finished_at": datetime.now(UTC)}
     run.write_trial({**row(planned, schema.FAILED, (), reason, job.cost(planned)), "epochs": None, **tried})
-    run.end_attempt(trial_id)
+    run.trial(trial_id).end_attempt()
 
 
 def attempts(run: RunFolder, trial_id: str) -> int:
     """Return how often a trial has been started."""
-    if (last := run.attempt(trial_id)) is not None:
+    if last := run.trial(trial_id).attempt():
         return last.number
-    return run.own_attempt(trial_id) or 0
+    ended = run.trial(trial_id).ended()
+    return (ended and ended.attempt) or 0
 
 
 def refuse(planned: Planned, error: str, run: RunFolder) -> None:

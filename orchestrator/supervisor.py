@@ -76,7 +76,8 @@ class Supervisor:
         status = self._run.status(trial_id)
         if status is None or status in schema.TRAINED:
             return status is not None
-        return trial_id not in self._before or self._run.own_attempt(trial_id) != self._before[trial_id]
+        ended = self._run.trial(trial_id).ended()
+        return trial_id not in self._before or (ended and ended.attempt) != self._before[trial_id]
 
     def _give_up(self, trials: Pack, error: str) -> None:
         if self._fault:  # of which they know nothing

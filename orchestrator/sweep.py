@@ -71,7 +71,7 @@ class Sweep:
         with lease:
             self.run.tidy()
             self.run.write_grid(self.space.grid)
-            self.run.write_equivalences(report.equivalences())
+            self.run.equivalences.write(report.equivalences())
             if todo := self._refuse_invalid(report):
                 with track.following(self.space.loggers, self.run, self.space.grid.name):
                     self._train(todo, datasets, report, lease)

@@ -101,7 +101,7 @@ def run_pack(
 
 
 def _is_trained(run: RunFolder, planned: Planned) -> bool:
-    return run.has_log(planned.trial.id) and run.status(planned.trial.id) in schema.TRAINED
+    return run.trial(planned.trial.id).has_log() and run.status(planned.trial.id) in schema.TRAINED
 
 
 class _Live:
@@ -128,8 +128,8 @@ class _Live:
                 device_name(job),
                 self._started.isoformat(timespec="seconds"),
             )
-            run.write_attempt(planned.trial.id, self._attempt)
-            self.log = run.open_log(planned.trial.id)
+            run.trial(planned.trial.id).write_attempt(self._attempt)
+            self.log = run.trial(planned.trial.id).open_log()
         self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled, say=print)
         self._program: Program | None = None
         self._history: list[Epoch] = []
@@ -186,7 +186,7 @@ class _Live:
         _reset_peak_memory(_device(self._job))
         self._program = self._make_program()
         yield
-        slot = _Slot(self._run.checkpoint(trial.id))
+        slot = _Slot(self._run.trial(trial.id).checkpoint)
         written = time.monotonic()
         trains = False  # epochs behind a checkpoint come first, each at once: between those there is nothing to leave
         epochs = turns(self._program, slot=slot, checkpoint_every=self._job.checkpoint_every)
@@ -222,13 +222,13 @@ class _Live:
             shown = {name: getattr(last, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")}
             self._attempt = dataclasses.replace(self._attempt, **shown)
             with folder_faults():
-                self._run.write_attempt(self.planned.trial.id, self._attempt)
+                self._run.trial(self.planned.trial.id).write_attempt(self._attempt)
 
     def _write_epochs(self) -> None:
         trial = self.planned.trial
         if self._other_end() is None:
             with folder_faults():
-                self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
+                self._run.epochs.write(trial.id, record.epoch_rows(trial, self._history))
                 self.log.save()
 
     def _other_end(self) -> str | None:
@@ -237,8 +237,8 @@ class _Live:
         A machine that was cut off trains on, and may come back when its trials have long been trained elsewhere.
         """
         with folder_faults():
-            ended = self._run.own_status(self.planned.trial.id)
-        return ended if ended in schema.TRAINED else None
+            ended = self._run.trial(self.planned.trial.id).ended()
+        return ended.status if ended and ended.status in schema.TRAINED else None
 
     def _end(self, status: str, error: str | None) -> None:
         """Writes everything down, the row last: it is what says that the trial has ended."""
@@ -252,7 +252,7 @@ class _Live:
     def _write_end(self, status: str, error: str | None) -> None:
         trial, program, device = self.planned.trial, self._program, _device(self._job)
         if self._job.keep_weights and program and status == schema.COMPLETED:
-            self._run.weights(trial.id).write(_encoded(program.network))
+            self._run.trial(trial.id).weights.write(_encoded(program.network))
         self.log.save()
         self._run.write_trial(
             {
@@ -272,8 +272,8 @@ class _Live:
             }
         )
         if status != schema.FAILED:  # a failed trial that is tried again goes on from there
-            self._run.checkpoint(trial.id).remove()
-        self._run.end_attempt(trial.id)
+            self._run.trial(trial.id).checkpoint.remove()
+        self._run.trial(trial.id).end_attempt()
 
 
 class _Slot:

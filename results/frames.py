@@ -16,6 +16,7 @@ from results import submissions
 from results.store import s3
 from results.store.folder import RunFolder
 from results.store.s3 import ObjectStore, is_uri
+from results.store.tables import Table
 from results.table import leaderboard, render, topup
 from results.table.trials import METRICS, NEEDS, Selection
 from search_spaces.errors import Problem, RequestError
@@ -59,11 +60,11 @@ class Frames:
         Raises:
             RequestError: there is no such column, or a value has another type.
         """
-        return self._frame(RunFolder.read_trials, columns, where)
+        return self._frame(lambda folder: folder.trials, columns, where)
 
     def epochs(self, columns: Sequence[str] | None = None, **where: Any) -> pd.DataFrame:
         """Return one row for each epoch on record, of running trials too: `schema.EPOCHS`; as `trials`."""
-        return self._frame(RunFolder.read_epochs, columns, where)
+        return self._frame(lambda folder: folder.epochs, columns, where)
 
     @overload
     def leaderboard(
@@ -95,11 +96,11 @@ class Frames:
         Raises:
             RequestError: something is selected that is not there, or the text cannot be written.
         """
-        tables = [folder.read_trials(NEEDS) for folder in self.folders.values()]
+        tables = [folder.trials.read(NEEDS) for folder in self.folders.values()]
         trials = pa.concat_tables(tables).to_pandas()
         if len(tables) > 1:
             trials = trials.drop_duplicates("trial_id", ignore_index=True)
-        same = [one for folder in self.folders.values() for one in folder.equivalences()]
+        same = [one for folder in self.folders.values() for one in folder.equivalences.read()]
         frame = leaderboard.cells(trials, self.grids(), Selection(metric=metric, **selection), same)
         if format is None:
             return frame
@@ -111,14 +112,14 @@ class Frames:
 
     def grids(self) -> list[Grid]:
         """Return what the newest sweep on each folder asked for; nothing if they are of several recipes."""
-        found = [grid for folder in self.folders.values() if (grid := folder.grid()) is not None]
+        found = [grid for folder in self.folders.values() if (grid := folder.space.read()) is not None]
         return found if len({(grid.recipe, grid.protocol) for grid in found}) == 1 else []
 
     def notes(self) -> list[str]:
         """Return what a reader of the table should know that is not in it."""
         folders = self.folders.values()
-        lines = [f"On {same}." for folder in folders for same in folder.equivalences()]
-        entries = [entry for folder in folders for entry in folder.submissions().values()]
+        lines = [f"On {same}." for folder in folders for same in folder.equivalences.read()]
+        entries = [entry for folder in folders for entry in folder.submissions.read().values()]
         submitted = [f"{submissions.spell(pool)} ({when})" for pool, when in entries]
         lines += [f"Submitted: {', '.join(dict.fromkeys(submitted))}."] if submitted else []
         lines += [line for folder in folders for line in topup.remark(folder)]
@@ -133,16 +134,16 @@ class Frames:
 
     def _frame(
         self,
-        read: Callable[[RunFolder, Sequence[str] | None, Mapping[str, Any]], pa.Table],
+        table_of: Callable[[RunFolder], Table],
         columns: Sequence[str] | None,
         where: Mapping[str, Any],
     ) -> pd.DataFrame:
         if not self.tells_apart:
-            return read(self.folder, columns, where).to_pandas()
+            return table_of(self.folder).read(columns, where).to_pandas()
         columns = columns and [name for name in columns if name != RUN]  # which is there in any case
         tables = []
         for path, folder in self.folders.items():
-            table = read(folder, columns, where)
+            table = table_of(folder).read(columns, where)
             tables.append(table.add_column(0, RUN, pa.array([path] * len(table), pa.string())))
         return pa.concat_tables(tables).to_pandas()
 

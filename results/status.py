@@ -155,11 +155,11 @@ class Watch:
         version = self._run.files.modified("space.yaml"), driver and driver.token
         if version == self._version:
             return
-        grid = self._run.grid()
+        grid = self._run.space.read()
         if grid is None:
             raise RequestError.of(NO_SPACE.format(run=self._run))
         only = {name: value for name, value in driver.only.items() if name in FILTERS} if driver else {}
-        submitted = {pool.key for pool, _ in self._run.submissions().values()}
+        submitted = {pool.key for pool, _ in self._run.submissions.read().values()}
         asked = {
             one.trial.id: one for one in grid.select(only, final=bool(driver and driver.final), submitted=submitted)
         }
@@ -169,7 +169,7 @@ class Watch:
     def _read_trials(self) -> list[Unfinished]:
         """Read the rows that are new, and how far the trials are that have begun and have not ended."""
         begun = self._run.under_way()
-        self.ended |= {row["trial_id"]: row for row in self._run.read_new_trials(_COLUMNS, self._read)}
+        self.ended |= {row["trial_id"]: row for row in self._run.trials.read_new(_COLUMNS, self._read)}
         for trial_id in begun:  # a failed trial that runs again has not ended
             if trial_id in self.ended and self.ended[trial_id]["status"] not in schema.TRAINED:
                 del self.ended[trial_id]

@@ -34,7 +34,7 @@ def submit(run: RunFolder, spec: str) -> Pool:
         raise RequestError.of(f"no candidate {label!r} has been trained here; {known}")
     found = [pool for pool in named if pool.revision.startswith(revision)]
     if len({spell(pool) for pool in found}) == 1:  # parameters that differ under one label: the newest sweep's
-        grid = run.grid()
+        grid = run.space.read()
         asked = {entry.pool.key for entry in grid.entries} if grid else set()
         found = [pool for pool in found if pool.key in asked] or found
     if len(found) != 1:
@@ -43,7 +43,8 @@ def submit(run: RunFolder, spec: str) -> Pool:
     (entry,) = found
     if asked := _asked(run, entry.name):
         raise RequestError.of(f"{asked} has been trained on the hidden pairs, so that is the entry of {entry.name!r}")
-    run.write_submissions(run.submissions() | {entry.name: (entry, datetime.now(UTC).isoformat(timespec="seconds"))})
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    run.submissions.write({**run.submissions.read(), entry.name: (entry, when)})
     return entry
 
 
@@ -60,18 +61,18 @@ def revisions(run: RunFolder) -> set[tuple[str, str, str]]:
 def _trained(run: RunFolder) -> list[Pool]:
     """Return the candidates with trials on record."""
     keys = set(_keys(_candidates(run)))
-    return [pool for pool in run.pools() if pool.key in keys]
+    return [pool for pool in run.pools.read() if pool.key in keys]
 
 
 def _asked(run: RunFolder, name: str) -> str | None:
     """Return the entry of a candidate if it has trials on hidden pairs."""
     trials = _candidates(run)
     keys = [key for key in _keys(trials[trials["hidden"]]) if key[0] == slug(name)]
-    return next((spell(pool) for pool in run.pools() if pool.key in keys), None)
+    return next((spell(pool) for pool in run.pools.read() if pool.key in keys), None)
 
 
 def _candidates(run: RunFolder) -> pd.DataFrame:
-    trials = run.read_trials(["pool_name", "pool_params", "pool_revision", "role", "hidden", "status"]).to_pandas()
+    trials = run.trials.read(["pool_name", "pool_params", "pool_revision", "role", "hidden", "status"]).to_pandas()
     return trials[(trials["role"] == CANDIDATE) & (trials["status"] != schema.INVALID)]
 
 

@@ -69,7 +69,7 @@ def track(run: RunFolder, to: str, follow: bool = False, every: float = EVERY_S)
         RequestError: the tracker cannot be used, or no sweep has begun in the run folder.
     """
     require("tracker", to, KNOWN, "--to")
-    grid, _ = gather(("", run.grid), ("--to", lambda: KNOWN[to].check(run)))
+    grid, _ = gather(("", run.space.read), ("--to", lambda: KNOWN[to].check(run)))
     if grid is None:
         raise RequestError.of(NO_SPACE.format(run=run))
     try:
@@ -223,7 +223,7 @@ class Follower:
 
     def _log_all(self, news: Sequence[_News]) -> None:
         columns = ["trial_id", "epoch", *METRICS, "epoch_s"]
-        rows = self._run.read_epochs(columns, {"trial_id": [one.planned.trial.id for one in news]})
+        rows = self._run.epochs.read(columns, {"trial_id": [one.planned.trial.id for one in news]})
         epochs: dict[str, list[dict[str, Any]]] = {}
         for row in rows.sort_by("epoch").to_pylist():
             epochs.setdefault(row["trial_id"], []).append(row)

@@ -163,7 +163,7 @@ class Sweep:
             if (now.st_ino, now.st_mtime_ns) != before[:2]:
                 raise Defect(f"{path.name} had completed, and was written again")
         for path in (self.folder / "trials").glob("[!.]*.parquet"):
-            if path.stem not in self._rows and run.own_status(path.stem) in schema.TRAINED:
+            if path.stem not in self._rows and run.status(path.stem) in schema.TRAINED:
                 self._rows[path.stem] = identity(run, path.stem)
         return len(self._rows)
 
@@ -288,7 +288,7 @@ def undisturbed(space_file: Path, folder: Path) -> list[str]:
 
 def numbers(run: RunFolder) -> list[str]:
     columns = [name for name in schema.EPOCHS.names if name != "epoch_s"]
-    return sorted(map(repr, [*run.read_epochs(columns).to_pylist(), *run.read_trials(NUMBERS).to_pylist()]))
+    return sorted(map(repr, [*run.epochs.read(columns).to_pylist(), *run.trials.read(NUMBERS).to_pylist()]))
 
 
 def check(sweep: Sweep, expected: Sequence[str]) -> str:

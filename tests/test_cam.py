@@ -111,7 +111,7 @@ def test_the_weights_are_there_before_the_row_is(
     found = []
 
     def write_trial(self: RunFolder, row: Mapping[str, Any]) -> None:
-        found.append(self.weights(row["trial_id"]).read() is not None)
+        found.append(self.trial(row["trial_id"]).weights.read() is not None)
 
     monkeypatch.setattr(RunFolder, "write_trial", write_trial)
     run_pack(list(make_grid(files, "gap")), digits, make_job(folder, keep=True))
@@ -121,7 +121,7 @@ def test_the_weights_are_there_before_the_row_is(
 @pytest.mark.parametrize("name", ["gap", "gem"])
 def test_the_weights_are_those_after_the_last_epoch(run: RunFolder, grid: Grid, digits: Dataset, name: str) -> None:
     planned, accuracy = cam.find(run, ids(grid)[name])
-    weights = run.weights(planned.trial.id).read() or b""
+    weights = run.trial(planned.trial.id).weights.read() or b""
     assert all(tensor.device.type == "cpu" for tensor in torch.load(io.BytesIO(weights), weights_only=True).values())
     net = maps.restore(planned.trial, weights, digits.classes)
     images, index = Images(digits, torch.device("cpu")), torch.from_numpy(subset(len(digits.test_labels), 40))
@@ -149,7 +149,7 @@ def feature_maps(net: Network, digits: Dataset, count: int = 6) -> tuple[Tensor,
 
 def test_of_the_average_the_mean_of_cam_and_the_bias_are_the_logit(run: RunFolder, grid: Grid, digits: Dataset) -> None:
     planned, _ = cam.find(run, ids(grid)["gap"])
-    net = maps.restore(planned.trial, run.weights(planned.trial.id).read() or b"", digits.classes)
+    net = maps.restore(planned.trial, run.trial(planned.trial.id).weights.read() or b"", digits.classes)
     features, classes = feature_maps(net, digits)
     found = maps.cam(net, features, classes)
     assert found.shape == (6, 8, 8)
@@ -209,7 +209,7 @@ def test_of_dead_maps_every_pool_is_the_average_and_none_is_taken_for_it(net_of)
 
 def test_the_map_is_of_the_predicted_class(run: RunFolder, grid: Grid, digits: Dataset) -> None:
     planned, _ = cam.find(run, ids(grid)["gem"])
-    weights = run.weights(planned.trial.id).read() or b""
+    weights = run.trial(planned.trial.id).weights.read() or b""
     net = maps.restore(planned.trial, weights, digits.classes)
     features, classes = feature_maps(net, digits, 5)
     seen = maps.look(planned.trial, weights, digits, 5)
@@ -222,7 +222,7 @@ def test_the_map_is_of_the_predicted_class(run: RunFolder, grid: Grid, digits: D
 
 def test_only_what_is_misclassified(run: RunFolder, grid: Grid, digits: Dataset) -> None:
     planned, _ = cam.find(run, ids(grid)["gap"])
-    weights = run.weights(planned.trial.id).read() or b""
+    weights = run.trial(planned.trial.id).weights.read() or b""
     everything = maps.look(planned.trial, weights, digits, 10_000)
     assert len(everything.index) == len(digits.test_labels)
     wrong = everything.index[everything.predicted != digits.test_labels]
@@ -286,7 +286,7 @@ def test_a_map_of_one_position_is_drawn_and_said_to_be_one(
     net = network.build(planned.trial.pool, "vgg11bn", 10, 0)
     sink = io.BytesIO()
     torch.save(net.state_dict(), sink)
-    run.weights(planned.trial.id).write(sink.getvalue())
+    run.trial(planned.trial.id).weights.write(sink.getvalue())
     run.write_trial({**record.row(planned, schema.COMPLETED, (), None), "final_test_acc": 10.0})
     code, out, _ = ask(capsys, run, "gem", "--images", "2")
     assert code == 0
@@ -320,9 +320,9 @@ def test_what_cannot_be_drawn_is_named(
     assert "kept no weights" in error
     assert "`keep_weights: true`" in error
     assert "train it again" in error
-    other.weights(gap.trial.id).write(b"cut off")
+    other.trial(gap.trial.id).weights.write(b"cut off")
     assert "do not fit its network" in says("gap", of=other)
-    other.weights(gap.trial.id).write(run.weights(gem.trial.id).read() or b"")
+    other.trial(gap.trial.id).weights.write(run.trial(gem.trial.id).weights.read() or b"")
     assert "do not fit its network" in says("gap", of=other)  # gem has a parameter more
     other.write_grid(make_grid(files, "gap"))
     assert "is not in the newest grid" in says("gem", of=other)

@@ -85,7 +85,7 @@ def test_it_is_a_status_of_its_own(run: RunFolder, tmp_path: Path, capsys: pytes
     assert trials["error"].isna().all()
     dead = trials.loc["dead"]
     assert (dead["epochs"] == 2).all()
-    log = run.log_text(dead["trial_id"].iloc[0]) or ""
+    log = run.trial(dead["trial_id"].iloc[0]).log_text() or ""
     assert "collapsed: no epoch is better than guessing, the best has a test accuracy of " in log
     assert "Final metrics (resnet20-digits)" in log
     assert not list((run.path / "checkpoints").iterdir())
@@ -135,7 +135,7 @@ def test_the_command_says_so_and_ends_with_1(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_table_without_the_column_reads_as_before(run: RunFolder) -> None:
     """Rows of protocol 1 have no number of test images, and their status stands."""
-    found = run.read_trials().to_pylist()[0]
+    found = run.trials.read().to_pylist()[0]
     del found["test_images"]
     run.write_trial(found)
     assert pd.isna(results.load(run.path).trials(trial_id=found["trial_id"])["test_images"].iloc[0])

@@ -184,7 +184,7 @@ def test_a_plan_says_what_the_last_sweep_found_of_the_pools(tmp_path: Path, caps
     (tmp_path / "space.yaml").write_text(SPACE)
     run = RunFolder(tmp_path / "run")
     run.create()
-    run.write_equivalences([Equivalence("vgg11bn", ("gap", "gem"), {})])
+    run.equivalences.write([Equivalence("vgg11bn", ("gap", "gem"), {})])
     assert cli.main(["--space", str(tmp_path / "space.yaml"), "--out", str(run.path), "--plan"]) == cli.OK
     assert "as the last sweep found: vgg11bn: gap and gem start as the same function" in capsys.readouterr().out
 

@@ -67,8 +67,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         seed, is_candidate = planned.trial.seed, planned.role == "candidate"
         accuracy = 60.0 + seed / 10 + is_candidate * (9 + seed % 2 / 10)
         history = [Epoch(n, 1.0, 50.0, 1.0, accuracy, 0.1, 10.0, 100.0) for n in range(1, 5)]
-        run.open_log(planned.trial.id).close()
-        run.write_epochs(planned.trial.id, epoch_rows(planned.trial, history))
+        run.trial(planned.trial.id).open_log().close()
+        run.epochs.write(planned.trial.id, epoch_rows(planned.trial, history))
         run.write_trial(row(planned, schema.COMPLETED, history, None))
     return run
 

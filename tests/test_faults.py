@@ -58,7 +58,7 @@ def write_pool(folder: Path, body: str) -> str:
 
 
 def epochs_of(run: RunFolder) -> pd.DataFrame:
-    return run.read_epochs().to_pandas().drop(columns="epoch_s").sort_values(["trial_id", "epoch"], ignore_index=True)
+    return run.epochs.read().to_pandas().drop(columns="epoch_s").sort_values(["trial_id", "epoch"], ignore_index=True)
 
 
 @pytest.fixture
@@ -100,11 +100,11 @@ def test_a_trial_that_hangs_takes_its_process_with_it_and_leaves_its_stack(tmp_p
     left = in_a_process(run, spec, "stall_timeout=1.5")
     assert left.returncode == 1, left.stderr
     (planned,) = make_grid(spec)
-    text = run.log_text(planned.trial.id)
+    text = run.trial(planned.trial.id).log_text()
     assert text is not None
     assert "Timeout (0:00:01" in text
     assert re.search(r'mine\.py", line \d+ in forward', text), text
-    assert run.checkpoint(planned.trial.id).read() is not None, "two epochs were over"
+    assert run.trial(planned.trial.id).checkpoint.read() is not None, "two epochs were over"
     assert run.ended() == {}
 
 
@@ -120,7 +120,7 @@ Execution.done = lambda self: itertools.repeat(None)
     left = in_a_process(run, "gap", "stall_timeout=1.5", before)
     assert left.returncode == 1, left.stderr
     (planned,) = make_grid("gap")
-    text = run.log_text(planned.trial.id)
+    text = run.trial(planned.trial.id).log_text()
     assert text is not None
     assert "Timeout (0:00:01.5" in text
 
@@ -131,7 +131,7 @@ def test_epochs_that_are_slow_together_are_no_hang(tmp_path: Path) -> None:
     spec = write_pool(tmp_path, "        time.sleep(0.5)\n")
     left = in_a_process(run, spec, "stall_timeout=5.0")  # four epochs of three batches
     assert left.returncode == 0, left.stderr
-    (row,) = run.read_trials().to_pylist()
+    (row,) = run.trials.read().to_pylist()
     assert row["status"] in schema.TRAINED
     assert row["train_s"] > 5
 
@@ -142,7 +142,7 @@ def test_host_memory_that_runs_out_fails_the_trial_with_the_reason(tmp_path: Pat
     spec = write_pool(tmp_path, "        if self.calls == 5: self.all = torch.zeros(2**32)\n")
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))"
     assert in_a_process(run, spec, before=limit).returncode == 0
-    (row,) = run.read_trials().to_pylist()
+    (row,) = run.trials.read().to_pylist()
     assert row["status"] == schema.FAILED
     assert "can't allocate memory" in row["error"]
     assert row["epochs"] == 2, "those before it are on record"
@@ -157,7 +157,7 @@ def test_garbage_on_stdout_ends_up_in_the_log(tmp_path: Path, digits: Dataset) -
     (planned,) = make_grid(spec)
     run_pack([planned], digits, make_job(run))
     assert run.status(planned.trial.id) == schema.COMPLETED
-    text = run.log_text(planned.trial.id)
+    text = run.trial(planned.trial.id).log_text()
     assert text is not None
     assert "\\udcff" in text
     assert "half a line" in text
@@ -177,7 +177,7 @@ def test_a_clock_that_jumps_changes_no_duration(
     run = make_run(tmp_path / "run")
     monkeypatch.setattr(worker, "datetime", Jumping)
     run_pack(list(make_grid("gap")), digits, make_job(run))
-    (row,) = run.read_trials().to_pylist()
+    (row,) = run.trials.read().to_pylist()
     assert row["finished_at"] < row["started_at"]
     assert 0 < row["train_s"] < 60
     pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_behind_it_and_nothing_else(
     run = make_run(tmp_path / "run")
     (planned,) = make_grid("gap")
     stop_after(run, planned, digits, epochs=2)
-    slot = run.checkpoint(planned.trial.id)
+    slot = run.trial(planned.trial.id).checkpoint
     data = slot.read()
     assert data is not None
     middle = len(data) // 2
@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_behind_it_and_nothing_else(
         }[damage]
     )
     run_pack([planned], digits, make_job(run))
-    text = run.log_text(planned.trial.id)
+    text = run.trial(planned.trial.id).log_text()
     assert text is not None
     assert "checkpoint passed over, the trial starts from its first epoch: it " in text
     pd.testing.assert_frame_equal(epochs_of(run), undisturbed)
@@ -237,7 +237,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_behind_it_and_nothing_else(
 
 def stop_after(run: RunFolder, planned: Any, digits: Dataset, epochs: int) -> None:
     """A trial whose worker is asked to stop when it has come that far."""
-    slot = run.checkpoint(planned.trial.id)
+    slot = run.trial(planned.trial.id).checkpoint
 
     def has_come_far() -> bool:
         data = slot.read()
@@ -254,7 +254,7 @@ def stop_when(it_is_time: Callable[[], bool], run: RunFolder, planned: Any, digi
         patch.setattr(lease.LeaseView, "order", order)
         run_pack([planned], digits, make_job(run))
     assert run.ended() == {}
-    assert run.begun() == [planned.trial.id]
+    assert list(run.under_way()) == [planned.trial.id]
 
 
 def test_a_trial_that_is_asked_to_stop_loses_nothing(
@@ -263,9 +263,9 @@ def test_a_trial_that_is_asked_to_stop_loses_nothing(
     run = make_run(tmp_path / "run")
     (planned,) = make_grid("gap")
     stop_after(run, planned, digits, epochs=2)
-    assert run.read_epochs()["epoch"].to_pylist() == [1, 2]
+    assert run.epochs.read()["epoch"].to_pylist() == [1, 2]
     run_pack([planned], digits, make_job(run))
-    text = run.log_text(planned.trial.id)
+    text = run.trial(planned.trial.id).log_text()
     assert text is not None
     assert "stopped after epoch 2, as the sweep was asked to" in text
     assert "resumed after epoch 2" in text
@@ -279,9 +279,9 @@ def test_a_trial_that_is_asked_to_stop_as_it_resumes_keeps_the_epochs_behind_it(
     run = make_run(tmp_path / "run")
     (planned,) = make_grid("gap")
     stop_after(run, planned, digits, epochs=2)
-    stop_when(lambda: "resumed" in (run.log_text(planned.trial.id) or ""), run, planned, digits)
-    assert run.read_epochs()["epoch"].to_pylist() == [1, 2, 3]
-    text = run.log_text(planned.trial.id)
+    stop_when(lambda: "resumed" in (run.trial(planned.trial.id).log_text() or ""), run, planned, digits)
+    assert run.epochs.read()["epoch"].to_pylist() == [1, 2, 3]
+    text = run.trial(planned.trial.id).log_text()
     assert text is not None
     assert "stopped after epoch 3, as the sweep was asked to" in text
     run_pack([planned], digits, make_job(run))
@@ -293,7 +293,7 @@ def test_a_worker_whose_driver_has_lost_the_folder_writes_nothing_more(tmp_path:
     (planned,) = make_grid("gap")
     run_pack([planned], digits, make_job(run, driver="of a driver that is gone"))
     assert run.ended() == {}
-    assert run.log_text(planned.trial.id) is None, "it was not even begun"
+    assert run.trial(planned.trial.id).log_text() is None, "it was not even begun"
 
 
 @pytest.mark.soak
@@ -305,10 +305,10 @@ def test_a_machine_that_comes_back_does_not_overwrite_what_was_trained_elsewhere
     elsewhere = overtaken(run, planned, digits)
     monkeypatch.setattr(worker, "WRITE_EVERY_S", 0.0)
     run_pack([planned], digits, make_job(run), make_program=elsewhere)
-    (row,) = run.read_trials().to_pylist()
+    (row,) = run.trials.read().to_pylist()
     assert row["attempt"] == 2, "the one that was there first"
     assert row["status"] == schema.COMPLETED
-    text = run.log_text(planned.trial.id)
+    text = run.trial(planned.trial.id).log_text()
     assert text is not None
     assert "another attempt has ended this trial as completed; this one is dropped" in text
 
@@ -329,7 +329,7 @@ def test_checkpoints_come_by_the_clock_too(tmp_path: Path, digits: Dataset, monk
     spec = write_pool(tmp_path, "        if self.calls == 7: raise ValueError('in epoch 4')\n")
     (planned,) = make_grid(spec)
     run_pack([planned], digits, dataclasses.replace(make_job(run), checkpoint_every=100))
-    data = run.checkpoint(planned.trial.id).read()
+    data = run.trial(planned.trial.id).checkpoint.read()
     assert data is not None
     assert len(checkpoint.decode(planned.trial.id, data)["history"]) == 3
 

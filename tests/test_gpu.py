@@ -283,7 +283,7 @@ def test_a_worker_trains_a_pack_and_writes_it_down(grid: Grid, job: Job, digits:
     assert (rows["images_per_s"] > 0).all()
     assert rows["device"].str.startswith("cpu" if device.type == "cpu" else torch.cuda.get_device_name(CUDA)).all()
     for planned in grid:
-        log = RunFolder(job.run).log_text(planned.trial.id)
+        log = RunFolder(job.run).trial(planned.trial.id).log_text()
         assert log is not None
         assert "without CUDA graphs" not in log
         weights = torch.load(Path(job.run) / "weights" / f"{planned.trial.id}.pt", weights_only=True)
@@ -326,7 +326,7 @@ def test_without_memory_for_all_the_pack_is_split(grid: Grid, tmp_path: Path, di
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert set(pd.read_parquet(Path(job.run) / "trials")["status"]) == {"completed"}
-    logs = [run.log_text(planned.trial.id) or "" for planned in trials]
+    logs = [run.trial(planned.trial.id).log_text() or "" for planned in trials]
     assert any("out of memory beside others; waits for them to end" in log for log in logs)
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def make_run(path: Path, labels: Sequence[str] = LABELS) -> RunFolder:
     run = RunFolder(path)
     run.create()
     run.write_grid(grid)
-    run.write_equivalences([Equivalence("vgg11bn", tuple(labels[:10]), {labels[0]: ("<p>",)})])
+    run.equivalences.write([Equivalence("vgg11bn", tuple(labels[:10]), {labels[0]: ("<p>",)})])
     rows, epochs = [], []
     for number, planned in enumerate(grid):
         accuracy = 50 + number % 37 / 7 + (3 if planned.trial.pool.label == BASELINE else 0)
@@ -77,7 +77,7 @@ def make_run(path: Path, labels: Sequence[str] = LABELS) -> RunFolder:
         )
         epochs += epoch_rows(planned.trial, history)
     for name, found, form in (("trials", rows, schema.TRIALS), ("epochs", epochs, schema.EPOCHS)):
-        run.write_merged(name, _table(found, form))
+        {"trials": run.trials, "epochs": run.epochs}[name].write_merged(_table(found, form))
     return run
 
 
@@ -312,16 +312,13 @@ GRID = Grid(
 )
 POOLS = [entry.pool.to_dict() for entry in GRID.entries]
 RATES = {"size": 2, "start_s": 1.0, "epoch_s": 2.0, "images_per_s": 3.5, "memory_mb": None}
-FILES: dict[str, tuple[Any, Callable[[RunFolder], Any]]] = {
-    "space.yaml": (json.loads(json.dumps(GRID.to_dict())), RunFolder.grid),
-    "pools.json": (POOLS, RunFolder.pools),
-    "submitted.json": ({"own": {"pool": POOLS[1], "when": "2026-11-20T00:00:00"}}, RunFolder.submissions),
-    "topups.json": ({"resnet20-digits": {"target": 0.5, "seeds": [3, 4]}}, RunFolder.topups),
-    "packs.json": ({"resnet20-digits, a GPU": [RATES]}, RunFolder.pack_sizes),
-    "checks.json": (
-        {"same_function": [{"arch": "resnet20", "pools": ["gap", "ours"], "parting": {"ours": ["p"]}}]},
-        RunFolder.equivalences,
-    ),
+FILES: dict[str, Any] = {
+    "space.yaml": json.loads(json.dumps(GRID.to_dict())),
+    "pools.json": POOLS,
+    "submitted.json": {"own": {"pool": POOLS[1], "when": "2026-11-20T00:00:00"}},
+    "topups.json": {"resnet20-digits": {"target": 0.5, "seeds": [3, 4]}},
+    "packs.json": {"resnet20-digits, a GPU": [RATES]},
+    "checks.json": {"same_function": [{"arch": "resnet20", "pools": ["gap", "ours"], "parting": {"ours": ["p"]}}]},
 }
 
 
@@ -329,13 +326,12 @@ FILES: dict[str, tuple[Any, Callable[[RunFolder], Any]]] = {
 @settings(max_examples=60, deadline=5000, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())
 def test_what_a_stranger_wrote_is_a_message(tmp_path: Path, name: str, draw: st.DataObject) -> None:
-    valid, read = FILES[name]
-    data = draw.draw(st.one_of(broken(valid), ODD))
+    data = draw.draw(st.one_of(broken(FILES[name]), ODD))
     text = json.dumps(data, default=str) if name.endswith("json") and _has_text_keys(data) else yaml.dump(data)
     (tmp_path / name).write_bytes(text.encode("utf-8", "surrogatepass"))
     said = ""
     try:
-        read(RunFolder(tmp_path))
+        RunFolder(tmp_path).documents[name].read()
     except RequestError as error:
         said = str(error)
     assert not said or name in said
@@ -353,14 +349,13 @@ def _has_text_keys(data: Any) -> bool:
 def test_what_is_no_data_at_all_is_a_message(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(RequestError, match=re.escape(name)):
-        FILES[name][1](RunFolder(tmp_path))
+        RunFolder(tmp_path).documents[name].read()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_a_sweep_wrote_is_read(tmp_path: Path, name: str) -> None:
-    data, read = FILES[name]
-    (tmp_path / name).write_text(json.dumps(data))
-    assert read(RunFolder(tmp_path))
+    (tmp_path / name).write_text(json.dumps(FILES[name]))
+    assert RunFolder(tmp_path).documents[name].read()
 
 
 @pytest.mark.parametrize(
@@ -390,9 +385,9 @@ def test_what_a_sweep_wrote_is_read(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_names_that_would_be_paths(tmp_path: Path, change: dict[str, Any], says: str) -> None:
-    (tmp_path / "space.yaml").write_text(json.dumps(FILES["space.yaml"][0] | change))
+    (tmp_path / "space.yaml").write_text(json.dumps(FILES["space.yaml"] | change))
     with pytest.raises(RequestError, match=re.escape(says)):
-        RunFolder(tmp_path).grid()
+        RunFolder(tmp_path).space.read()
 
 
 def test_a_built_in_pool_is_one(tmp_path: Path) -> None:

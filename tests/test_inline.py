@@ -58,10 +58,10 @@ def test_a_debugger_works_in_a_pool(space: Path) -> None:
     done = sweep(space, "--only", "pool=mine", typed="p x.shape\nc\n")
     run = RunFolder(space.parent / "run")
     assert "torch.Size([" in done.stdout, done.stdout + done.stderr
-    (found,) = run.read_trials().to_pylist()
+    (found,) = run.trials.read().to_pylist()
     assert found["status"] in schema.TRAINED
     assert found["epochs"] == 2
-    assert "attempt 1: mine-resnet20-digits-s1" in (run.log_text(found["trial_id"]) or ""), "in its log, too"
+    assert "attempt 1: mine-resnet20-digits-s1" in (run.trial(found["trial_id"]).log_text() or ""), "in its log, too"
     assert "TRAIN_METRICS: epoch=2" in done.stdout
 
 

@@ -81,7 +81,7 @@ def test_every_number_is_that_of_an_undisturbed_run(campaign: tuple[Path, Campai
 
 def numbers(run: RunFolder) -> list[str]:
     columns = [name for name in schema.EPOCHS.names if name not in NOT_MEASURED]
-    return sorted(map(repr, [*run.read_epochs(columns).to_pylist(), *run.read_trials(SUMMARY).to_pylist()]))
+    return sorted(map(repr, [*run.epochs.read(columns).to_pylist(), *run.trials.read(SUMMARY).to_pylist()]))
 
 
 def test_no_finished_trial_was_trained_again(campaign: tuple[Path, Campaign]) -> None:
@@ -91,7 +91,7 @@ def test_no_finished_trial_was_trained_again(campaign: tuple[Path, Campaign]) ->
         assert {trial_id: identity(run, trial_id) for trial_id in death.ended} == death.ended, death.folder
     for name in done.folders:
         run = RunFolder(folder / name)
-        for row in run.read_trials(["trial_id", "attempt"]).to_pylist():
+        for row in run.trials.read(["trial_id", "attempt"]).to_pylist():
             log = (run.path / "logs" / f"{row['trial_id']}.log").read_text()
             numbers = [int(number) for number in re.findall(r"^attempt (\d+): ", log, re.MULTILINE)]
             assert numbers == sorted(set(numbers)), "each is counted once, though some died before they said a word"
@@ -104,7 +104,7 @@ def test_no_epoch_that_a_checkpoint_covers_was_trained_again(campaign: tuple[Pat
     covered = 0
     for death in done.deaths:
         for trial_id, history in death.covered.items():
-            rows = RunFolder(folder / death.folder).read_epochs(where={"trial_id": trial_id}).to_pylist()
+            rows = RunFolder(folder / death.folder).epochs.read(where={"trial_id": trial_id}).to_pylist()
             columns = [name for name in schema.EPOCHS.names if name in history[0]]
             kept = [{name: row[name] for name in columns} for row in rows[: len(history)]]
             assert kept == [{name: epoch[name] for name in columns} for epoch in history], (death.folder, trial_id)

@@ -56,7 +56,7 @@ def fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fill:
         for planned in grid:
             best = accuracy + planned.trial.seed / 100
             history = [Epoch(e, 1.0 / e, 50.0, 2.0 / e, best - 3 + e, 0.1, 2.0, 100.0) for e in (1, 2, 3)]
-            run.write_epochs(planned.trial.id, epoch_rows(planned.trial, history))
+            run.epochs.write(planned.trial.id, epoch_rows(planned.trial, history))
             run.write_trial(row(planned, schema.COMPLETED, history, None))
         return f"runs/{name}"
 
@@ -125,7 +125,7 @@ def test_files_of_other_names_are_opened(fill: Fill) -> None:
 def test_the_newer_row_of_a_trial_is_asked_not_the_one_that_matches(fill: Fill) -> None:
     run = results.load(fill("a", seeds=[1]))
     run.folder.compact()
-    newer: dict[str, Any] = {**run.folder.read_trials().to_pylist()[0], "status": schema.FAILED}
+    newer: dict[str, Any] = {**run.folder.trials.read().to_pylist()[0], "status": schema.FAILED}
     run.folder.write_trial(newer)
     assert newer["trial_id"] not in set(run.trials(status=schema.COMPLETED)["trial_id"])
     assert run.trials(status=schema.FAILED)["trial_id"].tolist() == [newer["trial_id"]]

@@ -47,8 +47,8 @@ def fill(run: RunFolder, grid: Grid = GRID) -> RunFolder:
     for number, planned in enumerate(grid):
         best = 70 + (number * 7 % 5) / 3 + planned.trial.seed / 10
         history = [Epoch(e, 1 / e, 50.0, 2 / e, best - 3 + e, 0.1, 2.0, 100.0) for e in (1, 2, 3)]
-        run.write_epochs(planned.trial.id, epoch_rows(planned.trial, history))
-        with run.open_log(planned.trial.id) as log:
+        run.epochs.write(planned.trial.id, epoch_rows(planned.trial, history))
+        with run.trial(planned.trial.id).open_log() as log:
             print("attempt 1", file=log)
         run.write_trial(row(planned, schema.COMPLETED, history, None))
     return run
@@ -87,13 +87,13 @@ def test_everything_is_as_on_a_disk(s3: str, tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(ours.epochs(seed=2, epoch=3), theirs.epochs(seed=2, epoch=3))
         pd.testing.assert_frame_equal(ours.leaderboard(), theirs.leaderboard())
         assert stored.ended() == there.ended()
-        assert stored.grid() == there.grid() == GRID
-        assert stored.pools() == there.pools()
+        assert stored.space.read() == there.space.read() == GRID
+        assert stored.pools.read() == there.pools.read()
         some_id = next(iter(GRID)).trial.id
         assert stored.status(some_id) == schema.COMPLETED
-        assert stored.own_status(some_id) == (None if compacted else schema.COMPLETED)
+        assert (stored.trial(some_id).ended() is None) == compacted
         assert stored.status("nobody") is None
-        assert stored.log_text(some_id) == "attempt 1\n"
+        assert stored.trial(some_id).log_text() == "attempt 1\n"
 
 
 def test_every_command(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -118,9 +118,9 @@ def test_every_command(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert list(Path("pictures").glob("*.png"))
     topped = said("topup", "--target", "3")
     assert f"python run_sweep.py --space YOURS --out {uri} --set" in topped
-    assert RunFolder(uri).topups()
+    assert RunFolder(uri).topups.read()
     assert said("submit", "ours, π") == "ours, π is the entry\n"
-    assert list(RunFolder(uri).submissions()) == ["gem"]
+    assert list(RunFolder(uri).submissions.read()) == ["gem"]
     assert said("compact") == "9 trials merged\n"
     assert "ours, π" in said("leaderboard")
 
@@ -151,7 +151,7 @@ def test_a_folder_that_has_only_been_asked_for_something(s3: str) -> None:
     assert run.ended() == {}
     run.tidy()
     run.discard_if_empty()
-    assert run.grid() == GRID
+    assert run.space.read() == GRID
 
 
 def test_what_needs_a_disk_says_so(s3: str) -> None:
@@ -160,7 +160,7 @@ def test_what_needs_a_disk_says_so(s3: str) -> None:
 
 
 def test_slots(s3: str) -> None:
-    slot = RunFolder(f"{s3}/run").checkpoint("t")
+    slot = RunFolder(f"{s3}/run").trial("t").checkpoint
     assert slot.read() is None
     slot.write(b"state")
     assert slot.read() == b"state"
@@ -178,7 +178,7 @@ def test_a_log_of_a_killed_process_is_found_again(s3: str) -> None:
     code = f"""
         import os
         from results.store.folder import RunFolder
-        log = RunFolder({run.where!r}).open_log("t")
+        log = RunFolder({run.where!r}).trial("t").open_log()
         print("attempt 1", file=log)
         log.save()
         print("last words", file=log)
@@ -187,8 +187,8 @@ def test_a_log_of_a_killed_process_is_found_again(s3: str) -> None:
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=False)
     assert killed.returncode == 9
     assert run.files.read("logs/t.log") == b"attempt 1\n"
-    assert run.log_text("t") == "attempt 1\nlast words\n"
-    with run.open_log("t") as log:
+    assert run.trial("t").log_text() == "attempt 1\nlast words\n"
+    with run.trial("t").open_log() as log:
         print("attempt 2", file=log)
     assert run.files.read("logs/t.log") == b"attempt 1\nlast words\nattempt 2\n"
 
@@ -198,17 +198,17 @@ def test_a_log_that_another_machine_went_on_with_is_not_undone(
 ) -> None:
     run = RunFolder(f"{s3}/run")
     monkeypatch.setenv("POOLSWEEP_CACHE", str(tmp_path / "one"))
-    stopped = run.open_log("t")
+    stopped = run.trial("t").open_log()
     print("attempt 1", file=stopped)
     stopped.save()
     print("unseen", file=stopped)
     monkeypatch.setenv("POOLSWEEP_CACHE", str(tmp_path / "other"))
-    with run.open_log("t") as log:
+    with run.trial("t").open_log() as log:
         print("attempt 2", file=log)
     monkeypatch.setenv("POOLSWEEP_CACHE", str(tmp_path / "one"))
-    with run.open_log("t") as log:
+    with run.trial("t").open_log() as log:
         print("attempt 3", file=log)
-    assert run.log_text("t") == "attempt 1\nattempt 2\nattempt 3\n"
+    assert run.trial("t").log_text() == "attempt 1\nattempt 2\nattempt 3\n"
     stopped.detach()  # as a process that is killed: nothing more is saved
 
 
@@ -217,9 +217,9 @@ def test_a_cache_that_cannot_be_written_costs_no_log(s3: str, monkeypatch: pytes
     monkeypatch.setenv("POOLSWEEP_CACHE", str(tmp_path / "file"))
     run = RunFolder(f"{s3}/run")
     for number in (1, 2):
-        with run.open_log("t") as log:
+        with run.trial("t").open_log() as log:
             print(f"attempt {number}", file=log)
-    assert run.log_text("t") == "attempt 1\nattempt 2\n"
+    assert run.trial("t").log_text() == "attempt 1\nattempt 2\n"
 
 
 # Faults that pass
@@ -233,8 +233,8 @@ def test_a_bad_network_loses_nothing(s3: str, through, seed: int, monkeypatch: p
         run = fill(RunFolder(f"{s3}/run"), dataclasses.replace(GRID, seeds=(1,)))
         run.compact()
         large = bytes(range(256)) * 80_000
-        run.checkpoint("t").write(large)
-        assert run.checkpoint("t").read() == large
+        run.trial("t").checkpoint.write(large)
+        assert run.trial("t").checkpoint.read() == large
         assert len(results.load(run.where).trials()) == 3
         assert len(results.load(run.where).epochs()) == 9
     assert all(proxy.happened[fault] for fault in ("500", "503", "drop before", "drop after"))
@@ -352,7 +352,7 @@ def test_what_is_secret_in_a_uri_is_shown_nowhere(
     uri = f"s3://someone-s-key:pass%2Fword@{s3.removeprefix('s3://')}/run?endpoint_override={s3_server}&scheme=http"
     run = fill(RunFolder(uri))
     assert str(run) == f"{s3}/run?endpoint_override={s3_server}&scheme=http"
-    assert RunFolder(run.where).grid() == GRID
+    assert RunFolder(run.where).space.read() == GRID
     for command in (["leaderboard"], ["report"], ["status"], ["topup", "--target", "3"], ["submit", "nobody"]):
         main([command[0], uri, *command[1:]])
     main(["leaderboard", uri.replace("/run?", "/none?")])
@@ -413,8 +413,8 @@ def test_a_sweep_into_a_store(
     assert trials["status"].tolist() == ["completed"] * 4
     assert epochs.groupby("trial_id")["epoch"].apply(list).map(lambda found: found == [1, 2]).all()
     for trial_id in trials["trial_id"]:
-        assert "Final metrics" in (run.log_text(trial_id) or "")
-        assert run.weights(trial_id).read()
+        assert "Final metrics" in (run.trial(trial_id).log_text() or "")
+        assert run.trial(trial_id).weights.read()
     assert run.files.names("checkpoints") == []
     before = {name: run.files.modified(f"trials/{name}") for name in run.files.names("trials")}
     assert sweep() == cli.OK

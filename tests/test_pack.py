@@ -71,7 +71,7 @@ def on_record(run: str, planned: Planned) -> list[dict[str, float]]:
 
 def statuses(job: Job, trials: Sequence[Planned]) -> list[str | None]:
     run = RunFolder(job.run)
-    assert run.begun() == []
+    assert not run.under_way()
     return [run.status(planned.trial.id) for planned in trials]
 
 
@@ -152,7 +152,7 @@ def test_without_memory_for_one_it_fails(grid: Grid, job: Job, digits: Dataset) 
     trials = list(grid)[:2]
     run_pack(trials, digits, job, make_program=Tight(0))
     assert statuses(job, trials) == ["failed"] * 2
-    assert "out of memory" in RunFolder(job.run).read_trials(["error"])["error"][0].as_py()
+    assert "out of memory" in RunFolder(job.run).trials.read(["error"])["error"][0].as_py()
 
 
 @pytest.mark.soak

@@ -36,7 +36,7 @@ def folder(path: Path, protocol: int, ended: bool = True) -> RunFolder:
         del text["protocol"]
         (path / "space.yaml").write_text(yaml.safe_dump(text))
     for planned in grid:
-        run.write_epochs(planned.trial.id, epoch_rows(planned.trial, HISTORY))
+        run.epochs.write(planned.trial.id, epoch_rows(planned.trial, HISTORY))
         if ended:
             found = row(planned, schema.COMPLETED, HISTORY, None)
             assert found["protocol"] == protocol
@@ -93,6 +93,6 @@ def test_no_map_is_drawn_by_a_network_that_is_not_the_trials(
 ) -> None:
     """MobileNetV2's old weights fit into the new one: only the strides differ."""
     run = folder(tmp_path / "run", 1)
-    planned = next(iter(run.grid() or ()))
+    planned = next(iter(run.space.read() or ()))
     assert __main__.main(["cam", str(run.path), planned.trial.id]) == 2
     assert "was trained by protocol 1, whose networks this version does not build" in capsys.readouterr().err

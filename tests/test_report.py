@@ -82,7 +82,7 @@ def build(tmp_path: Path) -> Build:
             done = {schema.COMPLETED: grid.recipe.epochs, schema.INVALID: 0}.get(str(status), grid.recipe.epochs // 3)
             epochs = history(planned, status if isinstance(status, int) else done, status == schema.DIVERGED)
             if epochs:
-                run.write_epochs(trial.id, epoch_rows(trial, epochs))
+                run.epochs.write(trial.id, epoch_rows(trial, epochs))
             if isinstance(status, int):
                 continue
             parameters, times = SPENT[trial.pool.name]
@@ -100,7 +100,7 @@ def build(tmp_path: Path) -> Build:
                 "finished_at": start + timedelta(minutes=39),
             }
             run.write_trial(row(planned, str(status), epochs, error) | seen)
-            with run.open_log(trial.id) as log:
+            with run.trial(trial.id).open_log() as log:
                 log.write("attempt 1\n")
         return run
 

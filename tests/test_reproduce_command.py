@@ -39,12 +39,12 @@ def test_a_piece_and_the_rest(tmp_path: Path, ray_address: str, capfd: pytest.Ca
         said = capfd.readouterr()
         assert "the time budget is used up; what has finished is kept. To go on:" in said.err
         assert "there is more to do: run the same command again" in said.out
-        if any("stopped after epoch" in (folder.log_text(one) or "") for one in folder.logs()):
+        if any("stopped after epoch" in (folder.trial(one).log_text() or "") for one in folder.logs()):
             break
     assert reproduce.main([*command, "--time-budget", "500"]) == 0
     assert len(folder.ended()) == 2
     assert verify.verify(folder).findings == ()
-    assert any("resumed after epoch" in (folder.log_text(one) or "") for one in folder.logs())
+    assert any("resumed after epoch" in (folder.trial(one).log_text() or "") for one in folder.logs())
     with tarfile.open(tmp_path / "run.tar.gz") as archive:
         names = archive.getnames()
     assert len([name for name in names if name.startswith("run/trials/")]) == 2

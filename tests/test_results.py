@@ -81,8 +81,8 @@ def test_files_have_the_declared_schema_even_where_all_is_null(fill: Fill) -> No
 def test_epochs_are_rewritten_whole_and_half_written_files_are_not_seen(fill: Fill) -> None:
     run = fill()
     row = dict.fromkeys(schema.EPOCHS.names, 1) | {"trial_id": "t", "pool": "gap", "arch": "a", "dataset": "d"}
-    run.write_epochs("t", [row])
-    run.write_epochs("t", [row, row | {"epoch": 2}])
+    run.epochs.write("t", [row])
+    run.epochs.write("t", [row, row | {"epoch": 2}])
     (run.path / "epochs" / ".tmp-u.parquet").write_bytes(b"half a file")
     assert pd.read_parquet(run.path / "epochs")["epoch"].tolist() == [1, 2]
     assert results.load(run.path).epochs()["epoch"].tolist() == [1, 2]
@@ -96,7 +96,7 @@ def test_a_column_that_is_not_declared_is_refused(fill: Fill) -> None:
 
 def test_a_failed_write_leaves_the_old_file(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fill()
-    slot = run.checkpoint("t")
+    slot = run.trial("t").checkpoint
     slot.write(b"old")
 
     def full_disk(fd: int) -> None:
@@ -116,14 +116,14 @@ def test_an_unwritable_run_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_the_grid_comes_back(fill: Fill) -> None:
-    assert fill().grid() == GRID
+    assert fill().space.read() == GRID
 
 
 def test_a_foreign_space_yaml_is_named(fill: Fill) -> None:
     run = fill()
     (run.path / "space.yaml").write_text("name: x")
     with pytest.raises(RequestError, match="is not what a sweep wrote"):
-        run.grid()
+        run.space.read()
 
 
 def test_the_tidy_frame(fill: Fill) -> None:
@@ -332,12 +332,12 @@ def test_epochs_are_merged_with_their_trial(fill: Fill) -> None:
     run = fill()
     ids = sorted(run.ended())
     for trial_id in [*ids, "running"]:
-        run.write_epochs(trial_id, [{"trial_id": trial_id, "epoch": epoch, "test_acc": 1.0} for epoch in (1, 2)])
-    before = run.read_epochs().to_pandas().sort_values(["trial_id", "epoch"], ignore_index=True)
+        run.epochs.write(trial_id, [{"trial_id": trial_id, "epoch": epoch, "test_acc": 1.0} for epoch in (1, 2)])
+    before = run.epochs.read().to_pandas().sort_values(["trial_id", "epoch"], ignore_index=True)
     run.compact()
     left = [file.name for file in (run.path / "epochs").iterdir() if "merged" not in file.name]
     assert left == ["running.parquet"]
-    after = run.read_epochs().to_pandas().sort_values(["trial_id", "epoch"], ignore_index=True)
+    after = run.epochs.read().to_pandas().sort_values(["trial_id", "epoch"], ignore_index=True)
     pd.testing.assert_frame_equal(after, before)
 
 
@@ -348,7 +348,7 @@ def test_a_merge_that_was_killed_leaves_no_row_twice(fill: Fill) -> None:
     run.compact()
     for file, data in small.items():  # as before the small ones were taken away
         file.write_bytes(data)
-    assert sorted(run.read_trials()["trial_id"].to_pylist()) == expected
+    assert sorted(run.trials.read()["trial_id"].to_pylist()) == expected
     run.compact()
     assert sorted(pd.read_parquet(run.path / "trials")["trial_id"]) == expected
 
@@ -367,7 +367,7 @@ def test_a_reader_that_listed_the_files_before_a_merge_reads_on(fill: Fill, monk
         return found
 
     monkeypatch.setattr(Disk, "names", listed)
-    assert sorted(run.read_trials()["trial_id"].to_pylist()) == expected
+    assert sorted(run.trials.read()["trial_id"].to_pylist()) == expected
 
 
 def test_the_command_that_merges(fill: Fill, capsys: pytest.CaptureFixture[str]) -> None:

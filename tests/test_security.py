@@ -118,9 +118,9 @@ def run(tmp_path: Path, canary: Path) -> RunFolder:
     run.write_grid(grid)
     for number, planned in enumerate(grid):
         history = [Epoch(1, 1.0, 50.0, 1.0, 50.0 + number % 4 / 3, 0.1, 1.0, 100.0)]
-        run.write_epochs(planned.trial.id, epoch_rows(planned.trial, history))
+        run.epochs.write(planned.trial.id, epoch_rows(planned.trial, history))
         run.write_trial(row(planned, schema.COMPLETED, history, None))
-        run.weights(planned.trial.id).write(b"theirs")
+        run.trial(planned.trial.id).weights.write(b"theirs")
     return run
 
 
@@ -161,7 +161,7 @@ def test_a_folder_of_images_that_is_mistyped_is_not_made(run: RunFolder, tmp_pat
     run.write_grid(grid)
     for planned in grid:
         run.write_trial(row(planned, schema.COMPLETED, [], None))
-        run.weights(planned.trial.id).write(b"x")
+        run.trial(planned.trial.id).weights.write(b"x")
         assert main(["cam", str(run.path), planned.trial.id, "--data-dir", str(tmp_path / "typo")]) == 2
     assert not (tmp_path / "typo").exists()
 
@@ -197,7 +197,7 @@ def test_pickles_in_a_run_folder_stay_closed(
 ) -> None:
     data = disguises(canary)[disguise]
     job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
-    planned = next(iter(run.grid() or ()))  # gap, built in
+    planned = next(iter(run.space.read() or ()))  # gap, built in
     for folder in ("checkpoints", "weights"):
         (run.path / folder / f"{planned.trial.id}.pt").write_bytes(data)
     assert main(["cam", str(run.path), planned.trial.id]) == 2, "these are no weights"

@@ -48,8 +48,8 @@ def run(tmp_path: Path) -> RunFolder:
 
     folder.write_trial(row(completed, schema.COMPLETED, history(4), None))
     folder.write_trial(row(failed, schema.FAILED, history(1), "ValueError: no\nand more"))
-    folder.write_attempt(running.trial.id, Attempt(1, epoch=2, test_acc=62.0, epoch_s=10.0, images_per_s=1234.5))
-    folder.write_attempt(stopped.trial.id, Attempt(1, epoch=3, test_acc=63.0, epoch_s=10.0, images_per_s=1234.5))
+    folder.trial(running.trial.id).write_attempt(Attempt(1, epoch=2, test_acc=62.0, epoch_s=10.0, images_per_s=1234.5))
+    folder.trial(stopped.trial.id).write_attempt(Attempt(1, epoch=3, test_acc=63.0, epoch_s=10.0, images_per_s=1234.5))
     long_ago = time.time() - 7200
     os.utime(folder.path / "attempts" / f"{stopped.trial.id}.json", (long_ago, long_ago))
     return folder
@@ -119,7 +119,7 @@ def console(terminal: bool = False) -> tuple[Console, io.StringIO]:
 def end(folder: RunFolder, planned: Planned, status: str = schema.COMPLETED, error: str | None = None) -> None:
     epochs = [Epoch(1, 1.0, 50.0, 1.0, 70.0, 0.1, 600.0, 100.0)] if status == schema.COMPLETED else []
     folder.write_trial({**row(planned, status, epochs, error), "epochs": 100 if epochs else None})
-    folder.end_attempt(planned.trial.id)
+    folder.trial(planned.trial.id).end_attempt()
 
 
 def test_one_plain_line_for_each_trial_that_ends(sweep: RunFolder) -> None:
@@ -146,7 +146,7 @@ def test_what_has_ended_before_is_no_news(sweep: RunFolder) -> None:
 def test_what_runs_is_told_now_and_then(sweep: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "PLAIN_EVERY_S", 0.0)
     where, sink = console()
-    sweep.write_attempt(FIRST.trial.id, HALF_WAY)
+    sweep.trial(FIRST.trial.id).write_attempt(HALF_WAY)
     with Screen(sweep, where):
         pass
     line = "gap resnet20-digits seed 1: epoch 50/100, 12.35 %, 1,234 images/s; about 15 min left"
@@ -158,20 +158,20 @@ HALF_WAY = Attempt(1, epoch=50, test_acc=12.345, epoch_s=6.0, images_per_s=1234.
 
 def test_a_trial_that_starts_again_is_as_far_as_it_is(sweep: RunFolder) -> None:
     end(sweep, FIRST, schema.FAILED, "it raised")
-    sweep.write_attempt(FIRST.trial.id, dataclasses.replace(HALF_WAY, number=2))
+    sweep.trial(FIRST.trial.id).write_attempt(dataclasses.replace(HALF_WAY, number=2))
     found = status(sweep)
     assert dict(found.counts) == {"running": 1, "to do": 1}
     assert found.left == "; about 15 min left"
-    sweep.write_attempt(FIRST.trial.id, Attempt(3))
+    sweep.trial(FIRST.trial.id).write_attempt(Attempt(3))
     assert status(sweep).left == "", "nobody knows how long an epoch takes"
 
 
 def test_a_worker_that_died_behind_a_row_leaves_an_ended_trial(sweep: RunFolder) -> None:
     end(sweep, FIRST)
-    sweep.write_attempt(FIRST.trial.id, HALF_WAY)
+    sweep.trial(FIRST.trial.id).write_attempt(HALF_WAY)
     assert dict(status(sweep).counts) == {"completed": 1, "to do": 1}
     sweep.tidy()
-    assert sweep.begun() == []
+    assert not sweep.under_way()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"number": "1"}', b'{"number": 1, "epoch": "x"}', b"null"])
@@ -188,7 +188,7 @@ def test_a_part_of_the_grid_is_what_its_driver_trains(sweep: RunFolder) -> None:
 
 def test_a_terminal_shows_the_status(sweep: RunFolder) -> None:
     where, sink = console(terminal=True)
-    sweep.write_attempt(FIRST.trial.id, HALF_WAY)
+    sweep.trial(FIRST.trial.id).write_attempt(HALF_WAY)
     with Screen(sweep, where):
         shown = sink.getvalue()
     assert "2 trials: 1 running, 1 to do; about 15 min left" in shown

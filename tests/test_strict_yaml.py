@@ -107,7 +107,7 @@ def test_words_that_yaml_1_1_took_for_others_are_texts_and_come_back_as_such(tmp
     run = RunFolder(tmp_path / "run")
     run.create()
     run.write_grid(space.grid)
-    again = run.grid()
+    again = run.space.read()
     assert again is not None
     assert [planned.trial.id for planned in again] == [planned.trial.id for planned in space.grid]
     assert yaml.safe_load((tmp_path / "run" / "space.yaml").read_text(encoding="utf-8")) == space.grid.to_dict()

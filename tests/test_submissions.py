@@ -75,7 +75,7 @@ def test_an_entry_is_a_revision_not_a_file(train: Train, run: RunFolder) -> None
     with pytest.raises(RequestError, match=rf"names 2 of mine@{old.revision}, mine@.*write one of them"):
         submissions.submit(run, "mine")
     assert submissions.submit(run, f"mine@{old.revision[:5]}") == old
-    final = dataclasses.replace(space, grid=space.grid.with_candidates(p for p, _ in run.submissions().values()))
+    final = dataclasses.replace(space, grid=space.grid.with_candidates(p for p, _ in run.submissions.read().values()))
     hidden = [one.trial.pool for one in make_plan(final, run, final=True).todo if one.hidden]
     assert [pool.key for pool in hidden if pool.name == "mine"] == [old.key] * 2
     assert [pool.source for pool in hidden if pool.name == "mine"] == [old.source] * 2, "with its text of then"

@@ -48,20 +48,20 @@ def test_a_pack_that_dies_is_split_into_what_it_left_behind(supervisor: Supervis
 
 def test_a_trial_alone_that_dies_has_failed(supervisor: Supervisor, run: RunFolder) -> None:
     supervisor.died(PACK[:1], "its worker failed 3 times\nwhat Ray says")
-    (found,) = run.read_trials().to_pylist()
+    (found,) = run.trials.read().to_pylist()
     assert found["trial_id"] == PACK[0].trial.id
     assert found["status"] == schema.FAILED
     assert found["error"] == "its worker failed 3 times"
-    text = run.log_text(PACK[0].trial.id)
+    text = run.trial(PACK[0].trial.id).log_text()
     assert text is not None
     assert "what Ray says" in text
     assert supervisor.take_again() == []
 
 
 def test_one_that_hung_is_said_to_have(supervisor: Supervisor, run: RunFolder) -> None:
-    run.write_attempt(PACK[0].trial.id, Attempt(2, hung=True))
+    run.trial(PACK[0].trial.id).write_attempt(Attempt(2, hung=True))
     supervisor.died(PACK[:1], "its worker failed 2 times")
-    (found,) = run.read_trials().to_pylist()
+    (found,) = run.trials.read().to_pylist()
     assert found["error"] == "it hung: no epoch for 5 s (stall_timeout); the log says where"
     assert found["attempt"] == 2
 
@@ -80,20 +80,20 @@ def test_what_was_on_a_machine_that_is_lost_runs_again_as_it_was(supervisor: Sup
 def test_who_leaves_without_a_result_has_failed(supervisor: Supervisor, run: RunFolder) -> None:
     end(run, PACK[0])
     supervisor.left(PACK[:2])
-    (found,) = run.read_trials(where={"trial_id": PACK[1].trial.id}).to_pylist()
+    (found,) = run.trials.read(where={"trial_id": PACK[1].trial.id}).to_pylist()
     assert found["error"] == "its worker left without a result; see ray.log"
     assert run.status(PACK[0].trial.id) == schema.COMPLETED
 
 
 def test_a_trial_that_a_pool_says_hung_did_not(supervisor: Supervisor, run: RunFolder) -> None:
     """Nothing is read off what a pool may print."""
-    with run.open_log(PACK[0].trial.id) as log:
+    with run.trial(PACK[0].trial.id).open_log() as log:
         print("attempt 7: x\nTimeout (0:00:05)!", file=log)
-    run.write_attempt(PACK[0].trial.id, Attempt(1))
+    run.trial(PACK[0].trial.id).write_attempt(Attempt(1))
     supervisor.died(PACK[:1], "its worker failed 3 times")
-    (found,) = run.read_trials().to_pylist()
+    (found,) = run.trials.read().to_pylist()
     assert (found["attempt"], found["error"]) == (1, "its worker failed 3 times")
-    assert run.begun() == []
+    assert not run.under_way()
 
 
 def test_a_row_of_an_earlier_sweep_is_no_end(run: RunFolder, mine: Lease) -> None:

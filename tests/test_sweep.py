@@ -365,7 +365,7 @@ def test_a_second_driver_is_refused_and_sigterm_loses_nothing(command: Command, 
     assert left, running.read_text()
     epochs = pd.read_parquet(command.run / "epochs" / f"{running.stem}.parquet")["epoch"]
     assert list(epochs) == list(range(1, int(left[1]) + 1))
-    slot = RunFolder(command.run).checkpoint(running.stem).read()
+    slot = RunFolder(command.run).trial(running.stem).checkpoint.read()
     assert slot is not None
     assert len(checkpoint.decode(running.stem, slot)["history"]) == len(epochs)
 

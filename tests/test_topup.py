@@ -162,4 +162,4 @@ def test_what_makes_no_sense_is_refused(run: RunFolder, wrong: list[str]) -> Non
 def test_where_nothing_can_be_settled_nothing_is_recorded(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["topup", str(run.path), "--target", "0.001"]) == 0
     assert "nothing that more seeds could settle" in capsys.readouterr().out
-    assert not run.topups()
+    assert not run.topups.read()

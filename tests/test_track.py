@@ -72,8 +72,8 @@ def train(run: RunFolder, planned: Planned, accuracy: list[float], attempt: int 
     """A trial under way, as a worker has written it down."""
     history = [Epoch(e, 1.0 / e, 50.0 + e, 2.0 / e, acc, 0.1 / e, 10.0, 9.0) for e, acc in enumerate(accuracy, 1)]
     if history:
-        run.write_epochs(planned.trial.id, epoch_rows(planned.trial, history))
-    run.write_attempt(planned.trial.id, Attempt(attempt, epoch=len(history)))
+        run.epochs.write(planned.trial.id, epoch_rows(planned.trial, history))
+    run.trial(planned.trial.id).write_attempt(Attempt(attempt, epoch=len(history)))
     return history
 
 
@@ -81,7 +81,7 @@ def write(run: RunFolder, planned: Planned, status: str = schema.COMPLETED, accu
     """A trial that has ended."""
     history = train(run, planned, accuracy)
     run.write_trial({**row(planned, status, history, None), "finished_at": datetime.now(UTC)})
-    run.end_attempt(planned.trial.id)
+    run.trial(planned.trial.id).end_attempt()
 
 
 def look(run: RunFolder, *names: str) -> list[str]:

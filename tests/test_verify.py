@@ -137,7 +137,7 @@ def setting(**values: Any) -> Callable[[list[dict[str, Any]]], None]:
 
 def test_what_a_sweep_leaves_is_well(either: RunFolder) -> None:
     assert str(verify.audit(either)) == f"{TRIALS} trials, {EPOCHS} epochs: all is well"
-    assert set(either.read_trials(["status"])["status"].to_pylist()) == set(schema.STATUSES) - {schema.COLLAPSED}
+    assert set(either.trials.read(["status"])["status"].to_pylist()) == set(schema.STATUSES) - {schema.COLLAPSED}
 
 
 def test_a_folder_in_which_nothing_has_ended_is_well(tmp_path: Path, grid: Grid) -> None:
@@ -153,7 +153,7 @@ def test_what_the_other_commands_write_is_well(run: RunFolder, capsys: pytest.Ca
         assert main([command, run.where]) == 0
     assert main(["submit", run.where, "mine"]) == 0
     assert main(["leaderboard", run.where, "--format", "csv", "--output", str(run.path / "leaderboard.csv")]) == 0
-    run.write_picture(of(run, schema.COMPLETED), b"png")
+    run.trial(of(run, schema.COMPLETED)).write_picture(b"png")
     (run.path / "tensorboard").mkdir()
     capsys.readouterr()
     assert main(["verify", run.where]) == 0
@@ -328,7 +328,7 @@ def test_a_bit_that_turns_over_is_no_wrong_number_in_a_table(run: RunFolder, dat
     """Of a merged file, of which a filter reads what it has to."""
     run.compact()
     path = data.draw(st.sampled_from(sorted(run.path.glob("*/merged.*.parquet"))))
-    read = {"trials": run.read_trials, "epochs": run.read_epochs}[path.parent.name]
+    read = {"trials": run.trials, "epochs": run.epochs}[path.parent.name].read
     whole = read(where={"seed": 1}).to_pydict()
     with restored(path):
         turn_a_bit(path, data)
@@ -464,23 +464,23 @@ def test_what_belongs_to_nothing(run: RunFolder, grid: Grid) -> None:
     """A trial that has begun is unfinished while somebody may go on with it, and an orphan after that."""
     trial_id = of(run, schema.DIVERGED)
     where(run, "trials", trial_id).unlink()
-    run.weights(trial_id).write(b"weights")
+    run.trial(trial_id).weights.write(b"weights")
     audit = verify.audit(run)
     assert str(audit) == f"{TRIALS - 1} trials, {EPOCHS} epochs, 1 unfinished: all is well"
     run.write_grid(dataclasses.replace(grid, entries=grid.entries[:1]))
     files = {f"epochs/{trial_id}.parquet", f"weights/{trial_id}.pt", f"logs/{trial_id}.log"}
     assert found(run) == {("orphan", name) for name in files}
-    run.checkpoint(trial_id).write(b"to go on from")
+    run.trial(trial_id).checkpoint.write(b"to go on from")
     assert not verify.audit(run).findings
 
 
 def test_what_killed_processes_leave(run: RunFolder) -> None:
     trial_id = of(run, schema.COMPLETED)
-    run.checkpoint(trial_id).write(b"of a trial that has ended")
+    run.trial(trial_id).checkpoint.write(b"of a trial that has ended")
     (run.path / "epochs" / ".tmp-0123").write_bytes(b"half")
     leftovers = {("leftover", f"checkpoints/{trial_id}.pt"), ("leftover", "epochs/.tmp-0123")}
     assert found(run) == leftovers
-    run.checkpoint(of(run, schema.FAILED)).write(b"to try it again from")
+    run.trial(of(run, schema.FAILED)).checkpoint.write(b"to try it again from")
     assert found(run) == leftovers
 
 
@@ -547,8 +547,8 @@ def test_set_aside_and_trained_again(
 
 def metrics(run: RunFolder) -> list[str]:
     """Every trial's numbers but times, NaN like NaN."""
-    epochs = run.read_epochs([name for name in schema.EPOCHS.names if name != "epoch_s"])
-    trials = run.read_trials(["trial_id", "status", "best_test_acc", "best_epoch", "final_test_loss", "error"])
+    epochs = run.epochs.read([name for name in schema.EPOCHS.names if name != "epoch_s"])
+    trials = run.trials.read(["trial_id", "status", "best_test_acc", "best_epoch", "final_test_loss", "error"])
     return sorted(map(repr, [*epochs.to_pylist(), *trials.to_pylist()]))
 
 

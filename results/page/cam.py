@@ -79,10 +79,10 @@ def draw(
             f"{trial.id} was trained by protocol {trial.protocol}, whose networks this version does not build (it has "
             f"protocol {PROTOCOL}); draw it with the version that trained it"
         )
-    weights = run.weights(trial.id).read()
+    weights = run.trial(trial.id).weights.read()
     if weights is None:
         raise RequestError.of(
-            f"{trial.id} kept no weights: there is no {run.weights(trial.id)}; set `keep_weights: true` in the "
+            f"{trial.id} kept no weights: there is no {run.trial(trial.id).weights}; set `keep_weights: true` in the "
             "space file, and train it again with another --out, for a trial that has ended is not run twice"
         )
     if trial.pool.source and not trust:
@@ -105,7 +105,7 @@ def draw(
     picture.save(sink, "PNG")
     try:
         if output is None:
-            return run.write_picture(trial.id, sink.getvalue())
+            return run.trial(trial.id).write_picture(sink.getvalue())
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(sink.getvalue())
         return str(output)
@@ -172,9 +172,9 @@ def find(run: RunFolder, wanted: str) -> tuple[Planned, float]:
         RequestError: there is none, or more than one; it has not completed; the newest sweep's grid, from which the
             text of its pool comes, does not have it.
     """
-    rows = run.read_trials(["trial_id", "status", "final_test_acc"]).to_pylist()
+    rows = run.trials.read(["trial_id", "status", "final_test_acc"]).to_pylist()
     ended = {row["trial_id"]: row for row in rows}
-    planned = {one.trial.id: one for one in run.grid() or ()}
+    planned = {one.trial.id: one for one in run.space.read() or ()}
     known = sorted({*ended, *planned})
     begin = [wanted] if wanted in known else [name for name in known if name.startswith(wanted)]
     if not begin:

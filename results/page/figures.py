@@ -114,9 +114,9 @@ def measure(
     Raises:
         RequestError: as `Frames.leaderboard`.
     """
-    recorded, grids = run.folder.read_trials().to_pandas(), run.grids()
+    recorded, grids = run.folder.trials.read().to_pandas(), run.grids()
     chosen = Selection(metric, allow_mixed, latest, pairs=pairs, seeds=seeds)
-    frame = leaderboard.cells(recorded[NEEDS], grids, chosen, run.folder.equivalences())
+    frame = leaderboard.cells(recorded[NEEDS], grids, chosen, run.folder.equivalences.read())
     named = select(recorded[NEEDS], grids, chosen)
     name_of = leaderboard.names(frame)
 
@@ -129,7 +129,7 @@ def measure(
     against = _against(frame, best)
     rest = [column for column in recorded.columns if column == "trial_id" or column not in named.columns]
     trials = named.merge(recorded[rest], on="trial_id", how="left")
-    epochs = run.folder.read_epochs(["trial_id", "epoch", "test_acc", "epoch_s"]).to_pandas()
+    epochs = run.folder.epochs.read(["trial_id", "epoch", "test_acc", "epoch_s"]).to_pandas()
     epochs = epochs.merge(named[["trial_id", "name", "arch", "dataset", "seed", "status"]], on="trial_id")
     wide = render.Wide(frame, metric)
     pools = [Pool(row.name, row.role, place) for place, row in enumerate(wide.rows)]

@@ -54,7 +54,8 @@ def write(run: Frames, output: Path | None = None, **arguments: Any) -> str:
     text = page(run, output.resolve().parent if output else None, **arguments)
     try:
         if output is None:
-            return run.folder.write_report(text)
+            run.folder.report.write(text.encode())
+            return str(run.folder.report)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
         return str(output)
@@ -66,7 +67,7 @@ def page(run: Frames, beside: Path | None = None, **arguments: Any) -> str:
     """Return the page, with links to logs that hold in the folder `beside`, the run folder unless given."""
     measured = figures.measure(run, **arguments)
     trials = _trials(run, measured, beside)
-    grid = run.folder.grid()
+    grid = run.folder.space.read()
     pictures: dict[str, list[dict[str, Any]]] = {"curves": [], "differences": [], "cost": []}
     for number, picture in enumerate(figures.pictures(measured)):
         drawn = Markup(figures.to_svg(picture, f"f{number}"))  # noqa: S704 - its texts are escaped by matplotlib
@@ -207,7 +208,7 @@ def _link(folder: RunFolder, trial_id: str, beside: Path | None) -> str:
     if beside is None:
         return quote(log)
     if not folder.on_disk:
-        return quote(folder.log_place(trial_id), safe="/:?=&@")
+        return quote(folder.trial(trial_id).log_place(), safe="/:?=&@")
     return quote(os.path.relpath(folder.path / log, beside).replace(os.sep, "/"))
 
 

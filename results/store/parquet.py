@@ -94,10 +94,10 @@ def each(files: Files, function: Callable[[str], Any], names: Sequence[str]) -> 
         yield from threads.map(function, names)
 
 
-def value(files: Files, column: str, name: str) -> Any:
-    """Return a column's value in the first row of a small file; None if there is no such file."""
+def first_row(files: Files, name: str, columns: Sequence[str]) -> dict[str, Any] | None:
+    """Return some columns of the first row of a small file; None if there is no such file."""
     try:
-        return _read_small(files, name, [column])[column][0].as_py()
+        return _read_small(files, name, columns).slice(0, 1).to_pylist()[0]
     except FileNotFoundError:
         return None
 

@@ -116,19 +116,17 @@ def unreadable(run: RunFolder) -> list[Finding]:
 
 def _documents(run: RunFolder, findings: list[Finding]) -> tuple[Grid | None, Mapping[tuple[str, str, str], Pool]]:
     """Read all JSON and YAML files; return the newest grid, and every pool that was ever asked for, by its key."""
-    readers = {"space.yaml": run.grid, "pools.json": run.pools, "submitted.json": run.submissions}
-    readers |= {"topups.json": run.topups, "packs.json": run.pack_sizes, "checks.json": run.equivalences}
     found: dict[str, Any] = {}
-    for name, read in readers.items():
+    for name, document in run.documents.items():
         try:
-            found[name] = read()
+            found[name] = document.read()
         except StoreError:
             raise
         except RequestError as error:
             findings.append(Finding("unreadable", name, f"{first_line(error)}; {RESTORE}", (name,)))
-    grid = found.get("space.yaml")
+    grid = found.get(run.space.name)
     asked = [entry.pool for entry in grid.entries] if grid else []  # a killed sweep may not have written pools.json
-    return grid, {pool.key: pool for pool in [*asked, *found.get("pools.json", ())]}
+    return grid, {pool.key: pool for pool in [*asked, *found.get(run.pools.name, ())]}
 
 
 def _read(files: Files, folder: str, own: Sequence[str], findings: list[Finding]) -> tuple[pa.Table, set[str]]:

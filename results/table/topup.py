@@ -101,14 +101,14 @@ def topup(run: RunFolder, frame: pd.DataFrame, target: float = TARGET, most: int
     if problems:
         raise RequestError(problems)
     by_column: dict[tuple[str, str], list[Open]] = {}
-    for one in still_open(frame, target, most, run.equivalences()):
+    for one in still_open(frame, target, most, run.equivalences.read()):
         by_column.setdefault((one.arch, one.dataset), []).append(one)
-    trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
+    trained = run.trials.read(["arch", "dataset", "seed"]).to_pandas()
     known = {pair: sorted(set(rows["seed"])) for pair, rows in trained.groupby(["arch", "dataset"])}
     columns = [_column(pair, here, known[pair], str(run)) for pair, here in by_column.items()]
     planned = {f"{c.arch}-{c.dataset}": {"target": target, "seeds": [*c.seeds[-c.added :]]} for c in columns if c.added}
     if planned:
-        run.write_topups(run.topups() | planned)
+        run.topups.write(run.topups.read() | planned)
     return columns
 
 
@@ -155,10 +155,10 @@ def _column(pair: tuple[str, str], comparisons: Sequence[Open], known: Sequence[
 
 def remark(run: RunFolder) -> list[str]:
     """Return a note for the table: on which columns seeds that were added after looking are on record."""
-    asked = run.topups()
+    asked = run.topups.read()
     if not asked:
         return []
-    trained = run.read_trials(["arch", "dataset", "seed"]).to_pandas()
+    trained = run.trials.read(["arch", "dataset", "seed"]).to_pandas()
     columns = trained["arch"] + "-" + trained["dataset"]
     added = [name for name, what in asked.items() if set(what["seeds"]) & set(trained.loc[columns == name, "seed"])]
     if not added:
