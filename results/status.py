@@ -192,6 +192,20 @@ class Watch:
         return seconds / at_once if seconds else None
 
 
+def keep_up(look: Callable[[], object], is_over: Callable[[float], bool], every_s: float) -> None:
+    """Look at a run folder every so many seconds until it is over; `is_over` waits as long as it is told.
+
+    To look takes long in a folder of many trials: it takes a twentieth of a core at most. What cannot be read now may
+    be at the next look.
+    """
+    pause_s = 0.0
+    while not is_over(pause_s):
+        began = time.thread_time()
+        with contextlib.suppress(RequestError, OSError):
+            look()
+        pause_s = max(every_s, 20 * (time.thread_time() - began))
+
+
 _COLUMNS = ("trial_id", "status", "error", "train_s", "epochs", "arch", "dataset")
 _COLUMNS += ("best_test_acc", "final_test_acc", "finished_at")
 _ORDER = ("completed", "running", "to do", "stopped", "diverged", "collapsed", "failed", "invalid", "withheld")
@@ -283,22 +297,9 @@ class Screen:
 
     @contextlib.contextmanager
     def follow(self, every_s: float) -> Iterator[None]:
-        """Refresh in a thread for the length of the block.
-
-        To look takes long in a folder of many trials: it takes a twentieth of a core at most. What cannot be read now
-        may be at the next look.
-        """
+        """Refresh in a thread for the length of the block."""
         over = threading.Event()
-
-        def keep_up() -> None:
-            pause = every_s
-            while not over.wait(pause):
-                began = time.thread_time()
-                with contextlib.suppress(RequestError, OSError):
-                    self.refresh()
-                pause = max(every_s, 20 * (time.thread_time() - began))
-
-        thread = threading.Thread(target=keep_up, name="screen", daemon=True)
+        thread = threading.Thread(target=keep_up, args=(self.refresh, over.wait, every_s), name="screen", daemon=True)
         thread.start()
         try:
             yield
