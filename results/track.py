@@ -1,6 +1,6 @@
 """Trackers that follow a run folder: every epoch of it is in TensorBoard, MLflow or wandb while its trial runs.
 
-    RUN/trackers/<name>.json   {place: {trial id: when the trial ended whose end is logged there}}
+    RUN/trackers/<name>.json   {place: {trial id: its end, which is logged there}}
 
 `python -m results track` follows in the foreground. A sweep whose file names `loggers` starts one process for each,
 which knows the run folder and nothing else. A follower may be killed and started again: it opens the trials whose ends
@@ -23,11 +23,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from results.status import NO_SPACE, Status, Watch, keep_up
+from results.status import Row, Status, Watch, keep_up
 from results.store import schema
 from results.store.folder import RunFolder
 from results.trackers import KNOWN, METRICS, OUTCOME, Point, Tracker
@@ -62,24 +62,14 @@ def track(run: RunFolder, to: str, follow: bool = False, every: float = EVERY_S)
         RequestError: the tracker cannot be used, or no sweep has begun in the run folder.
     """
     require("tracker", to, KNOWN, "--to")
-    grid, _ = gather(("", run.grid), ("--to", lambda: KNOWN[to].check(run)))
-    if grid is None:
-        raise RequestError.of(NO_SPACE.format(run=run))
+    gather(("--to", lambda: KNOWN[to].check(run)))
     try:
-        with Follower(to, run, grid.name) as follower:
+        with Follower(to, run) as follower:
             while not follower.look().is_over and follow:
                 time.sleep(every)
     except OSError as error:
         raise RequestError.of(f"the run folder {run} cannot be written: {error.strerror or error}") from None
     return follower.is_complete
-
-
-class _News(NamedTuple):
-    """A trial with new epochs, the last of them done at `time`, or with a row: it has ended."""
-
-    planned: Planned
-    time: float
-    row: Mapping[str, Any] | None = None
 
 
 class Follower:
@@ -95,10 +85,9 @@ class Follower:
         OSError: nothing can be written into the run folder.
     """
 
-    def __init__(self, name: str, run: RunFolder, project: str):
+    def __init__(self, name: str, run: RunFolder):
         self._name = name
         self._run = run
-        self._project = project
         self._watch = Watch(run)
         self._file = run.tracked(name)
         self._locked = contextlib.ExitStack()
@@ -117,7 +106,6 @@ class Follower:
                 what = f"another process logs {self._run} with {self._name}; let it do so, or end it first"
                 raise RequestError.of(what) from None
         self._memory = from_json(dict[str, dict[str, str]], self._file.read() or b"") or {}
-        self._ended = self._memory.setdefault(f"{KNOWN[self._name].place()} {self._project}", {})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,17 +120,20 @@ class Follower:
             RequestError, OSError: the run folder cannot be read, or what was logged not be written there.
         """
         status = self._watch.status()
-        news = [*self._under_way(status), *self._new_ends()]
+        ended = self._memory.setdefault(f"{KNOWN[self._name].place()} {self._watch.name}", {})
+        news = list(self._news(status, ended))
         failures = 0
         self.is_complete = True
-        for one in news:
+        for planned, when, row in news:
             try:
-                self._log(one)
+                self._log(planned, when, row)
+                if row:
+                    ended[planned.trial.id] = str(row["finished_at"])
                 failures = 0
             except Exception as error:  # a tracker may raise anything, and the sweep goes on
                 failures += 1
                 self.is_complete = False
-                self._leave(one.planned.trial.id)
+                self._leave(planned.trial.id)
                 if not self._said:
                     self._said = True
                     what = f"{type(error).__name__}: {first_line(error)}"
@@ -153,35 +144,35 @@ class Follower:
             self._file.write(json.dumps(self._memory, indent=1).encode())
         return status
 
-    def _under_way(self, status: Status) -> Iterator[_News]:
+    def _news(self, status: Status, logged: Mapping[str, str]) -> Iterator[tuple[Planned, float, Row | None]]:
+        """Yield the trials that have new epochs or have ended, when the last of it was done, and the rows of these.
+
+        What the gate refused is not among them: nothing of it was trained.
+        """
         for one in status.unfinished:
             _, epoch = self._opened.get(one.planned.trial.id, (None, -1))
             if one.attempt.epoch > epoch:
-                yield _News(one.planned, one.written)
-
-    def _new_ends(self) -> Iterator[_News]:
-        """Yield what has ended, in the order of the grid; not what the gate refused, of which nothing was trained."""
+                yield one.planned, one.written, None
         for trial_id, planned in self._watch.planned.items():
             row = self._watch.ended.get(trial_id)
-            if row and row["status"] != schema.INVALID and self._ended.get(trial_id) != str(row["finished_at"]):
-                yield _News(planned, row["finished_at"].timestamp() if row["finished_at"] else time.time(), row)
+            if row and row["status"] != schema.INVALID and logged.get(trial_id) != str(row["finished_at"]):
+                yield planned, row["finished_at"].timestamp() if row["finished_at"] else time.time(), row
 
-    def _log(self, one: _News) -> None:
-        self._tracker = self._tracker or KNOWN[self._name](self._run, self._project)
-        trial_id = one.planned.trial.id
+    def _log(self, planned: Planned, when: float, row: Row | None) -> None:
+        self._tracker = self._tracker or KNOWN[self._name](self._run, self._watch.name)
+        trial_id = planned.trial.id
         rows = self._run.read_epochs(["epoch", *METRICS, "epoch_s"], {"trial_id": trial_id}).sort_by("epoch")
-        start, points = _curve(rows.to_pylist(), one.time)
+        start, points = _curve(rows.to_pylist(), when)
         if trial_id not in self._opened:
-            self._opened[trial_id] = self._tracker.open(one.planned, start)
+            self._opened[trial_id] = self._tracker.open(planned, start)
         opened, epoch = self._opened[trial_id]
         self._tracker.log(opened, [point for point in points if point.epoch > epoch])
-        last = points[-1] if points else Point(0, one.time, {})
+        last = points[-1] if points else Point(0, when, {})
         self._opened[trial_id] = opened, last.epoch
-        if one.row:
-            values = {name: one.row[name] for name in OUTCOME if one.row[name] is not None}
-            self._tracker.end(opened, one.row["status"], dataclasses.replace(last, metrics=values))
+        if row:
+            outcome = {name: row[name] for name in OUTCOME if row[name] is not None}
+            self._tracker.end(opened, row["status"], dataclasses.replace(last, metrics=outcome))
             del self._opened[trial_id]
-            self._ended[trial_id] = str(one.row["finished_at"])
 
     def _leave(self, trial_id: str) -> None:
         opened, _ = self._opened.pop(trial_id, (None, 0))
@@ -190,7 +181,7 @@ class Follower:
                 self._tracker.close(opened)
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], end: float) -> tuple[float, list[Point]]:
+def _curve(rows: Sequence[Row], end: float) -> tuple[float, list[Point]]:
     """Return when the first epoch began, and the epochs, of which the last was done at `end`."""
     seconds = [row["epoch_s"] or 0.0 for row in rows]
     start, *times = itertools.accumulate(seconds, initial=end - sum(seconds))
@@ -204,13 +195,13 @@ def _curve(rows: Sequence[Mapping[str, Any]], end: float) -> tuple[float, list[P
 
 
 @contextlib.contextmanager
-def following(names: Sequence[str], run: RunFolder, project: str, every_s: float = EVERY_S) -> Iterator[None]:
+def following(names: Sequence[str], run: RunFolder, every_s: float = EVERY_S) -> Iterator[None]:
     """Follow a run folder with these trackers for the length of the block, each in a process of its own.
 
     At the end it is waited for until all is logged; a second Ctrl-C abandons that.
     """
     with contextlib.ExitStack() as stack:
-        followers = [(name, *stack.enter_context(_process(name, run, project, every_s))) for name in names]
+        followers = [(name, *stack.enter_context(_process(name, run, every_s))) for name in names]
         try:
             yield
         finally:
@@ -228,12 +219,12 @@ def following(names: Sequence[str], run: RunFolder, project: str, every_s: float
 
 
 @contextlib.contextmanager
-def _process(name: str, run: RunFolder, project: str, every_s: float) -> Iterator[tuple[BaseProcess, Connection]]:
+def _process(name: str, run: RunFolder, every_s: float) -> Iterator[tuple[BaseProcess, Connection]]:
     """Start a process that follows; kill it at the end of the block, if it has not ended."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     # What it needs goes through a pipe: the URI of a run folder may have a secret, and anybody can read a command line.
-    process = context.Process(target=_follow, args=(name, run.where, project, every_s, theirs), name=f"track-{name}")
+    process = context.Process(target=_follow, args=(name, run.where, every_s, theirs), name=f"track-{name}")
     resource_tracker.ensure_running()  # which the start would do itself, and unblock the signals thereby
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they are for the sweep, which tells it when to finish
     try:
@@ -259,11 +250,11 @@ def _forward(pipe: Connection) -> None:
             log.info(pipe.recv())
 
 
-def _follow(name: str, where: str, project: str, every_s: float, pipe: Connection) -> None:
+def _follow(name: str, where: str, every_s: float, pipe: Connection) -> None:
     """Follow until the parent says so or is gone, and then look once more. The main function of a process."""
     try:
-        with shown_by(pipe.send), Follower(name, RunFolder(where), project) as follower:
+        with shown_by(pipe.send), Follower(name, RunFolder(where)) as follower:
             keep_up(follower.look, pipe.poll, every_s)
             follower.look()
-    except RequestError as error:
+    except (RequestError, OSError) as error:
         pipe.send(f"tracker {name}: {error}")

@@ -47,13 +47,11 @@ class Tracker(ABC):
 
     Attributes:
         module: what is imported of it.
-        variable: of the environment: where it writes, if not into the run folder.
-        otherwise: what to do where the run folder is no place for it.
+        variable: of the environment; it leads what is logged elsewhere than into the run folder.
     """
 
     module: str
     variable: str
-    otherwise: str
 
     def __init__(self, run: RunFolder, project: str):
         self._run = run
@@ -63,8 +61,8 @@ class Tracker(ABC):
     def check(cls, run: RunFolder) -> None:
         """Raise a RequestError with what keeps it from logging trials of that run folder. Leave nothing behind."""
         if not (run.on_disk or os.environ.get(cls.variable)):
-            what = f"it writes files, which {run} takes none of: it is in an object store"
-            raise RequestError.of(f"{what}; {cls.otherwise}, or give an --out on a disk")
+            otherwise = "give an --out on a disk" + (f", or set {cls.variable}" if cls.variable else "")
+            raise RequestError.of(f"it writes files, which {run} takes none of: it is in an object store; {otherwise}")
         try:
             importlib.import_module(cls.module)
         except Exception as error:  # what a library of another version raises on import
@@ -101,12 +99,11 @@ class TensorBoard(Tracker):
     """Event files in RUN/tensorboard/<trial id>, by TensorBoard's own writer: the one in torch takes torch.
 
     Nobody can ask them what they have, so a run that is opened is written anew from its first epoch. A TensorBoard that
-    reads them meanwhile drops what it has at a session start. It looks at the old files still: they are emptied.
+    reads them meanwhile drops what it has at a session start. It looks for the old files still: empty ones stay behind.
     """
 
     module = "tensorboard.summary.writer.event_file_writer"
     variable = ""
-    otherwise = "take it out"
 
     def open(self, planned: Planned, start: float) -> tuple[Any, int]:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
@@ -114,8 +111,10 @@ class TensorBoard(Tracker):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         folder = self._run.path / "tensorboard" / planned.trial.id
-        for old in folder.glob("*"):
-            os.truncate(old, 0)
+        if folder.resolve().is_relative_to(self._run.path.resolve()):  # a link may lead anywhere
+            for old in folder.glob("events.*"):
+                old.unlink()
+                old.touch()
         opened = EventFileWriter(str(folder))
         opened.add_event(Event(wall_time=start, session_log=SessionLog(status=SessionLog.START)))
         _add(opened, 0, start, summary_v2.hparams_pb(_params(planned), planned.trial.id, start))
@@ -165,7 +164,6 @@ class MLflow(Tracker):
 
     module = "mlflow.entities"
     variable = "MLFLOW_TRACKING_URI"
-    otherwise = "set MLFLOW_TRACKING_URI to a server"
 
     def __init__(self, run: RunFolder, project: str):
         super().__init__(run, project)
@@ -258,7 +256,6 @@ class WandB(Tracker):
 
     module = "wandb.sdk"  # `wandb` may be the mere folder that it leaves where it ran
     variable = "WANDB_DIR"
-    otherwise = "set WANDB_DIR to a folder of this machine"
 
     @classmethod
     def check(cls, run: RunFolder) -> None:
