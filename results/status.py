@@ -119,19 +119,23 @@ class Watch:
         """
         self._read_planned()
         begun = self._read_trials()
-        counts: Counter[str] = Counter(self.ended[name]["status"] for name in self.planned if name in self.ended)
-        open_trials = self.planned.keys() - self.ended.keys() - {one.planned.trial.id for one in begun}
-        counts["withheld"] = len(open_trials & self._withheld)
-        counts["to do"] = len(open_trials) - counts["withheld"]
-        counts["running"] = sum(one.runs for one in begun)
-        counts["stopped"] = len(begun) - counts["running"]
+        states = {trial_id: self._state(trial_id, begun) for trial_id in self.planned}
+        counts = Counter(states.values())
         failures = [
             (visible(trial_id), visible(first_line(row["error"] or "")))
             for trial_id, row in self.ended.items()
             if row["status"] in (schema.FAILED, schema.INVALID)
         ]
         in_order = Counter({name: counts[name] for name in _ORDER if counts[name]})
-        return Status(in_order, begun, failures, self._left_s(begun, max(1, counts["running"])))
+        left_s = self._left_s([trial_id for trial_id, state in states.items() if state in _OPEN], begun)
+        return Status(in_order, list(begun.values()), failures, left_s and left_s / max(1, counts["running"]))
+
+    def _state(self, trial_id: str, begun: Mapping[str, Unfinished]) -> str:
+        if trial_id in self.ended:
+            return self.ended[trial_id]["status"]
+        if trial_id in begun:
+            return "running" if begun[trial_id].runs else "stopped"
+        return "withheld" if trial_id in self._withheld else "to do"
 
     def _read_planned(self) -> None:
         """Read what was asked, if it is another than at the last look."""
@@ -145,14 +149,13 @@ class Watch:
             raise RequestError.of(f"{what}; the sweep's command writes it again, and trains nothing that has ended")
         only = {name: value for name, value in driver.only.items() if name in FILTERS} if driver else {}
         submitted = {pool.key for pool, _ in self._run.submissions().values()}
-        asked = {
-            one.trial.id: one for one in grid.select(only, final=bool(driver and driver.final), submitted=submitted)
-        }
-        self.name = grid.name
-        hidden = {} if only else {one.trial.id: one for one in grid if one.hidden and one.trial.id not in asked}
-        self._version, self.planned, self._withheld = version, asked | hidden, set(hidden)
+        asked = grid.select(only, final=bool(driver and driver.final), submitted=submitted)
+        hidden = () if only else (one for one in grid if one.hidden)
+        self._version, self.name = version, grid.name
+        self.planned = {one.trial.id: one for one in (*asked, *hidden)}
+        self._withheld = self.planned.keys() - {one.trial.id for one in asked}
 
-    def _read_trials(self) -> list[Unfinished]:
+    def _read_trials(self) -> dict[str, Unfinished]:
         """Read the rows that are new, and how far the trials are that have begun and have not ended."""
         begun = self._run.under_way()
         self.ended |= {row["trial_id"]: row for row in self._run.read_new_trials(_COLUMNS, self._read)}
@@ -160,28 +163,29 @@ class Watch:
             if trial_id in self.ended and self.ended[trial_id]["status"] not in schema.TRAINED:
                 del self.ended[trial_id]
         self._read -= {f"trials/{trial_id}.parquet" for trial_id in begun}  # which are written anew
-        found = [trial_id for trial_id in self.planned if trial_id in begun and trial_id not in self.ended]
         now = time.time()
-        return [Unfinished(self.planned[one], *begun[one], now - begun[one][1]) for one in found]
+        return {
+            trial_id: Unfinished(planned, *begun[trial_id], now - begun[trial_id][1])
+            for trial_id, planned in self.planned.items()
+            if trial_id in begun and trial_id not in self.ended
+        }
 
-    def _left_s(self, begun: Sequence[Unfinished], at_once: int) -> float | None:
-        so_far = ((_pair(one.planned), one.attempt.epoch_s) for one in begun if one.attempt.epoch_s is not None)
+    def _left_s(self, trial_ids: Sequence[str], begun: Mapping[str, Unfinished]) -> float | None:
+        """Return how long these take, one after another; None if nobody knows how long an epoch is."""
+        so_far = ((_pair(one.planned), one.attempt.epoch_s) for one in begun.values())
         paces = epoch_seconds(self.ended.values()) or _medians(so_far)
-        if not paces:
-            return None
-        typical = statistics.median(paces.values())  # of a pair that nothing is known of yet
-        done = {one.planned.trial.id: one.attempt.epoch for one in begun}
-        seconds = sum(
-            (one.trial.recipe.epochs - done.get(trial_id, 0)) * paces.get(_pair(one), typical)
-            for trial_id, one in self.planned.items()
-            if trial_id not in self.ended and (trial_id not in self._withheld or trial_id in done)
-        )
-        return seconds / at_once if seconds else None
+        typical = statistics.median(paces.values()) if paces else 0.0  # of a pair that nothing is known of yet
+        epochs: Counter[Pair] = Counter()
+        for trial_id in trial_ids:
+            done = begun[trial_id].attempt.epoch if trial_id in begun else 0
+            epochs[_pair(self.planned[trial_id])] += self.planned[trial_id].trial.recipe.epochs - done
+        return sum(count * paces.get(pair, typical) for pair, count in epochs.items()) or None
 
 
 _COLUMNS = ("trial_id", "status", "error", "train_s", "epochs", "arch", "dataset")
 _COLUMNS += ("best_test_acc", "final_test_acc", "finished_at")
 _ORDER = ("completed", "running", "to do", "stopped", "diverged", "collapsed", "failed", "invalid", "withheld")
+_OPEN = ("running", "to do", "stopped")
 
 
 def epoch_seconds(rows: Iterable[Row]) -> dict[Pair, float]:
@@ -197,10 +201,11 @@ def _pair(planned: Planned) -> Pair:
     return planned.trial.arch, planned.trial.dataset
 
 
-def _medians(found: Iterable[tuple[Pair, float]]) -> dict[Pair, float]:
+def _medians(found: Iterable[tuple[Pair, float | None]]) -> dict[Pair, float]:
     by_pair: dict[Pair, list[float]] = {}
     for pair, seconds in found:
-        by_pair.setdefault(pair, []).append(seconds)
+        if seconds is not None:
+            by_pair.setdefault(pair, []).append(seconds)
     return {pair: statistics.median(values) for pair, values in by_pair.items()}
 
 
