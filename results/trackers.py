@@ -43,15 +43,10 @@ class Point:
 
 
 class Tracker(ABC):
-    """One library, for the trials of one run folder. A trial's run is what `open` returns, the library's own.
+    """One library, for the trials of one run folder. A trial's run is what `open` returns, the library's own."""
 
-    Attributes:
-        module: what is imported of it.
-        variable: of the environment; it leads what is logged elsewhere than into the run folder.
-    """
-
-    module: str
-    variable: str
+    module: str  # what is imported of it
+    variable: str  # of the environment: where it writes, if not into the run folder
 
     def __init__(self, run: RunFolder, project: str):
         self._run = run
@@ -78,8 +73,7 @@ class Tracker(ABC):
     def open(self, planned: Planned, start: float) -> tuple[Any, int]:
         """Open the run of a trial, which may be there; return it, and the last epoch that it has.
 
-        Args:
-            start: when its first epoch began, in seconds since 1970.
+        `start` is when its first epoch began, in seconds since 1970.
         """
 
     @abstractmethod
