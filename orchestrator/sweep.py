@@ -73,7 +73,7 @@ class Sweep:
             self.run.write_grid(self.space.grid)
             self.run.equivalences.write(report.equivalences())
             if todo := self._refuse_invalid(report):
-                with track.following(self.space.loggers, self.run, self.space.grid.name):
+                with track.following(self.space.loggers, self.run):
                     self._train(todo, datasets, report, lease)
             self.run.tidy()
 

@@ -73,7 +73,7 @@ class Run(Frames):
 
     def status(self) -> Status:
         """Return how far the sweep is."""
-        return status.status(self.folder)
+        return status.Watch(self.folder).status()
 
     def watch(self, every: float = 5.0, table: bool = False, **selection: Any) -> Iterator[Status]:
         """Show the status on the terminal, as the sweep itself does, until all has ended; yield it at each look.

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -23,10 +22,6 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import FILTERS, Planned
 from search_spaces.text import duration, first_line, visible
 
-NO_SPACE = (
-    "{run} has no space.yaml: no sweep has begun there, or it was deleted; the sweep's command writes it again, and "
-    "trains nothing that has ended"
-)
 ALIVE_S = 120.0  # a trial says every 5 s how far it is, or after each epoch if one takes longer
 PLAIN_EVERY_S = 30.0  # a line on what runs
 EPOCHS = 3  # that it may be silent for, where they are known to be long
@@ -86,36 +81,24 @@ class Status:
         return not (self.counts["running"] or self.counts["to do"])
 
     @property
-    def head(self) -> str:
-        """The counts, and how long it takes still, on one line."""
-        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
-        total = self.counts.total()
-        return f"{total} trial{'s' * (total != 1)}: {counts}{self.left}"
-
-    @property
     def left(self) -> str:
         """`; about 12 min left`, or nothing."""
         return "" if self.left_s is None else f"; about {duration(self.left_s)} left"
 
     def __str__(self) -> str:
-        lines = [self.head, *(f"  {one}" for one in self.unfinished)]
-        return "\n".join([*lines, *(f"  {trial}: {error}" for trial, error in self.failures)])
-
-
-def status(run: RunFolder) -> Status:
-    """Return how far the newest sweep on a run folder is.
-
-    Raises:
-        RequestError: no sweep has begun there.
-    """
-    return Watch(run).status()
+        total = self.counts.total()
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
+        head = f"{total} trial{'s' * (total != 1)}: {counts}{self.left}"
+        failures = (f"  {trial}: {error}" for trial, error in self.failures)
+        return "\n".join([head, *(f"  {one}" for one in self.unfinished), *failures])
 
 
 class Watch:
     """Reads how far a sweep is, again and again: of rows only those that are new.
 
     Attributes:
-        planned: {trial id: trial} of the newest sweep.
+        name: of the newest sweep's grid.
+        planned: {trial id: trial} of it.
         ended: {trial id: its row} of the trials on record at the last look.
     """
 
@@ -124,6 +107,7 @@ class Watch:
         self._version: object = None  # of what was asked for
         self._withheld: set[str] = set()
         self._read: set[str] = set()  # names of files
+        self.name = ""
         self.planned: dict[str, Planned] = {}
         self.ended: dict[str, Row] = {}
 
@@ -135,19 +119,23 @@ class Watch:
         """
         self._read_planned()
         begun = self._read_trials()
-        counts: Counter[str] = Counter(self.ended[name]["status"] for name in self.planned if name in self.ended)
-        open_trials = self.planned.keys() - self.ended.keys() - {one.planned.trial.id for one in begun}
-        counts["withheld"] = len(open_trials & self._withheld)
-        counts["to do"] = len(open_trials) - counts["withheld"]
-        counts["running"] = sum(one.runs for one in begun)
-        counts["stopped"] = len(begun) - counts["running"]
+        states = {trial_id: self._state(trial_id, begun) for trial_id in self.planned}
+        counts = Counter(states.values())
         failures = [
             (visible(trial_id), visible(first_line(row["error"] or "")))
             for trial_id, row in self.ended.items()
             if row["status"] in (schema.FAILED, schema.INVALID)
         ]
         in_order = Counter({name: counts[name] for name in _ORDER if counts[name]})
-        return Status(in_order, begun, failures, self._left_s(begun, max(1, counts["running"])))
+        left_s = self._left_s([trial_id for trial_id, state in states.items() if state in _OPEN], begun)
+        return Status(in_order, list(begun.values()), failures, left_s and left_s / max(1, counts["running"]))
+
+    def _state(self, trial_id: str, begun: Mapping[str, Unfinished]) -> str:
+        if trial_id in self.ended:
+            return self.ended[trial_id]["status"]
+        if trial_id in begun:
+            return "running" if begun[trial_id].runs else "stopped"
+        return "withheld" if trial_id in self._withheld else "to do"
 
     def _read_planned(self) -> None:
         """Read what was asked, if it is another than at the last look."""
@@ -157,16 +145,17 @@ class Watch:
             return
         grid = self._run.space.read()
         if grid is None:
-            raise RequestError.of(NO_SPACE.format(run=self._run))
+            what = f"{self._run} has no space.yaml: no sweep has begun there, or it was deleted"
+            raise RequestError.of(f"{what}; the sweep's command writes it again, and trains nothing that has ended")
         only = {name: value for name, value in driver.only.items() if name in FILTERS} if driver else {}
         submitted = {pool.key for pool, _ in self._run.submissions.read().values()}
-        asked = {
-            one.trial.id: one for one in grid.select(only, final=bool(driver and driver.final), submitted=submitted)
-        }
-        hidden = {} if only else {one.trial.id: one for one in grid if one.hidden and one.trial.id not in asked}
-        self._version, self.planned, self._withheld = version, asked | hidden, set(hidden)
+        asked = grid.select(only, final=bool(driver and driver.final), submitted=submitted)
+        hidden = () if only else (one for one in grid if one.hidden)
+        self._version, self.name = version, grid.name
+        self.planned = {one.trial.id: one for one in (*asked, *hidden)}
+        self._withheld = self.planned.keys() - {one.trial.id for one in asked}
 
-    def _read_trials(self) -> list[Unfinished]:
+    def _read_trials(self) -> dict[str, Unfinished]:
         """Read the rows that are new, and how far the trials are that have begun and have not ended."""
         begun = self._run.under_way()
         self.ended |= {row["trial_id"]: row for row in self._run.trials.read_new(_COLUMNS, self._read)}
@@ -174,31 +163,33 @@ class Watch:
             if trial_id in self.ended and self.ended[trial_id]["status"] not in schema.TRAINED:
                 del self.ended[trial_id]
         self._read -= {f"trials/{trial_id}.parquet" for trial_id in begun}  # which are written anew
-        found = [trial_id for trial_id in self.planned if trial_id in begun and trial_id not in self.ended]
         now = time.time()
-        return [Unfinished(self.planned[one], *begun[one], now - begun[one][1]) for one in found]
+        return {
+            trial_id: Unfinished(planned, *begun[trial_id], now - begun[trial_id][1])
+            for trial_id, planned in self.planned.items()
+            if trial_id in begun and trial_id not in self.ended
+        }
 
-    def _left_s(self, begun: Sequence[Unfinished], at_once: int) -> float | None:
-        paces = epoch_seconds(self.ended.values()) or _paces_so_far(begun)
-        if not paces:
-            return None
-        typical = statistics.median(paces.values())  # of a pair that nothing is known of yet
-        done = {one.planned.trial.id: one.attempt.epoch for one in begun}
+    def _left_s(self, trial_ids: Sequence[str], begun: Mapping[str, Unfinished]) -> float | None:
+        """Return how long these take, one after another; None if nobody knows how long an epoch is."""
+        so_far = ((_pair(one.planned), one.attempt.epoch_s) for one in begun.values())
+        paces = epoch_seconds(self.ended.values()) or _medians(so_far)
+        typical = statistics.median(paces.values()) if paces else 0.0  # of a pair that nothing is known of yet
         epochs: Counter[Pair] = Counter()
-        for trial_id, one in self.planned.items():
-            if trial_id not in self.ended and (trial_id not in self._withheld or trial_id in done):
-                epochs[one.trial.arch, one.trial.dataset] += one.trial.recipe.epochs - done.get(trial_id, 0)
-        seconds = sum(count * paces.get(pair, typical) for pair, count in epochs.items())
-        return seconds / at_once if seconds else None
+        for trial_id in trial_ids:
+            done = begun[trial_id].attempt.epoch if trial_id in begun else 0
+            epochs[_pair(self.planned[trial_id])] += self.planned[trial_id].trial.recipe.epochs - done
+        return sum(count * paces.get(pair, typical) for pair, count in epochs.items()) or None
 
 
 _COLUMNS = ("trial_id", "status", "error", "train_s", "epochs", "arch", "dataset")
 _COLUMNS += ("best_test_acc", "final_test_acc", "finished_at")
 _ORDER = ("completed", "running", "to do", "stopped", "diverged", "collapsed", "failed", "invalid", "withheld")
+_OPEN = ("running", "to do", "stopped")
 
 
 def epoch_seconds(rows: Iterable[Row]) -> dict[Pair, float]:
-    """{(arch, dataset): the median seconds of an epoch} of trials that were trained to their ends."""
+    """Return {(arch, dataset): the median seconds of an epoch} of trials that were trained to their ends."""
     return _medians(
         ((row["arch"], row["dataset"]), row["train_s"] / row["epochs"])
         for row in rows
@@ -206,16 +197,30 @@ def epoch_seconds(rows: Iterable[Row]) -> dict[Pair, float]:
     )
 
 
-def _paces_so_far(begun: Sequence[Unfinished]) -> dict[Pair, float]:
-    trials = [(one.planned.trial, one.attempt.epoch_s) for one in begun]
-    return _medians(((trial.arch, trial.dataset), seconds) for trial, seconds in trials if seconds is not None)
+def _pair(planned: Planned) -> Pair:
+    return planned.trial.arch, planned.trial.dataset
 
 
-def _medians(found: Iterable[tuple[Pair, float]]) -> dict[Pair, float]:
+def _medians(found: Iterable[tuple[Pair, float | None]]) -> dict[Pair, float]:
     by_pair: dict[Pair, list[float]] = {}
     for pair, seconds in found:
-        by_pair.setdefault(pair, []).append(seconds)
+        if seconds is not None:
+            by_pair.setdefault(pair, []).append(seconds)
     return {pair: statistics.median(values) for pair, values in by_pair.items()}
+
+
+def keep_up(look: Callable[[], object], is_over: Callable[[float], bool], every_s: float) -> None:
+    """Look at a run folder every so many seconds until it is over; `is_over` waits as long as it is told.
+
+    To look takes long in a folder of many trials: it takes a twentieth of a core at most. What cannot be read now may
+    be at the next look.
+    """
+    pause_s = 0.0
+    while not is_over(pause_s):
+        began = time.thread_time()
+        with contextlib.suppress(RequestError, OSError):
+            look()
+        pause_s = max(every_s, 20 * (time.thread_time() - began))
 
 
 class Screen:
@@ -233,7 +238,7 @@ class Screen:
         self._watch = Watch(run)
         self._console = console
         self._above = above
-        self._shown: set[str] = set()
+        self._shown: set[str] | None = None
         self._said_at = time.monotonic()
         self._live = Live(
             console=console,
@@ -245,60 +250,41 @@ class Screen:
         )
 
     def __enter__(self) -> Self:
-        self.now = self._watch.status()
-        self._shown = set(self._watch.ended)  # what has ended before is no news
-        if self._console.is_terminal:
-            self._live.start()
-        self._show(self.now)
+        self.refresh()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(RequestError, OSError):
             self.refresh()
         self._live.stop()
 
-    def refresh(self) -> Status:
+    def refresh(self) -> None:
         """Look anew, and show it.
 
         Raises:
             RequestError, OSError: the run folder cannot be read.
         """
-        self.now = self._watch.status()
-        self._show(self.now)
-        return self.now
-
-    def _show(self, now: Status) -> None:
-        ended = self._watch.ended
-        new = [trial_id for trial_id in ended if trial_id not in self._shown and trial_id in self._watch.planned]
-        self._shown = set(ended)
+        self.now = now = self._watch.status()
+        ended = [trial_id for trial_id in self._watch.ended if trial_id in self._watch.planned]
+        if self._shown is None:
+            self._shown = set(ended)  # what has ended before the first look is no news
+        new = [trial_id for trial_id in ended if trial_id not in self._shown]
+        self._shown = set(self._watch.ended)
         total = now.counts.total() - now.counts["withheld"]
-        done = sum(now.counts[status] for status in schema.STATUSES)
-        for number, trial_id in enumerate(new, done - len(new) + 1):
-            left = now.left if number == done else ""
+        for number, trial_id in enumerate(new, len(ended) - len(new) + 1):
+            left = now.left if number == len(ended) else ""
             self._print(f"[{number:>{len(str(total))}}/{total}] {self._spell(trial_id)}{left}")
         if self._console.is_terminal:
+            self._live.start()
             self._live.update(Text(f"{self._above()}{now}"), refresh=True)
         elif time.monotonic() - self._said_at >= PLAIN_EVERY_S and now.counts["running"]:
             self._print("; ".join(str(one) for one in now.unfinished if one.runs) + now.left)
 
     @contextlib.contextmanager
     def follow(self, every_s: float) -> Iterator[None]:
-        """Refresh in a thread for the length of the block.
-
-        To look takes long in a folder of many trials: it takes a twentieth of a core at most. What cannot be read now
-        may be at the next look.
-        """
+        """Refresh in a thread for the length of the block."""
         over = threading.Event()
-
-        def keep_up() -> None:
-            pause = every_s
-            while not over.wait(pause):
-                began = time.thread_time()
-                with contextlib.suppress(RequestError, OSError):
-                    self.refresh()
-                pause = max(every_s, 20 * (time.thread_time() - began))
-
-        thread = threading.Thread(target=keep_up, name="screen", daemon=True)
+        thread = threading.Thread(target=keep_up, args=(self.refresh, over.wait, every_s), name="screen", daemon=True)
         thread.start()
         try:
             yield

@@ -14,7 +14,7 @@ from rich.console import Console
 from orchestrator.record import row
 from results import status as watching
 from results.__main__ import main
-from results.status import Screen, status
+from results.status import Screen, Status, Watch
 from results.store import schema
 from results.store.attempt import Attempt
 from results.store.folder import RunFolder
@@ -32,6 +32,10 @@ GRID = Grid(
     (1, 2, 3),
     Recipe(epochs=4),
 )
+
+
+def status(run: RunFolder) -> Status:
+    return Watch(run).status()
 
 
 def history(epochs: int) -> list[Epoch]:
