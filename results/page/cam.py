@@ -144,7 +144,7 @@ def _activations(
 
 
 def find(run: RunFolder, wanted: str) -> tuple[Planned, float]:
-    """The trial of that id, or of the only id that begins so, and its final test accuracy in percent.
+    """Return the trial of that id, or of the only id that begins so, and its final test accuracy in percent.
 
     Raises:
         RequestError: there is none, or more than one; it has not completed; the newest sweep's grid, from which the

@@ -46,7 +46,7 @@ LONGEST = 26  # characters of a label in a picture
 BROKEN = (schema.DIVERGED, schema.COLLAPSED, schema.FAILED)
 
 _TICKS = {"color": RULE, "labelcolor": INK, "labelsize": 9, "major.size": 3}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.edgecolor": RULE,
@@ -324,8 +324,8 @@ def cost(measured: Measured, pair: Pair, topic: str) -> Picture | None:
         label += f", {unit}"
     figure, axes = _figure(2.6)
     for pool in pools:
-        x, mean, std = cells.loc[pool.name, ["x", "mean", "std"]]
-        axes.errorbar(x, mean, yerr=std, elinewidth=1.1, **pool.mark)
+        cell: Any = cells.loc[pool.name]
+        axes.errorbar(cell["x"], cell["mean"], yerr=cell["std"], elinewidth=1.1, **pool.mark)
     _scale(axes, cells["x"].to_numpy(float), whole=topic == "pool_params_count")
     axes.margins(y=0.1)
     which = "best" if measured.metric == METRICS[0] else "final"
@@ -428,8 +428,8 @@ def _dress(picture: Picture) -> None:
     if picture.kind == "differences":
         return
     labels = [shorten(pool.name) for pool in picture.pools]
-    lines = picture.kind == "curves"
-    handles = [Line2D([], [], **(pool.line if lines else pool.mark | {"lw": 0})) for pool in picture.pools]
+    is_line = picture.kind == "curves"
+    handles = [Line2D([], [], **pool.line) if is_line else Line2D([], [], lw=0, **pool.mark) for pool in picture.pools]
     columns = max(1, min(4, int(72 * WIDTH / (44 + 5 * max(map(len, labels))))))  # points, of a line and of a letter
     box = figure.legend(handles, [" "] * len(handles), loc="outside lower left", ncols=columns)
     for text, label in zip(box.get_texts(), labels, strict=True):
