@@ -71,9 +71,9 @@ STYLE: dict[Any, Any] = {
 
 
 @contextlib.contextmanager
-def styled(more: Mapping[str, Any] | None = None) -> Iterator[None]:
+def styled(more: Mapping[Any, Any] | None = None) -> Iterator[None]:
     """Let matplotlib draw, and save, in this style, with more of its parameters."""
-    with mpl.rc_context(STYLE | dict(more or {})), warnings.catch_warnings():
+    with mpl.rc_context({**STYLE, **(more or {})}), warnings.catch_warnings():
         # A label may have letters that matplotlib's font lacks; the reader's browser has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
