@@ -12,15 +12,11 @@ the most that the driver did not hear Ctrl-C, or show progress, because it was b
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import logging
 import operator
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -28,66 +24,53 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import record
+from benchmarks import common
+from benchmarks.common import Row
 from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair
 from search_spaces.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 5
 OURS, REUSED, FRESH = "this project", "raw Tune, reused actors, no loggers", "raw Tune, as it comes"
 IN_TURN, FILES = "this project, 20 files in turn", 20
 USERS = "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x): return {} * x.mean((2, 3))\n"
+MEASURE = "import sys, json; from benchmarks.overhead import measure; print(json.dumps(measure(*sys.argv[1:])))"
+COLUMNS = {
+    "": "{what}",
+    "trials": "{trials:,}",
+    "start, s": "{start_s:.1f}",
+    "to first trial, s": "{first_s:.1f}",
+    "longest pause, s": "{pause_s:.1f}",
+    "s a trial": "{seconds_per_trial:.4f}",
+    "driver, MiB": "{driver_mib:.0f}",
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.options(__doc__)
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000, 5000])
     parser.add_argument("--fresh-actors", type=int, default=6, help="trials of raw Tune as it comes; seconds each")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.one[0], int(args.one[1]))))
-        return
+    todo = [(what, count) for what in (OURS, IN_TURN, REUSED) for count in args.trials] + [(FRESH, args.fresh_actors)]
     rows = []
-    for what, counts in (
-        (OURS, args.trials),
-        (IN_TURN, args.trials),
-        (REUSED, args.trials),
-        (FRESH, [args.fresh_actors]),
-    ):
-        rows += [_in_a_process(what, count) for count in counts if count]
-    table = Table("", "trials", "start, s", "to first trial, s", "longest pause, s", "s a trial", "driver, MiB")
-    for row in rows:
-        first, pause = (f"{row[name]:.1f}" if name in row else "" for name in ("first_s", "pause_s"))
-        numbers = f"{row['start_s']:.1f}", first, pause, f"{row['seconds_per_trial']:.4f}", f"{row['driver_mib']:.0f}"
-        table.add_row(row["what"], str(row["trials"]), *numbers)
-    Console(width=110).print(table)
-    if args.output:
-        record.save(args.output, "overhead", rows)
+    for what, count in todo:
+        if count:
+            with tempfile.TemporaryDirectory() as home:  # by default Tune's results go to ~/ray_results
+                rows.append(common.in_a_process(MEASURE, what, str(count), HOME=home))
+    common.show(COLUMNS, rows)
+    common.save(args, "overhead", rows)
 
 
-def _in_a_process(what: str, trials: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.overhead", "--one", what, str(trials)]
-    with tempfile.TemporaryDirectory() as home:  # by default Tune's results go to ~/ray_results
-        done = subprocess.run(
-            command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8", env=os.environ | {"HOME": home}
-        )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure(what: str, trials: int) -> dict[str, Any]:
+def measure(what: str, count: str) -> Row:
+    trials = int(count)
     seconds = ours(trials, what == IN_TURN) if what in (OURS, IN_TURN) else raw_tune(trials, fresh=what == FRESH)
     mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"what": what, "trials": trials, **seconds, "driver_mib": mib}
 
 
 def ours(trials: int, in_turn: bool) -> dict[str, float]:
-    """Seconds of Ray's start, from there to the first trial's, of the driver's longest pause, and of a trial."""
-
+    """Return seconds of Ray's start, until the first trial's, of the driver's longest pause, and of a trial."""
     from orchestrator import cluster, ray_tune
     from orchestrator.packs import group
     from orchestrator.record import Job
@@ -148,7 +131,7 @@ def _idle(*arguments: Any) -> None:
 
 
 def raw_tune(trials: int, fresh: bool) -> dict[str, float]:
-    """Seconds of Ray's start and of a trial."""
+    """Return seconds of Ray's start and of a trial."""
     if not fresh:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     started = time.perf_counter()

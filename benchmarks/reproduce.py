@@ -21,11 +21,13 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.kit import ROOT, dependencies
-from search_spaces.errors import RequestError
+from packaging.utils import canonicalize_name
 
-PACKED_MIB = 16.0  # what may be brought back as one file
-LEFT_OUT = ("checkpoints", "weights")
+from benchmarks.kit import dependencies
+from search_spaces.errors import RequestError
+from search_spaces.machine import ROOT
+
+LEFT_OUT = (("checkpoints",), ("weights",))
 REFUSED, INTERRUPTED = 2, 130
 
 
@@ -45,27 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
         return REFUSED
     if packed.exists() and not args.run.exists():
-        unpack(packed, args.run)
+        with tarfile.open(packed) as archive:
+            archive.extractall(args.run, filter="data")
     sweep = ["run_sweep.py", "--space", args.space, "--data-dir", str(args.data_dir.resolve()), "--final"]
     piece = ["--out", str(args.run.resolve()), "--time-budget", str(args.time_budget)]
     code = subprocess.run([sys.executable, *sweep, *piece, *options], cwd=ROOT, check=False).returncode
     if code == REFUSED:
         return code
-    size = pack(args.run, packed)
-    if code == INTERRUPTED:
-        subprocess.run([sys.executable, "-m", "results", "leaderboard", str(args.run.resolve())], cwd=ROOT, check=False)
-    subprocess.run([sys.executable, "-m", "results", "reproduce", str(args.run.resolve())], cwd=ROOT, check=False)
-    print(f"packed into {packed}: {size:.1f} MiB")
-    if size > PACKED_MIB:
-        smaller = "`python -m results compact` makes it smaller"
-        print(f"warning: that is more than {PACKED_MIB:g} MiB; {smaller}", file=sys.stderr)
+    pack(args.run, packed)
+    # A sweep that has ended has shown its table.
+    for command in ("leaderboard", "reproduce") if code == INTERRUPTED else ("reproduce",):
+        subprocess.run([sys.executable, "-m", "results", command, str(args.run.resolve())], cwd=ROOT, check=False)
+    print(
+        f"packed into {packed}: {packed.stat().st_size / 2**20:.1f} MiB; `python -m results compact` makes it smaller"
+    )
     if code == INTERRUPTED:
         print("there is more to do: run the same command again")
     return code
 
 
 def provide(wheels: Path | None) -> None:
-    """Makes what is missing here importable, in this process and in those that it starts, from a folder of wheels.
+    """Make what is missing here importable, in this process and in those that it starts, from a folder of wheels.
 
     They are unpacked beside it, into `site`: the machine's own Python stays as it is.
 
@@ -86,40 +88,21 @@ def provide(wheels: Path | None) -> None:
 
 
 def missing() -> list[str]:
-    """What this project imports and this Python has not, or not as new as it must be."""
-    found = []
-    for need in dependencies():
-        try:
-            is_there = need.specifier.contains(importlib.metadata.version(need.name), prereleases=True)
-        except importlib.metadata.PackageNotFoundError:
-            is_there = False
-        if not is_there:
-            found.append(str(need))
-    return found
+    """Return what this project imports and this Python has not, or not as new as it must be."""
+    there = {canonicalize_name(found.name): found.version for found in importlib.metadata.distributions()}
+    needs = [(need, there.get(canonicalize_name(need.name))) for need in dependencies()]
+    return [str(need) for need, has in needs if not has or not need.specifier.contains(has, prereleases=True)]
 
 
-def pack(run: Path, file: Path) -> float:
-    """Packs a run folder without what only goes on with it; the size in MiB."""
+def pack(run: Path, file: Path) -> None:
+    """Pack what is in a run folder, without what only goes on with it."""
 
     def kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        parts = Path(entry.name).parts
-        is_temporary = parts[-1].startswith(".")
-        return None if is_temporary or (len(parts) > 1 and parts[1] in LEFT_OUT) else entry
+        path = Path(entry.name)
+        return None if path.name.startswith(".") or path.parts[:1] in LEFT_OUT else entry
 
     with tarfile.open(file, "w:gz") as archive:
-        archive.add(run, arcname=run.name, filter=kept)
-    return file.stat().st_size / 2**20
-
-
-def unpack(file: Path, run: Path) -> None:
-    """A run folder as it was packed, whatever it was called there."""
-
-    def moved(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-        inner = Path(*Path(entry.name).parts[1:])
-        return tarfile.data_filter(entry.replace(name=str(inner)), folder)
-
-    with tarfile.open(file) as archive:
-        archive.extractall(run, filter=moved)  # noqa: S202 - through tarfile's own filter for data
+        archive.add(run, arcname="", filter=kept)
 
 
 if __name__ == "__main__":

@@ -10,55 +10,49 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks import record
+from benchmarks import common
+from benchmarks.common import Row
 from benchmarks.throughput import Contender, ours
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", nargs="+", default=["resnet56", "vgg16bn", "mobilenetv2"])
+    parser = common.options(__doc__)
+    parser.add_argument("--arch", nargs="+", default=common.ARCHS)
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=768)
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-
     rows = [measure(arch, args) for arch in args.arch]
-    table = Table("arch", f"1 trial, {args.cores} threads", f"{args.cores} trials, 1 thread", "ratio (min-max)")
-    for row in rows:
-        spread = f"{min(row['ratios']):.2f}-{max(row['ratios']):.2f}"
-        rates = f"{row['threads']:,.0f} images/s", f"{row['trials']:,.0f} images/s"
-        table.add_row(row["arch"], *rates, f"{statistics.median(row['ratios']):.2f} ({spread})")
-    Console().print(table)
-    if args.output:
-        record.save(args.output, "threads", rows)
-
-
-def measure(arch: str, args: argparse.Namespace) -> dict[str, Any]:
-    teams = {"threads": (1, args.cores), "trials": (args.cores, 1)}
-    shared = {"images": args.images, "rounds": args.rounds, "compile": False}
-    contenders = {
-        name: [Contender(ours, arch, "fp32", argparse.Namespace(**shared, threads=threads)) for _ in range(trials)]
-        for name, (trials, threads) in teams.items()
+    columns = {
+        "arch": "{arch}",
+        f"1 trial, {args.cores} threads": "{threads:,.0f} images/s",
+        f"{args.cores} trials, 1 thread": "{trials:,.0f} images/s",
+        "ratio (min-max)": "{ratio}",
     }
+    common.show(columns, rows)
+    common.save(args, "threads", rows)
+
+
+def measure(arch: str, args: argparse.Namespace) -> Row:
+    def team(trials: int, threads: int) -> list[Contender]:
+        settings = argparse.Namespace(images=args.images, rounds=args.rounds, compile=False, threads=threads)
+        return [Contender(ours, arch, "fp32", settings) for _ in range(trials)]
+
+    teams = {"threads": team(1, args.cores), "trials": team(args.cores, 1)}
     rates: dict[str, list[float]] = {name: [] for name in teams}
-    for number in range(args.rounds + 1):
-        for name, team in contenders.items():
-            for contender in team:
+    for _ in range(args.rounds + 1):
+        for name, contenders in teams.items():
+            for contender in contenders:
                 contender.start("epoch")
-            seconds = max([contender.finish() for contender in team])
-            if number:
-                rates[name].append(len(team) * args.images / seconds)
-    for contender in (contender for team in contenders.values() for contender in team):
+            seconds = max([contender.finish() for contender in contenders])
+            rates[name].append(len(contenders) * args.images / seconds)
+    for contender in (*teams["threads"], *teams["trials"]):
         contender.stop()
-    ratios = [many / one for many, one in zip(rates["trials"], rates["threads"], strict=True)]
-    return {"arch": arch, **{name: statistics.median(found) for name, found in rates.items()}, "ratios": ratios}
+    rates = {name: found[1:] for name, found in rates.items()}  # the first round warms up
+    ratios = common.ratios(rates["trials"], rates["threads"])
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    return {"arch": arch, **medians, "ratios": ratios, "ratio": common.spread(ratios)}
 
 
 if __name__ == "__main__":

@@ -20,16 +20,14 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import plain, record
+from benchmarks import common, plain
+from benchmarks.common import Row
 from search_spaces import pool
 from search_spaces.recipe import PRECISIONS, Recipe
 from search_spaces.trial import Trial
@@ -41,44 +39,39 @@ from trainer.device.execution import default_device, set_matmul_precision
 from trainer.packs import take_turns
 from trainer.train import Program
 
+COLUMNS = {
+    "arch": "{arch}",
+    "": "{precision}",
+    "images/s": "{ours:,.0f}",
+    "of bare steps": "{of_bare:.0%}",
+    "plain loop": "{plain:,.0f}",
+    "ratio (min-max)": "{ratio}",
+    "of matrix rate": "{of_matrix_rate:.0%}",
+    "speed by fp32": "{by_fp32:.2f}",
+}
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", nargs="+", default=["resnet56", "vgg16bn", "mobilenetv2"])
+    parser = common.options(__doc__)
+    parser.add_argument("--arch", nargs="+", default=common.ARCHS)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each, on a CPU")
     parser.add_argument("--workers", type=int, default=2, help="of the plain loop's DataLoader")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1536, help="training images an epoch; a fifth more for the test")
     parser.add_argument("--compile", action="store_true", help="ours with torch.compile, whose time is not counted")
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     limits = {precision: matrix_rate(precision) for precision in args.precision}
     rows = [row for arch in args.arch for row in measure(arch, args, limits)]
-    head = ["arch", "", "images/s", "of bare steps", "plain loop", "ratio (min-max)", "of matrix rate", "speed by fp32"]
-    table = Table(*head)
-    for row in rows:
-        spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f}-{max(row['ratios']):.2f})"
-        numbers = f"{row['ours']:,.0f}", f"{row['of_bare']:.0%}", f"{row['plain']:,.0f}", spread
-        by_fp32 = f"{row['by_fp32']:.2f}" if row["by_fp32"] else ""
-        table.add_row(row["arch"], row["precision"], *numbers, f"{row['of_matrix_rate']:.0%}", by_fp32)
-    Console(width=120).print(table)
-    copied = copy_bandwidth()
-    print("; ".join(f"torch.mm {p}: {rate / 1e9:,.0f} GFLOP/s" for p, rate in limits.items()), end="; ")
-    print(f"copy: {copied / 1e9:.1f} GB/s")
-    if args.output:
-        settings = {name: value for name, value in vars(args).items() if name != "output"}
-        record.save(
-            args.output,
-            "throughput",
-            {"arguments": settings, "matrix_rate": limits, "copy_bandwidth": copied, "rows": rows},
-        )
+    common.show(COLUMNS, rows)
+    print("; ".join(f"torch.mm {precision}: {rate / 1e9:,.0f} GFLOP/s" for precision, rate in limits.items()))
+    common.save(args, "throughput", {"matrix_rate": limits, "rows": rows})
 
 
-def measure(arch: str, args: argparse.Namespace, limits: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each precision: medians over rounds of images/s, and the ratios round by round."""
+def measure(arch: str, args: argparse.Namespace, limits: dict[str, float]) -> list[Row]:
+    """Return a row for each precision: medians over rounds of images/s, and the ratios round by round."""
     contenders = {
         (name, precision): Contender(prepare, arch, precision, args)
         for precision in args.precision
@@ -88,7 +81,8 @@ def measure(arch: str, args: argparse.Namespace, limits: dict[str, float]) -> li
     for number in range(args.rounds + 1):
         for (name, precision), contender in contenders.items():
             for what in ("epoch", "steps") if name == "ours" else ("epoch",):
-                rate = args.images / contender.seconds(what)
+                contender.start(what)
+                rate = args.images / contender.finish()
                 if number:  # the first round warms up: kernels are chosen, DataLoader workers start
                     rates.setdefault((f"{name} {what}", precision), []).append(rate)
     for contender in contenders.values():
@@ -97,26 +91,21 @@ def measure(arch: str, args: argparse.Namespace, limits: dict[str, float]) -> li
     rows = []
     for precision in args.precision:
         mine, bare, theirs = (rates[name, precision] for name in ("ours epoch", "ours steps", "plain epoch"))
-        fp32 = rates.get(("ours epoch", "fp32"), [])
-        rows.append(
-            {
-                "arch": arch,
-                "precision": precision,
-                "ours": statistics.median(mine),
-                "bare": statistics.median(bare),
-                "plain": statistics.median(theirs),
-                "of_bare": _ratio(mine, bare),
-                "ratio": _ratio(mine, theirs),
-                "ratios": [a / b for a, b in zip(mine, theirs, strict=True)],
-                "of_matrix_rate": statistics.median(bare) * flops / limits[precision],
-                "by_fp32": _ratio(mine, fp32) if fp32 and precision != "fp32" else None,
-            }
-        )
+        row = {
+            "arch": arch,
+            "precision": precision,
+            "ours": statistics.median(mine),
+            "bare": statistics.median(bare),
+            "plain": statistics.median(theirs),
+            "of_bare": statistics.median(common.ratios(mine, bare)),
+            "ratios": common.ratios(mine, theirs),
+            "ratio": common.spread(common.ratios(mine, theirs)),
+            "of_matrix_rate": statistics.median(bare) * flops / limits[precision],
+        }
+        if precision != "fp32" and "fp32" in args.precision:
+            row["by_fp32"] = statistics.median(common.ratios(mine, rates["ours epoch", "fp32"]))
+        rows.append(row)
     return rows
-
-
-def _ratio(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 class Contender:
@@ -128,15 +117,11 @@ class Contender:
         self._process = context.Process(target=_serve, args=(theirs, prepare, *arguments))
         self._process.start()
 
-    def seconds(self, what: str) -> float:
-        self.start(what)
-        return self.finish()
-
     def start(self, what: str) -> None:
         self._pipe.send(what)
 
     def finish(self) -> float:
-        """The seconds that what was started has taken."""
+        """Return the seconds that what was started has taken."""
         return self._pipe.recv()
 
     def stop(self) -> None:
@@ -148,11 +133,7 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arch: str, precision: 
     torch.set_num_threads(args.threads)
     work = prepare(arch, precision, args)
     while what := pipe.recv():
-        start = time.perf_counter()
-        work[what]()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - start)
+        pipe.send(_timed(work[what]))
 
 
 def ours(arch: str, precision: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
@@ -193,7 +174,7 @@ def _trial(arch: str, precision: str, args: argparse.Namespace) -> Trial:
 
 
 def random_images(train: int, test: int) -> Dataset:
-    """Random bytes in the shape of CIFAR-100."""
+    """Return random bytes in the shape of CIFAR-100."""
     draws = np.random.default_rng(0)
     images = [draws.integers(0, 256, (n, s, s, 3), np.uint8) for n, s in ((train, SIZE + 2 * PAD), (test, SIZE))]
     labels = [draws.integers(0, 100, n) for n in (train, test)]
@@ -201,7 +182,7 @@ def random_images(train: int, test: int) -> Dataset:
 
 
 def step_flops(arch: str) -> float:
-    """Operations of a training step for each image, in convolutions and matrix products, forward and backward."""
+    """Return the operations of a training step by image, in convolutions and matrix products, forward and backward."""
     net = network.build(pool.expand("gap")[0], arch, 100, 0)
     with FlopCounterMode(display=False) as counter:
         net(torch.randn(2, 3, SIZE, SIZE)).sum().backward()
@@ -209,32 +190,22 @@ def step_flops(arch: str) -> float:
 
 
 def matrix_rate(precision: str, size: int = 2048) -> float:
-    """FLOP/s of torch.mm over square matrices, the median of ten."""
+    """Return FLOP/s of torch.mm over square matrices, by the median of ten."""
     device = default_device()
     set_matmul_precision(precision)
     if device.type == "cuda":
         size *= 4
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
-    return 2 * size**3 / _median_seconds(lambda: torch.mm(a, b))
+    return 2 * size**3 / statistics.median([_timed(lambda: torch.mm(a, b)) for _ in range(12)][2:])
 
 
-def copy_bandwidth(megabytes: int = 256) -> float:
-    """Bytes/s read and written by a copy, the median of ten."""
-    source = torch.ones(megabytes * 2**18, device=default_device())
-    target = torch.empty_like(source)
-    return 2 * megabytes * 2**20 / _median_seconds(lambda: target.copy_(source))
-
-
-def _median_seconds(function: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(12):
-        start = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
+def _timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ reading of it; of the average pool it is relu(CAM) / (H W).
 Zhou et al., Learning Deep Features for Discriminative Localization (CVPR 2016). Selvaraju et al., Grad-CAM: Visual
 Explanations from Deep Networks via Gradient-based Localization (ICCV 2017).
 
-`python -m trainer.cam` reads from stdin a line of JSON, {trial, data_dir, images, wrong}, and after it the weights; it
-writes an `.npz` to stdout, or, with exit code 2, the problems of the request.
+`python -m trainer.cam FOLDER` reads `asked.json`, {trial, data_dir, images, wrong}, and `weights.pt` there. It writes
+`maps.npz`, or, if the request is wrong, its problems as `problems.json`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +45,8 @@ class Activations:
     """What a network looks at in N test images.
 
     Attributes:
+        images: [N, 32, 32, C] uint8.
+        labels: [N] int64.
         index: [N] int64, which images of the test set.
         predicted: [N] int64, the class with the largest logit: that of the map.
         probability: [N] float32, of that class, by the softmax.
@@ -54,6 +54,8 @@ class Activations:
         exact: whether they are CAM; Grad-CAM if not.
     """
 
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
     index: npt.NDArray[np.int64]
     predicted: npt.NDArray[np.int64]
     probability: npt.NDArray[np.float32]
@@ -62,7 +64,7 @@ class Activations:
 
 
 def look(trial: Trial, weights: bytes, data: Dataset, count: int, wrong: bool = False) -> Activations:
-    """The maps of the first `count` test images, or of the first that are misclassified. In fp32, on the CPU.
+    """Return the maps of the first `count` test images, or of the first that are misclassified. In fp32, on the CPU.
 
     Args:
         weights: of the trial's network, a state_dict as `torch.save` writes it.
@@ -80,11 +82,19 @@ def look(trial: Trial, weights: bytes, data: Dataset, count: int, wrong: bool = 
         probability, predicted = _logits(net, maps).softmax(1).max(1)
     exact = averages(net, maps)
     found = cam(net, maps, predicted) if exact else grad_cam(net, maps, predicted)
-    return Activations(index.numpy(), predicted.numpy(), probability.numpy(), found.numpy(), exact)
+    return Activations(
+        images=data.test_images[index.numpy()],
+        labels=data.test_labels[index.numpy()],
+        index=index.numpy(),
+        predicted=predicted.numpy(),
+        probability=probability.numpy(),
+        maps=found.numpy(),
+        exact=exact,
+    )
 
 
 def restore(trial: Trial, weights: bytes, classes: int) -> Network:
-    """The trial's network as it was when its training ended, in eval mode. Never unpickles code (`weights_only`).
+    """Return the trial's network as its training left it, in eval mode. Never unpickles code (`weights_only`).
 
     Raises:
         RequestError: these are no weights of this network.
@@ -102,7 +112,7 @@ def restore(trial: Trial, weights: bytes, classes: int) -> Network:
 
 
 def averages(net: Network, maps: Tensor) -> bool:
-    """Whether the last layer is linear, and the pool gives the average of these very maps [B, C, H, W].
+    """Return whether the last layer is linear, and the pool gives the average of these very maps [B, C, H, W].
 
     Read off the values and not the name, because the identity of CAM needs no more: `gem(p=1)` and a user's own mean
     have it as well, and at 1x1 every pool that gives one position back as it is. It must hold on random maps too: of
@@ -116,12 +126,12 @@ def averages(net: Network, maps: Tensor) -> bool:
 
 
 def cam(net: Network, maps: Tensor, classes: Tensor) -> Tensor:
-    """[B, H, W]: the class activation maps of `classes` [B] in feature maps [B, C, H, W]."""
+    """Return the class activation maps [B, H, W] of `classes` [B] in feature maps [B, C, H, W]."""
     return torch.einsum("bc,bchw->bhw", net.head.get_parameter("weight").detach()[classes], maps)
 
 
 def grad_cam(net: Network, maps: Tensor, classes: Tensor) -> Tensor:
-    """[B, H, W]: the gradient-weighted class activation maps of `classes` [B] in feature maps [B, C, H, W]."""
+    """Return the gradient-weighted class activation maps [B, H, W] of `classes` [B] in feature maps [B, C, H, W]."""
     inputs = maps.detach().clone().requires_grad_()
     logits = _logits(net, inputs).gather(1, classes[:, None])
     (gradient,) = torch.autograd.grad(logits.sum(), inputs)  # no image has a part in another's logit
@@ -134,51 +144,34 @@ def _logits(net: Network, maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _chosen(net: Network, images: Images, count: int, wrong: bool) -> tuple[Tensor, Tensor]:
-    """Which test images [N], and their feature maps [N, C, H, W]."""
-    index, maps = [torch.empty(0, dtype=torch.int64)], []
-    total, found = len(images.test_labels), 0
-    for start in range(0, total, BATCH):
-        batch = torch.arange(start, min(start + BATCH, total))
+    """Return which test images [N], and their feature maps [N, C, H, W]."""
+    index, maps = [], []
+    for batch in torch.arange(len(images.test_labels)).split(BATCH):
         features = net.features(images.test(batch))
         if wrong:
-            keep = (_logits(net, features).argmax(1) != images.test_labels[batch]).nonzero().flatten()
+            keep = _logits(net, features).argmax(1) != images.test_labels[batch]
             batch, features = batch[keep], features[keep]
-        index.append(batch[: count - found])
-        maps.append(features[: count - found])
-        found += len(maps[-1])
-        if found == count:
+        index.append(batch)
+        maps.append(features)
+        if sum(map(len, index)) >= count:
             break
-    return torch.cat(index), torch.cat(maps)
+    return torch.cat(index)[:count], torch.cat(maps)[:count]
 
 
-def _answer(asked: dict[str, Any], weights: bytes) -> dict[str, Any]:
-    """All that a picture is drawn from, as arrays."""
+def main(folder: Path) -> None:
+    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
     trial, data_dir = Trial.from_dict(asked["trial"]), Path(asked["data_dir"])
-    dataset = data.load(trial.dataset, data_dir, lambda line: print(line, file=sys.stderr), download=False)
-    seen = look(trial, weights, dataset, asked["images"], asked["wrong"])
-    names = data.class_names(trial.dataset, data_dir) or []
-    return {
-        **{field.name: getattr(seen, field.name) for field in dataclasses.fields(seen)},
-        "images": dataset.test_images[seen.index],
-        "labels": dataset.test_labels[seen.index],
-        "names": np.array(names, str),
-    }
-
-
-def main() -> int:
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a pool prints, in C too, does not get between them
-        asked, weights = json.loads(sys.stdin.buffer.readline()), sys.stdin.buffer.read()
-        try:
-            arrays = _answer(asked, weights)
-        except RequestError as error:
-            answers.write(json.dumps([dataclasses.asdict(problem) for problem in error.problems]).encode())
-            return 2
-        sink = io.BytesIO()
-        np.savez(sink, **arrays)
-        answers.write(sink.getvalue())
-    return 0
+    try:
+        dataset = data.load(trial.dataset, data_dir, print, download=False)
+        weights = (folder / "weights.pt").read_bytes()
+        seen = look(trial, weights, dataset, asked["images"], asked["wrong"])
+    except RequestError as error:
+        problems = [dataclasses.asdict(problem) for problem in error.problems]
+        (folder / "problems.json").write_text(json.dumps(problems), encoding="utf-8")
+        return
+    names = np.array(data.class_names(trial.dataset, data_dir) or [], str)
+    np.savez(folder / "maps.npz", names=names, **dataclasses.asdict(seen))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(Path(sys.argv[1]))

@@ -12,15 +12,16 @@ import difflib
 import io
 import json
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from results.page.figures import shorten, styled
 from results.store import schema
 from results.store.folder import RunFolder
 from search_spaces import datasets, machine
@@ -28,22 +29,22 @@ from search_spaces.errors import Problem, RequestError, unknown
 from search_spaces.grid import Planned
 from search_spaces.trial import PROTOCOL, Trial
 
-ENLARGED = 4
-SIDE = 32 * ENLARGED
-GAP = 4  # between an image and its map
-MARGIN = 20
-CELL = (2 * SIDE + GAP, SIDE + 50)  # with two lines of text
-HEADER = 88
+# In inches. At so many dots an inch every pixel of an image is a square of eight.
+DPI, SIDE = 200, 1.28
+GAP = 0.04  # between an image and its map
+MARGIN = 0.2
+CELL = (2 * SIDE + GAP, SIDE + 0.5)  # with two lines of text
+HEADER = 0.9
 COLUMNS = 4
+NAME = 18  # characters of a class
 
-# Lightness rises evenly from one end to the other, by some 20 of 100 a step: the order survives a grey printer.
-COLOURS = ((19, 16, 66), (28, 68, 122), (21, 123, 128), (92, 176, 92), (250, 228, 74))
+COLOURS = "viridis"  # whose lightness rises evenly: the order survives a grey printer
 OPAQUE = 0.65  # the share of the map's colour; the rest is the image, in grey
 GREY = (50, 190)  # of black and white there: with all of the contrast, a white background would pass for evidence
 
-INK, FAINT, RIGHT, WRONG = (28, 28, 30), (110, 110, 116), (24, 122, 60), (196, 40, 40)
+INK, FAINT, RIGHT, WRONG = "#1c1c1e", "#6e6e74", "#187a3c", "#c42828"
 
-Pixels = npt.NDArray[np.uint8]
+Maps = Mapping[str, Any]  # the arrays of `trainer.cam.Activations`, and `names` of the classes
 
 
 def draw(
@@ -57,7 +58,7 @@ def draw(
     output: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Draws the maps of a trial's first test images, from the weights that it kept; where to. Runs the pool's code.
+    """Draw the maps of a trial's first test images from the weights that it kept; return where. Runs the pool's code.
 
     Args:
         wanted: the trial's id, or the beginning of it.
@@ -94,15 +95,18 @@ def draw(
         what = f"there is no folder {data_dir.resolve()}; give the one that the sweep read {trial.dataset} from"
         raise RequestError.of(what, "--data-dir")
     seen = _activations(trial, weights, data_dir, images, wrong, say)
-    if seen.maps[0].size == 1:
+    maps = seen["maps"]
+    if maps[0].size == 1:
         say(f"note: the feature map of {trial.arch} is 1x1: a map of one position cannot localise anything")
-    if not (seen.maps > 0).any():
+    if not (maps > 0).any():
         say("note: every map is dark: no position of these images has evidence for the class that is predicted")
-    picture = render(
-        seen, [f"{trial.pool.label} on {trial.arch}-{trial.dataset}, seed {trial.seed}", _how(seen, accuracy)]
-    )
+    method = "CAM, exact (Zhou et al. 2016)" if seen["exact"] else "Grad-CAM through the pool (Selvaraju et al. 2017)"
+    size = "x".join(map(str, maps.shape[1:])) + (" map, which cannot localise" if maps[0].size == 1 else " map")
+    title = f"{shorten(trial.pool.label)} on {trial.arch}-{trial.dataset}, seed {trial.seed}"
     sink = io.BytesIO()
-    picture.save(sink, "PNG")
+    with styled():
+        picture = render(seen, title, f"{method}; {size}; final test accuracy {accuracy:.2f} %")
+        picture.savefig(sink, format="png", dpi=DPI, facecolor="white")
     try:
         if output is None:
             return run.trial(trial.id).write_picture(sink.getvalue())
@@ -113,60 +117,34 @@ def draw(
         raise RequestError.of(f"the picture cannot be written: {error}; give another --output") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Activations:
-    """What a network looks at in N test images, as `python -m trainer.cam` gives it.
-
-    Attributes:
-        images: [N, 32, 32, C] uint8.
-        labels: [N] int64.
-        index: [N] int64, which images of the test set.
-        predicted: [N] int64, the class with the largest logit: that of the map.
-        probability: [N] float32, of that class, by the softmax.
-        maps: [N, H, W] float32, in units of the logit.
-        exact: [], whether they are CAM; Grad-CAM if not.
-        names: [classes], what the classes are called; empty where nobody says.
-    """
-
-    images: Pixels
-    labels: npt.NDArray[np.int64]
-    index: npt.NDArray[np.int64]
-    predicted: npt.NDArray[np.int64]
-    probability: npt.NDArray[np.float32]
-    maps: npt.NDArray[np.float32]
-    exact: npt.NDArray[np.bool_]
-    names: npt.NDArray[np.str_]
-
-
 def _activations(
     trial: Trial, weights: bytes, data_dir: Path, images: int, wrong: bool, say: Callable[[str], None]
-) -> Activations:
+) -> Maps:
     """Ask a process that has torch, and may run a stranger's pool.
 
     Raises:
         RequestError: as that process refuses it, or what the pool raises there.
     """
-    asked = {"trial": trial.to_dict(), "data_dir": str(data_dir.resolve()), "images": images, "wrong": wrong}
-    done = subprocess.run(
-        machine.module("trainer.cam"),
-        input=json.dumps(asked).encode() + b"\n" + weights,
-        capture_output=True,
-        env=machine.environment(),
-        check=False,
-    )
-    said = done.stderr.decode(errors="replace").splitlines()
-    if done.returncode == 2:
-        raise RequestError(Problem(**problem) for problem in json.loads(done.stdout))
-    if done.returncode:
-        raise RequestError.of(f"{trial.id} cannot be drawn: {said[-1] if said else f'exit code {done.returncode}'}")
-    for line in said:
-        say(line)
-    with np.load(io.BytesIO(done.stdout)) as arrays:
-        return Activations(**arrays)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        asked = {"trial": trial.to_dict(), "data_dir": str(data_dir.resolve()), "images": images, "wrong": wrong}
+        (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
+        (folder / "weights.pt").write_bytes(weights)
+        command, environment = machine.module("trainer.cam", name), machine.environment() | {"PYTHONUNBUFFERED": "1"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False)
+        said = done.stdout.decode(errors="replace").splitlines()
+        if (problems := folder / "problems.json").exists():
+            raise RequestError(Problem(**problem) for problem in json.loads(problems.read_text(encoding="utf-8")))
+        if done.returncode:
+            raise RequestError.of(f"{trial.id} cannot be drawn: {said[-1] if said else f'exit code {done.returncode}'}")
+        for line in said:
+            say(line)
+        with np.load(folder / "maps.npz") as arrays:
+            return dict(arrays)
 
 
 def find(run: RunFolder, wanted: str) -> tuple[Planned, float]:
-    """The trial of that id, or of the only id that begins so, and its final test accuracy in percent.
+    """Return the trial of that id, or of the only id that begins so, and its final test accuracy in percent.
 
     Raises:
         RequestError: there is none, or more than one; it has not completed; the newest sweep's grid, from which the
@@ -197,103 +175,54 @@ def find(run: RunFolder, wanted: str) -> tuple[Planned, float]:
     return planned[name], ended[name]["final_test_acc"]
 
 
-def render(seen: Activations, title: list[str]) -> Image.Image:
-    """Draw the images with their maps, below a headline and a line under it."""
-    images = seen.images
-    columns = min(COLUMNS, len(images))
-    grid = columns * (CELL[0] + MARGIN) + MARGIN
-    width = max(
-        grid, *(round(_font(size).getlength(line)) + 2 * MARGIN for line, size in zip(title, (20, 14), strict=True))
-    )
-    rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (width, HEADER + rows * (CELL[1] + MARGIN)), "white")
-    _head(canvas, title)
-    for number in range(len(images)):
+def render(seen: Maps, title: str, subtitle: str) -> Figure:
+    """Draw the images with their maps, below a headline, a line under it and the colours."""
+    columns = min(COLUMNS, len(seen["images"]))
+    rows = -(-len(seen["images"]) // columns)
+    width = MARGIN + max(columns, 3) * (CELL[0] + MARGIN)  # the header takes three columns
+    height = HEADER + rows * (CELL[1] + MARGIN)
+    figure = Figure(figsize=(width, height))
+
+    def place(x: float, y: float, across: float = SIDE, down: float = SIDE) -> Axes:
+        """Return axes whose left upper corner is there, in inches from that of the figure."""
+        axes = figure.add_axes((x / width, 1 - (y + down) / height, across / width, down / height))
+        axes.set_axis_off()
+        return axes
+
+    head = place(MARGIN, 0, 1, 1)
+    head.text(0, 0.84, title, size=14, color=INK, va="top")
+    head.text(0, 0.58, subtitle, size=10, color=FAINT, va="top")
+    head.text(0, 0.34, "no evidence, or against", size=8.5, color=FAINT, va="top")
+    head.text(2.58, 0.34, "the most for the predicted class in that image", size=8.5, color=FAINT, va="top")
+    place(MARGIN + 1.54, 0.67, 0.96, 0.1).imshow(np.linspace(0, 1, 96)[None], cmap=COLOURS, aspect="auto")
+    for number in range(len(seen["images"])):
         row, column = divmod(number, columns)
-        at = (MARGIN + column * (CELL[0] + MARGIN), HEADER + row * (CELL[1] + MARGIN))
-        canvas.paste(_beside(images[number], seen.maps[number]), at)
-        label, predicted = int(seen.labels[number]), int(seen.predicted[number])
-        spelled = [str(seen.names[which]) if len(seen.names) else str(which) for which in (label, predicted)]
-        certainty = f"{100 * seen.probability[number]:.0f} %"
-        _caption(canvas, (at[0], at[1] + SIDE + 6), spelled, certainty, label == predicted, int(seen.index[number]))
-    return canvas
+        x, y = MARGIN + column * (CELL[0] + MARGIN), HEADER + row * (CELL[1] + MARGIN)
+        one = {name: seen[name][number] for name in ("images", "maps", "labels", "index", "predicted", "probability")}
+        _draw_one(one, seen["names"], place(x, y), place(x + SIDE + GAP, y))
+    return figure
 
 
-def _how(seen: Activations, accuracy: float) -> str:
-    method = "CAM, exact (Zhou et al. 2016)" if seen.exact else "Grad-CAM through the pool (Selvaraju et al. 2017)"
-    size = "x".join(map(str, seen.maps.shape[1:]))
-    note = ", which cannot localise" if seen.maps[0].size == 1 else ""
-    return f"{method}; {size} map{note}; final test accuracy {accuracy:.2f} %"
+def _draw_one(one: Maps, names: np.ndarray, left: Axes, right: Axes) -> None:
+    """Draw an image [32, 32, C], its map [H, W] over it, and below them its label and what was predicted."""
+    image = one["images"]
+    low, high = GREY
+    grey = low + image.mean(-1) / 255 * (high - low)
+    sides = {"extent": (0, 1, 0, 1), "vmin": 0}
+    left.imshow(image.squeeze(), cmap="gray", vmax=255, **sides)
+    right.imshow(grey, cmap="gray", vmax=255, **sides)
+    evidence = np.maximum(one["maps"], 0)
+    smooth = {"cmap": COLOURS, "alpha": OPAQUE, "interpolation": "bilinear"}
+    right.imshow(evidence, vmax=evidence.max() or 1, **smooth, **sides)
 
-
-def _head(canvas: Image.Image, title: list[str]) -> None:
-    pen = ImageDraw.Draw(canvas)
-    pen.text((MARGIN, 12), title[0], INK, _font(20))
-    pen.text((MARGIN, 39), title[1], FAINT, _font(14))
-    x, y, font = MARGIN, 62, _font(12)
-    pen.text((x, y), "no evidence, or against", FAINT, font)
-    x += round(font.getlength("no evidence, or against")) + 6
-    bar = colours(np.linspace(0, 1, 96)[None].repeat(10, 0))
-    canvas.paste(Image.fromarray(bar), (x, y + 3))
-    pen.text((x + 102, y), "the most for the predicted class in that image", FAINT, font)
-
-
-def _beside(image: Pixels, activations: npt.NDArray[np.float32]) -> Image.Image:
-    """An image [32, 32, C], enlarged, and its map [H, W] over it."""
-    small = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    plain = small.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
-    positive = np.maximum(activations, 0)
-    share = positive / (positive.max() or 1)
-    smooth = np.asarray(Image.fromarray(share).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    grey = plain.convert("L").point([round(GREY[0] + level / 255 * (GREY[1] - GREY[0])) for level in range(256)])
-    over = Image.blend(grey.convert("RGB"), Image.fromarray(colours(smooth)), OPAQUE)
-    both = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
-    both.paste(plain, (0, 0))
-    both.paste(over, (SIDE + GAP, 0))
-    return both
-
-
-def colours(shares: npt.NDArray[np.floating]) -> Pixels:
-    """[...] in 0..1 -> [..., 3]: piecewise linear between COLOURS, at equal distances."""
-    at = np.linspace(0, 1, len(COLOURS))
-    channels = [np.interp(shares, at, values) for values in zip(*COLOURS, strict=True)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
-
-
-def _caption(
-    canvas: Image.Image, at: tuple[int, int], spelled: list[str], certainty: str, right: bool, index: int
-) -> None:
-    """Below an image: its label and number, and what was predicted how surely, with a mark."""
-    pen, font, (x, y) = ImageDraw.Draw(canvas), _font(13), at
-    indent, end = x + 66, x + CELL[0]
-    pen.text((x, y), "label", FAINT, font)
-    pen.text((x, y + 20), "predicted", FAINT, font)
-    for line, note in enumerate((f"#{index}", certainty)):
-        name = _shortened(spelled[line], font, end - indent - 24 - round(font.getlength(note)))
-        colour = INK if line == 0 else RIGHT if right else WRONG
-        pen.text((indent, y + 20 * line), name, colour, font)
-        pen.text((end, y + 20 * line), note, FAINT, font, anchor="ra")
-        if line:
-            mark = _mark(right)
-            canvas.paste(Image.new("RGB", mark.size, colour), (indent + round(font.getlength(name)) + 5, y + 22), mark)
-
-
-def _mark(right: bool) -> Image.Image:
-    """A check or a cross, as a mask: not every font has them."""
-    mask = Image.new("L", (48, 48))
-    strokes = [[(6, 26), (19, 39), (42, 10)]] if right else [[(9, 9), (39, 39)], [(39, 9), (9, 39)]]
-    for stroke in strokes:
-        ImageDraw.Draw(mask).line(stroke, 255, 8, joint="curve")
-    return mask.resize((12, 12), Image.Resampling.LANCZOS)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # Pillow's own, so the same on every machine
+    label, predicted = (str(names[which] if len(names) else which) for which in (one["labels"], one["predicted"]))
+    verdict, colour = ("✓", RIGHT) if one["labels"] == one["predicted"] else ("✗", WRONG)
+    lines = [
+        ("label", shorten(label, NAME), INK, f"#{one['index']}"),
+        ("predicted", f"{shorten(predicted, NAME)} {verdict}", colour, f"{100 * one['probability']:.0f} %"),
+    ]
+    for line, (what, name, ink, note) in enumerate(lines):
+        y = -0.05 - 0.16 * line
+        left.text(0, y, what, size=9, color=FAINT, va="top")
+        left.text(0.52, y, name, size=9, color=ink, va="top")
+        right.text(1, y, note, size=9, color=FAINT, va="top", ha="right")

@@ -1,7 +1,7 @@
 """The pictures of a run folder: learning curves, paired differences, accuracy against cost.
 
-Each is a small matplotlib figure for one architecture on one dataset, so that a page can set them side by side and a
-phone below each other. A pool looks the same in all of them. Whoever imports this pays for matplotlib.
+Each is small and for one architecture on one dataset, so that a page can set them side by side and a phone below each
+other. A pool looks the same in all of them. Whoever imports this pays for matplotlib.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from results.frames import Frames
 from results.store import schema
 from results.table import leaderboard, render
-from results.table.trials import METRICS, NEEDS, Selection, select
+from results.table.trials import METRICS, MISSING, NEEDS, Selection, select
 from search_spaces.errors import RequestError
 from search_spaces.grid import BASELINE
 
@@ -42,6 +43,43 @@ INK, RULE, PAPER = "#010203", "#d5d6d7", "#fefdfc"
 WIDTH = 4.2  # inches
 BANDS = 8  # pools: the bands of more than these hide each other
 LONGEST = 26  # characters of a label in a picture
+BROKEN = (schema.DIVERGED, schema.COLLAPSED, schema.FAILED)
+
+_TICKS = {"color": RULE, "labelcolor": INK, "labelsize": 9, "major.size": 3}
+STYLE: dict[Any, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": RULE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.4,
+    "text.parse_math": False,  # a label is whatever its owner wrote
+    **{f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()},
+}
+
+
+@contextlib.contextmanager
+def styled(more: Mapping[Any, Any] | None = None) -> Iterator[None]:
+    """Let matplotlib draw, and save, in this style, with more of its parameters."""
+    with mpl.rc_context({**STYLE, **(more or {})}), warnings.catch_warnings():
+        # A label may have letters that matplotlib's font lacks; the reader's browser has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+# What they are made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +99,14 @@ class Pool:
         return DASHES[self.place // len(COLOURS) % len(DASHES)]
 
     @property
-    def marker(self) -> str:
-        return MARKERS[self.place % len(MARKERS)]
+    def line(self) -> dict[str, Any]:
+        return {"color": self.colour, "dashes": self.dash or (None, None)}
 
     @property
-    def fill(self) -> str:
-        """Of its marker: a baseline's is hollow."""
-        return PAPER if self.role == BASELINE else self.colour
+    def mark(self) -> dict[str, Any]:
+        """The marker's arguments to `plot`: a baseline's is hollow."""
+        fill = PAPER if self.role == BASELINE else self.colour
+        return {"color": self.colour, "marker": MARKERS[self.place % len(MARKERS)], "markerfacecolor": fill}
 
 
 Pair = tuple[str, str]
@@ -75,78 +114,65 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Measured:
-    """What the pictures and the page are made of: the frames of one run folder, under the table's names.
+    """What the pictures and the page are made of: the frames of one run folder, each with the table's names as `name`.
 
     Attributes:
-        frame: the tidy table, with `name`.
-        table: the same, laid out; its rows are `pools`, in order.
-        against: one row of `frame` for each (name, arch, dataset), with the difference to `best` of that pair.
-        best: {pair: the name of its best baseline}.
-        recorded: the trials that have ended, all columns.
-        trials: one row for each trial on record or asked for: name, seed, status, metrics, costs.
-        epochs: one row for each epoch, with name and status.
+        pools: the rows of `table`, in order.
+        best: {pair: its best baseline}.
+        frame: the tidy table.
+        trials: one row for each trial on record or asked for: seed, status, and all columns of a record.
+        epochs: one row for each epoch, with the status of its trial.
     """
 
     metric: str
     pools: Sequence[Pool]
     table: render.Wide
+    best: Mapping[Pair, str]
     frame: pd.DataFrame
-    against: pd.DataFrame
-    best: dict[Pair, str]
-    recorded: pd.DataFrame
     trials: pd.DataFrame
     epochs: pd.DataFrame
 
     def of(self, frame: pd.DataFrame, pair: Pair) -> pd.DataFrame:
         return frame[(frame["arch"] == pair[0]) & (frame["dataset"] == pair[1])]
 
+    def completed(self, pair: Pair) -> pd.DataFrame:
+        trials = self.of(self.trials, pair)
+        return trials[trials["status"] == schema.COMPLETED]
 
-def measure(
-    run: Frames,
-    metric: str = METRICS[0],
-    allow_mixed: bool = False,
-    latest: bool = False,
-    pairs: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> Measured:
-    """Read the run folder; the arguments are those of `Frames.leaderboard`.
+    def among(self, names: pd.Series | pd.Index) -> list[Pool]:
+        """Return the pools of these names, in the table's order."""
+        there = set(names)
+        return [pool for pool in self.pools if pool.name in there]
+
+
+def measure(run: Frames, **selection: Any) -> Measured:
+    """Read the run folder; `selection` is that of `Frames.leaderboard`.
 
     Raises:
         RequestError: as `Frames.leaderboard`.
     """
+    chosen = Selection(**selection)
     recorded, grids = run.folder.trials.read().to_pandas(), run.grids()
-    chosen = Selection(metric, allow_mixed, latest, pairs=pairs, seeds=seeds)
     frame = leaderboard.cells(recorded[NEEDS], grids, chosen, run.folder.equivalences.read())
-    named = select(recorded[NEEDS], grids, chosen)
     name_of = leaderboard.names(frame)
 
     def with_names(table: pd.DataFrame) -> pd.DataFrame:
         names = [name_of(*key) for key in zip(table["pool"], table["revision"], strict=True)]
         return table.assign(name=pd.Series(names, index=table.index, dtype=object))
 
-    frame, named = with_names(frame), with_names(named)
-    best = leaderboard.best_baselines(frame)
-    against = _against(frame, best)
-    rest = [column for column in recorded.columns if column == "trial_id" or column not in named.columns]
-    trials = named.merge(recorded[rest], on="trial_id", how="left")
+    trials = with_names(select(recorded[NEEDS], grids, chosen))
+    rest = [column for column in recorded.columns if column == "trial_id" or column not in trials.columns]
     epochs = run.folder.epochs.read(["trial_id", "epoch", "test_acc", "epoch_s"]).to_pandas()
-    epochs = epochs.merge(named[["trial_id", "name", "arch", "dataset", "seed", "status"]], on="trial_id")
-    wide = render.Wide(frame, metric)
-    pools = [Pool(row.name, row.role, place) for place, row in enumerate(wide.rows)]
-    return Measured(metric, pools, wide, frame, against, best, recorded, trials, epochs)
-
-
-def _against(frame: pd.DataFrame, best: dict[Pair, str]) -> pd.DataFrame:
-    """One row for each cell: that of the pair's best baseline, or of no baseline."""
-    wanted = [best.get(pair) for pair in zip(frame["arch"], frame["dataset"], strict=True)]
-    baselines = frame["baseline"].astype(object)
-    hit = [not pd.isna(one) and one == other for one, other in zip(baselines, wanted, strict=True)]
-    ordered = frame.assign(hit=np.array(hit, bool), best=pd.Series(wanted, index=frame.index, dtype=object))
-    ordered = ordered.sort_values("hit", ascending=False, kind="stable")
-    found = ordered.drop_duplicates(["name", "arch", "dataset"]).sort_index()
-    found["is_best"] = (found["role"] == BASELINE) & (found["pool"].astype(object) == found["best"])
-    found.loc[~found["hit"], ["diff", "diff_lo", "diff_hi", "p"]] = math.nan
-    return found
+    table = render.Wide(frame, chosen.metric)
+    return Measured(
+        metric=chosen.metric,
+        pools=[Pool(row.name, row.role, place) for place, row in enumerate(table.rows)],
+        table=table,
+        best=leaderboard.best_baselines(frame),
+        frame=with_names(frame),
+        trials=trials.merge(recorded[rest], on="trial_id", how="left"),
+        epochs=epochs.merge(trials[["trial_id", "name", "arch", "dataset", "seed", "status"]], on="trial_id"),
+    )
 
 
 # The pictures
@@ -154,197 +180,157 @@ def _against(frame: pd.DataFrame, best: dict[Pair, str]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, and where it belongs.
+    """A figure without title and legend, which a page has once for all of them, and what belongs there.
 
     Attributes:
         kind: `curves`, `differences` or `cost`.
+        what: it shows, for those who cannot see it.
         topic: what is measured, for a picture of costs.
-        text: what it shows, for who cannot see it.
     """
 
     kind: str
     pair: Pair
-    topic: str
-    text: str
+    pools: Sequence[Pool]
+    what: str
     figure: Figure
+    topic: str = ""
+
+    @property
+    def title(self) -> str:
+        return "-".join(self.pair)
+
+    @property
+    def text(self) -> str:
+        return f"{self.what} on {self.title}, {len(self.pools)} pools"
 
     @property
     def file_name(self) -> str:
-        parts = [self.kind, *self.pair, *([self.topic] if self.topic else [])]
-        return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(parts))
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(filter(None, [self.kind, *self.pair, self.topic])))
 
 
-def pictures(measured: Measured, alone: bool = False) -> Iterator[Picture]:
-    """Every picture that there is something for.
-
-    Args:
-        alone: with title and legend, for a picture that no page says them for.
-    """
-    for pair in measured.table.pairs:
-        for kind, draw in (("curves", curves), ("differences", differences)):
-            with _quietly():
-                made = draw(measured, pair, alone)
-            if made:
-                yield Picture(kind, pair, "", made[1], made[0])
-    for pair in measured.table.pairs:
-        for topic in COSTS:
-            with _quietly():
-                made = cost(measured, pair, topic, alone)
-            if made:
-                yield Picture("cost", pair, topic, made[1], made[0])
+def pictures(measured: Measured) -> Iterator[Picture]:
+    """Yield every picture that there is something for."""
+    for draw in (curves, differences, *(partial(cost, topic=topic) for topic in COSTS)):
+        for pair in measured.table.pairs:
+            if picture := draw(measured, pair):
+                yield picture
 
 
-Drawn = tuple[Figure, str] | None
-
-
-def curves(measured: Measured, pair: Pair, alone: bool = False) -> Drawn:
-    """Mean test accuracy over epochs by pool, and the range over its seeds as a band.
+@styled()
+def curves(measured: Measured, pair: Pair) -> Picture | None:
+    """Draw mean test accuracy over epochs by pool, and the range over its seeds as a band.
 
     Of the trials that have completed; where there is none, of those under way, as far as all of them have come. One
     that diverged, collapsed or failed is a thin line of its own that ends in a cross: it would bend a mean.
     """
     epochs = measured.of(measured.epochs, pair)
-    epochs = epochs[np.isfinite(epochs["test_acc"])]
+    epochs = epochs[np.isfinite(epochs["test_acc"])].sort_values("epoch")
     if epochs.empty:
         return None
     figure, axes = _figure(2.9)
-    shown, lows, ends = [], [], []
-    broke = [schema.DIVERGED, schema.COLLAPSED, schema.FAILED]
-    last = int(epochs["epoch"].max())
-    banded = epochs["name"].nunique() <= BANDS
-    for pool in measured.pools:
+    pools, last = measured.among(epochs["name"]), int(epochs["epoch"].max())
+    banded = len(pools) <= BANDS
+    lows, ends = [], []
+    for pool in pools:
         mine = epochs[epochs["name"] == pool.name]
-        for _, broken in mine[mine["status"].isin(broke)].groupby("trial_id"):
-            broken = broken.sort_values("epoch")
-            axes.plot(broken["epoch"], broken["test_acc"], color=pool.colour, lw=0.6, alpha=0.7)
-            ends.append((broken["epoch"].iloc[-1], broken["test_acc"].iloc[-1]))
-            shown.append(pool)
+        for _, one in mine[mine["status"].isin(BROKEN)].groupby("trial_id"):
+            axes.plot(one["epoch"], one["test_acc"], color=pool.colour, lw=0.6, alpha=0.7)
+            ends.append((one["epoch"].iloc[-1], one["test_acc"].iloc[-1]))
         completed = mine[mine["status"] == schema.COMPLETED]
-        good = completed if len(completed) else mine[mine["status"] == "missing"]
-        if good.empty:
-            continue
+        good = completed if len(completed) else mine[mine["status"] == MISSING]
         by_epoch = good.groupby("epoch")["test_acc"].agg(["mean", "min", "max", "count"])
         by_epoch = by_epoch[by_epoch["count"] == good["trial_id"].nunique()]
         if by_epoch.empty:
             continue
-        x = by_epoch.index.to_numpy(float)
-        style: dict[str, Any] = {"color": pool.colour, "lw": 1.4, "dashes": pool.dash or (None, None)}
-        if len(x) == 1:
-            style |= {"marker": pool.marker, "ms": 5, "markerfacecolor": pool.fill}
-        axes.plot(x, by_epoch["mean"].to_numpy(), **style)
-        if banded and by_epoch["count"].max() > 1:
-            axes.fill_between(x, by_epoch["min"], by_epoch["max"], color=pool.colour, alpha=0.15, lw=0)
-        settled = by_epoch["min" if banded else "mean"][x >= last / 4]
-        lows.append(float(settled.min()) if len(settled) else float(by_epoch["mean"].min()))
-        shown.append(pool)
-    low, high = min(lows, default=0.0), float(epochs["test_acc"].max())
+        style = pool.line | pool.mark if len(by_epoch) == 1 else pool.line
+        axes.plot(by_epoch.index, by_epoch["mean"], **style)
+        if banded:
+            axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=pool.colour, alpha=0.15, lw=0)
+        settled = by_epoch[by_epoch.index >= last / 4]
+        lows.append((by_epoch if settled.empty else settled)["min" if banded else "mean"].min())
+    low, high = min(lows, default=0.0), epochs["test_acc"].max()
     room = max((high - low) * 0.06, 0.5)
     axes.set_ylim(max(0, low - room), min(100.5, high + room))  # the climb of the first quarter would hide the rest
     axes.set_xlim(*((1, last) if last > 1 else (0, 2)))
     bottom = axes.get_ylim()[0]  # what has collapsed is below: its end stands on the axis
     for x, y in ends:
-        axes.plot([x], [max(y, bottom)], "x", color=INK, ms=4.5, mew=1.3, zorder=5, clip_on=False)
+        axes.plot(x, max(y, bottom), "x", color=INK, ms=4.5, mew=1.3, zorder=5, clip_on=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("test accuracy, %")
-    pools = [pool for pool in measured.pools if pool in shown]
-    _dress(figure, axes, pair, pools, alone, lines=True)
-    return figure, f"Test accuracy over {last} epochs on {'-'.join(pair)}, {len(pools)} pools"
+    axes.set(xlabel="epoch", ylabel="test accuracy, %")
+    return Picture("curves", pair, pools, f"Test accuracy over {last} epochs", figure)
 
 
-def differences(measured: Measured, pair: Pair, alone: bool = False) -> Drawn:
-    """A forest plot: each pool's mean paired difference to the best baseline, its 95 % t interval, and each seed."""
-    rows = measured.of(measured.against, pair).set_index("name")
-    compared = set(rows.index[~rows["is_best"] & rows["diff"].notna()])
-    pools = [pool for pool in measured.pools if pool.name in compared]
-    best = measured.best.get(pair)
-    if not pools or best is None:
+@styled()
+def differences(measured: Measured, pair: Pair) -> Picture | None:
+    """Draw a forest plot: each pool's mean paired difference to the best baseline, its 95 % t interval, each seed."""
+    best, done, rows = measured.best.get(pair, ""), measured.completed(pair), measured.of(measured.frame, pair)
+    rows = rows[(rows["baseline"] == best) & rows["diff"].notna()].drop_duplicates("name").set_index("name")
+    pools = measured.among(rows.index)
+    if not pools:
         return None
-    seeds = {pool.name: _seed_differences(measured, pair, pool.name, best) for pool in pools}
-    figure, axes = _figure(0.72 + 0.27 * max(2, len(pools)))
-    points = np.concatenate([np.array([rows.loc[pool.name, "diff"] for pool in pools], float), *seeds.values(), [0.0]])
-    low, high = float(points.min()), float(points.max())
-    reach = max(high - low, 0.2)
+    rows = rows.loc[[pool.name for pool in pools]]
+    reference = done[done["pool"] == best].drop_duplicates("seed").set_index("seed")[measured.metric]
+    seeds = [
+        done[done["name"] == name].set_index("seed")[measured.metric].sub(reference).dropna() for name in rows.index
+    ]
+    points = np.concatenate([rows["diff"], *seeds, [0.0]]).astype(float)
     # Two seeds have intervals of twelve standard errors: those would leave nothing to see of the others.
-    ends = (low - 1.0 * reach, high + 1.0 * reach)
-    extent = [low, high]
+    reach = max(np.ptp(points), 0.2)
+    exact = rows[["diff_lo", "diff_hi"]].to_numpy(float)  # NaN of a single seed, which draws nothing
+    ends = exact.clip(points.min() - reach, points.max() + reach)
+    low, high = np.nanmin([points.min(), *ends[:, 0]]), np.nanmax([points.max(), *ends[:, 1]])
+
+    height = max(2, len(pools))
+    figure, axes = _figure(0.72 + 0.27 * height)
     for y, pool in enumerate(pools):
-        row: Any = rows.loc[pool.name]
-        x, lo, hi = float(row["diff"]), float(row["diff_lo"]), float(row["diff_hi"])
-        style: dict[str, Any] = {"color": pool.colour, "clip_on": True}
-        if not math.isnan(lo):
-            axes.plot([max(lo, ends[0]), min(hi, ends[1])], [y, y], lw=1.8, solid_capstyle="butt", **style)
-            for end, cut, arrow in ((lo, lo < ends[0], "<"), (hi, hi > ends[1], ">")):
-                axes.plot([min(max(end, ends[0]), ends[1])], [y], arrow if cut else "|", ms=5 if cut else 7, **style)
-            extent += [max(lo, ends[0]), min(hi, ends[1])]
-        axes.plot(seeds[pool.name], np.full(len(seeds[pool.name]), y + 0.26), ".", ms=4.5, alpha=0.8, mew=0, **style)
-        axes.plot([x], [y], pool.marker, ms=5.5, markerfacecolor=pool.fill, zorder=4, **style)
+        axes.plot(ends[y], [y, y], color=pool.colour, lw=1.8, solid_capstyle="butt")
+        for end, is_cut, arrow in zip(ends[y], ends[y] != exact[y], "<>", strict=True):
+            axes.plot(end, y, arrow if is_cut else "|", color=pool.colour, ms=5 if is_cut else 7)
+        axes.plot(seeds[y], np.full(len(seeds[y]), y + 0.26), ".", color=pool.colour, ms=4.5, alpha=0.8, mew=0)
+        axes.plot(rows["diff"].iloc[y], y, ms=5.5, zorder=4, **pool.mark)
     axes.axvline(0, color=INK, lw=0.9, zorder=1)
-    room = 0.05 * (max(extent) - min(extent) or 1)
-    axes.set_xlim(min(extent) - room, max(extent) + room)
-    axes.set_ylim(max(2, len(pools)) - 0.45, -0.6)
-    axes.set_yticks(range(len(pools)), [shorten(pool.name) for pool in pools], parse_math=False)
+    room = 0.05 * (high - low or 1)
+    axes.set(xlim=(low - room, high + room), ylim=(height - 0.45, -0.6))
+    axes.set_yticks(range(len(pools)), [shorten(pool.name) for pool in pools])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
+    axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0"))
-    axes.set_xlabel("")
-    _label([axes.xaxis.label], [f"points of accuracy against {shorten(best)}"], longest=60)
-    axes.spines["left"].set_visible(False)
-    _dress(figure, axes, pair, pools, alone, legend=False)
-    return figure, f"Differences to {best} on {'-'.join(pair)} with 95 % intervals, {len(pools)} pools"
+    axes.set_xlabel(f"points of accuracy against {shorten(best)}")
+    return Picture("differences", pair, pools, f"Differences to {best} with 95 % intervals", figure)
 
 
-def _seed_differences(measured: Measured, pair: Pair, name: str, best: str) -> np.ndarray:
-    done = measured.of(measured.trials, pair)
-    done = done[done["status"] == schema.COMPLETED]
-    ours, theirs = (done[done["name"] == one].set_index("seed")[measured.metric] for one in (name, best))
-    # Of a name with two recipes in one table, the second has no row here: `against` compares one.
-    both = ours[~ours.index.duplicated()] - theirs[~theirs.index.duplicated()]
-    return both.dropna().to_numpy(float)
-
-
-# {column of the trials: what the axis is called}
-COSTS = {
+COSTS = {  # column of the trials: what the axis is called
     "pool_params_count": "parameters of the pool",
     "pool_times_gap": "time of the pool, average pooling's = 1",
     "train_s": "training time of a trial",
 }
+UNITS = {"h": 3600, "min": 60, "s": 1}
 
 
-def cost(measured: Measured, pair: Pair, topic: str, alone: bool = False) -> Drawn:
-    """Mean accuracy, with its standard deviation, against what the pool costs."""
-    done = measured.of(measured.trials, pair)
-    done = done[(done["status"] == schema.COMPLETED) & done[topic].notna()]
-    spent = done.groupby("name")[topic].mean()
-    rows = measured.of(measured.against, pair).set_index("name")
-    pools = [p for p in measured.pools if p.name in spent.index and rows.loc[p.name, "n"]]
+@styled()
+def cost(measured: Measured, pair: Pair, topic: str) -> Picture | None:
+    """Draw mean accuracy, with its standard deviation, against what the pool costs."""
+    by_pool = measured.completed(pair).groupby("name")
+    cells = by_pool[measured.metric].agg(["mean", "std"]).assign(x=by_pool[topic].mean()).dropna(subset="x")
+    pools = measured.among(cells.index)
     if not pools:
         return None
-    x = np.array([spent.loc[pool.name] for pool in pools], float)
     label = COSTS[topic]
     if topic == "train_s":
-        unit, seconds = next(
-            one for one in (("h", 3600), ("min", 60), ("s", 1)) if x.max() >= 3 * one[1] or one[1] == 1
-        )
-        x, label = x / seconds, f"{label}, {unit}"
+        unit = next((unit for unit, seconds in UNITS.items() if cells["x"].max() >= 3 * seconds), "s")
+        cells["x"] /= UNITS[unit]
+        label += f", {unit}"
     figure, axes = _figure(2.6)
-    for at, pool in zip(x, pools, strict=True):
-        row: Any = rows.loc[pool.name]
-        spread = 0.0 if math.isnan(row["std"]) else float(row["std"])
-        axes.errorbar(
-            [at], [float(row["mean"])], yerr=[spread] if spread else None, color=pool.colour, lw=1.1, zorder=2
-        )
-        axes.plot([at], [float(row["mean"])], pool.marker, color=pool.colour, ms=6, markerfacecolor=pool.fill, zorder=3)
-    _scale(axes, x, whole=topic == "pool_params_count")
+    for pool in pools:
+        cell: Any = cells.loc[pool.name]
+        axes.errorbar(cell["x"], cell["mean"], yerr=cell["std"], elinewidth=1.1, **pool.mark)
+    _scale(axes, cells["x"].to_numpy(float), whole=topic == "pool_params_count")
     axes.margins(y=0.1)
-    axes.set_xlabel(label)
-    axes.set_ylabel("best test accuracy, %" if measured.metric == METRICS[0] else "final test accuracy, %")
-    _dress(figure, axes, pair, pools, alone, lines=False)
-    return figure, f"Accuracy against {label} on {'-'.join(pair)}, {len(pools)} pools"
-
-
-# Axes, titles, labels
+    which = "best" if measured.metric == METRICS[0] else "final"
+    axes.set(xlabel=label, ylabel=f"{which} test accuracy, %")
+    return Picture("cost", pair, pools, f"Accuracy against {label}", figure, topic)
 
 
 def _scale(axes: Axes, x: np.ndarray, whole: bool) -> None:
@@ -352,11 +338,13 @@ def _scale(axes: Axes, x: np.ndarray, whole: bool) -> None:
     positive = x[x > 0]
     zero = len(positive) < len(x)
     if len(positive) and (positive.max() > 20 * positive.min() or (whole and zero)):
-        axes.set_xscale(*(("symlog",) if zero else ("log",)), **({"linthresh": 1, "linscale": 0.5} if zero else {}))
         first = 0 if zero else math.floor(math.log10(positive.min()))
         top = max(1, math.ceil(math.log10(positive.max())))
-        step = max(1, math.ceil((top - first) / 5))
-        powers = [10.0**power for power in range(first, top + 1, step)]
+        powers = [10.0**power for power in range(first, top + 1, max(1, math.ceil((top - first) / 5)))]
+        if zero:
+            axes.set_xscale("symlog", linthresh=1, linscale=0.5)
+        else:
+            axes.set_xscale("log")
         axes.set_xticks([0.0, *powers] if zero else powers)
         axes.set_xlim(-0.5 if zero else powers[0] / 1.5, powers[-1] * 1.5)
         axes.minorticks_off()
@@ -369,96 +357,30 @@ def _scale(axes: Axes, x: np.ndarray, whole: bool) -> None:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
-    axes = figure.add_subplot(facecolor="none")
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(RULE)
-    axes.tick_params(colors=INK, labelsize=9, color=RULE, width=0.8, length=3)
-    axes.xaxis.label.set(color=INK, size=9)
-    axes.yaxis.label.set(color=INK, size=9)
-    axes.grid(True, color=RULE, lw=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _dress(
-    figure: Figure,
-    axes: Axes,
-    pair: Pair,
-    pools: Sequence[Pool],
-    alone: bool,
-    *,
-    lines: bool = False,
-    legend: bool = True,
-) -> None:
-    """Title and legend, which in a page stand once for all of them."""
-    if not alone:
-        return
-    cast("ConstrainedLayoutEngine", figure.get_layout_engine()).set(w_pad=0.1, h_pad=0.1)  # inches
-    axes.set_title("-".join(pair), loc="left", fontsize=10, color=INK, parse_math=False)
-    if not legend or not pools:
-        return
-    handles = [
-        Line2D([], [], color=p.colour, lw=1.4, dashes=p.dash or (None, None))
-        if lines
-        else Line2D([], [], color=p.colour, lw=0, marker=p.marker, ms=6, markerfacecolor=p.fill)
-        for p in pools
-    ]
-    longest = max(len(shorten(pool.name)) for pool in pools)
-    columns = max(1, min(4, int(72 * WIDTH / (44 + 5 * longest))))  # points, of a line and of a letter
-    rows = math.ceil(len(pools) / columns)
-    box = figure.legend(
-        handles,
-        [" "] * len(handles),
-        loc="outside lower left",
-        ncols=columns,
-        fontsize=8,
-        frameon=False,
-        labelcolor=INK,
-    )
-    _label(box.get_texts(), [pool.name for pool in pools])
-    figure.set_figheight(figure.get_figheight() + 0.18 * rows)
-
-
-def _label(texts: Sequence[Any], labels: Sequence[str], longest: int = LONGEST) -> None:
-    """A label is whatever its owner wrote: no mathematics, no line breaks, not endless."""
-    for text, label in zip(texts, labels, strict=True):
-        text.set_parse_math(False)
-        text.set_text(shorten(label, longest))
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def shorten(label: str, longest: int = LONGEST) -> str:
-    """On one line, and its end cut off."""
+    """Return a label on one line, with its middle left out if it is long: parameters stand at its end."""
     line = "".join(c if c.isprintable() else " " for c in label).strip() or "?"
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    return line if len(line) <= longest else f"{line[: longest // 2]}…{line[1 - longest // 2 :]}"
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """A label may have letters that matplotlib's font lacks; the reader's browser has them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
+# In a page, and as files
 
 
-# As SVG and as files
+def to_svg(picture: Picture, salt: str) -> str:
+    """Return an <svg> to stand in a page, with the page's colours and letters, and ids that `salt` makes its own."""
+    sink = io.StringIO()
+    with styled({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        picture.figure.savefig(sink, format="svg")
+    text = sink.getvalue()
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<[^>]*>", lambda tag: _page_tag(tag[0]), text)  # of a label > is escaped: every <> is matplotlib's
+    return re.sub(r"\n\s*", "\n", text).strip()
 
 
-def to_svg(picture: Picture, prefix: str) -> str:
-    """An <svg> to stand in a page, with the page's colours and letters, and ids that begin with `prefix`."""
-    sink = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}), _quietly():
-        picture.figure.savefig(sink, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
-    text = sink.getvalue().decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<[^>]*>", lambda tag: _page_tag(tag[0], prefix), text)
-    text = re.sub(r"\n\s*", "\n", text)
-    return text.strip()
-
-
-_METADATA = ("Creator", "Date", "Format", "Type")
 _VARIABLES = {
     INK: "currentColor",
     RULE: "var(--rule)",
@@ -467,33 +389,49 @@ _VARIABLES = {
 }
 
 
-def _page_tag(tag: str, prefix: str) -> str:
-    """A label's > is escaped, so that what is between < and > is matplotlib's own."""
+def _page_tag(tag: str) -> str:
     if tag.startswith("<svg"):
         box = cast("re.Match[str]", re.search(r'viewBox="[^"]*"', tag))[0]
         return f'<svg {box} aria-hidden="true" focusable="false">'
-    tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
-    tag = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", tag)
+    tag = re.sub(r'<g id="[^"]*"', "<g", tag)  # axes_1 and the like, which nothing refers to and every picture has
     tag = re.sub(r'\bd="[^"]*"', lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]), tag)
     tag = re.sub(r"font: ((?:\w+ )*?)([\d.]+)px [^;\"]*", r"font-size: \2px", tag)
     return re.sub(r"#[0-9a-f]{6}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), tag)
 
 
-def save(run: Frames, output: Path, form: str, **arguments: Any) -> str:
-    """Every picture as a file of the folder `output`; what was written. `arguments` are those of `measure`.
+def save(run: Frames, output: Path, form: str, **selection: Any) -> str:
+    """Write every picture, with title and legend, into the folder `output`; return how many they are.
 
     Raises:
         RequestError: the folder cannot be written, or as `measure`.
     """
     written = 0
+    options: dict[str, Any] = {"metadata": {"Date": None}} if form == "svg" else {"dpi": 200}
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for picture in pictures(measure(run, **arguments), alone=True):
-            path = output / f"{picture.file_name}.{form}"
-            with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "poolsweep"}), _quietly():
-                options: dict[str, Any] = {"metadata": {"Date": None}} if form == "svg" else {"dpi": 200}
+        for picture in pictures(measure(run, **selection)):
+            with styled({"svg.hashsalt": "poolsweep"}):
+                _dress(picture)
+                path = output / f"{picture.file_name}.{form}"
                 picture.figure.savefig(path, format=form, facecolor="white", **options)
             written += 1
     except OSError as error:
         raise RequestError.of(f"the pictures cannot be written: {error}; give another --output") from None
     return f"{written} {'picture' if written == 1 else 'pictures'} in {output}"
+
+
+def _dress(picture: Picture) -> None:
+    """Add what a page says once for all of its pictures."""
+    figure = picture.figure
+    cast("ConstrainedLayoutEngine", figure.get_layout_engine()).set(w_pad=0.1, h_pad=0.1)  # inches
+    figure.axes[0].set_title(picture.title)
+    if picture.kind == "differences":
+        return
+    labels = [shorten(pool.name) for pool in picture.pools]
+    is_line = picture.kind == "curves"
+    handles = [Line2D([], [], **pool.line) if is_line else Line2D([], [], lw=0, **pool.mark) for pool in picture.pools]
+    columns = max(1, min(4, int(72 * WIDTH / (44 + 5 * max(map(len, labels))))))  # points, of a line and of a letter
+    box = figure.legend(handles, [" "] * len(handles), loc="outside lower left", ncols=columns)
+    for text, label in zip(box.get_texts(), labels, strict=True):
+        text.set_text(label)  # to older versions of matplotlib a label that begins with _ is none
+    figure.set_figheight(figure.get_figheight() + 0.18 * math.ceil(len(labels) / columns))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import textwrap
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -22,17 +21,17 @@ from markupsafe import Markup
 
 from results.frames import Frames
 from results.page import figures
-from results.page.figures import Measured, Pair, Pool
+from results.page.figures import Measured
 from results.store import schema
 from results.store.folder import RunFolder
 from results.table.published import BENCHMARK
-from results.table.render import WITHHELD
+from results.table.render import WITHHELD, is_withheld
 from results.table.trials import MISSING
 from search_spaces.errors import RequestError
 from search_spaces.text import duration, first_line, visible
 
 UNDER_WAY, WAITING = "under way", "waiting"
-ORDER = (
+ORDER = (  # of the list of trials: first those that somebody should look at
     schema.FAILED,
     schema.DIVERGED,
     schema.COLLAPSED,
@@ -43,15 +42,24 @@ ORDER = (
     WITHHELD,
 )
 ERROR = 240  # characters of an error; the log has all of it
+MARKERS = {  # of the pictures, as SVG paths around (0, 0)
+    "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "s": "M-3.6-3.6h7.2v7.2h-7.2z",
+    "^": "M0-4.2L4.2 3.8H-4.2z",
+    "D": "M0-4.8L4.8 0L0 4.8L-4.8 0z",
+    "v": "M0 4.2L4.2-3.8H-4.2z",
+    "P": "M-1.5-4.2h3v2.7h2.7v3h-2.7v2.7h-3v-2.7h-2.7v-3h2.7z",
+    "X": "M-4-2L-2-4L0-2L2-4L4-2L2 0L4 2L2 4L0 2L-2 4L-4 2L-2 0z",
+}
 
 
-def write(run: Frames, output: Path | None = None, **arguments: Any) -> str:
-    """Write the page to `output`, or into the run folder; return where it is. `arguments` are those of `measure`.
+def write(run: Frames, output: Path | None = None, **selection: Any) -> str:
+    """Write the page to `output`, or into the run folder; return where it is. `selection` is that of `measure`.
 
     Raises:
         RequestError: as `Frames.leaderboard`, or the page cannot be written.
     """
-    text = page(run, output.resolve().parent if output else None, **arguments)
+    text = page(run, output.resolve().parent if output else None, **selection)
     try:
         if output is None:
             run.folder.report.write(text.encode())
@@ -63,15 +71,17 @@ def write(run: Frames, output: Path | None = None, **arguments: Any) -> str:
         raise RequestError.of(f"the report cannot be written: {error}; give another --output") from None
 
 
-def page(run: Frames, beside: Path | None = None, **arguments: Any) -> str:
+def page(run: Frames, beside: Path | None = None, **selection: Any) -> str:
     """Return the page, with links to logs that hold in the folder `beside`, the run folder unless given."""
-    measured = figures.measure(run, **arguments)
-    trials = _trials(run, measured, beside)
+    measured = figures.measure(run, **selection)
+    trials = _trials(run.folder, measured, beside)
+    counts = trials["status"].value_counts(sort=False)
+    hidden = measured.frame.groupby(["arch", "dataset"])["hidden"].any()
     grid = run.folder.space.read()
     pictures: dict[str, list[dict[str, Any]]] = {"curves": [], "differences": [], "cost": []}
     for number, picture in enumerate(figures.pictures(measured)):
         drawn = Markup(figures.to_svg(picture, f"f{number}"))  # noqa: S704 - its texts are escaped by matplotlib
-        pictures[picture.kind].append({"title": "-".join(picture.pair), "text": picture.text, "svg": drawn})
+        pictures[picture.kind].append({"title": picture.title, "text": picture.text, "svg": drawn})
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("results.page", "."),
         autoescape=True,
@@ -80,126 +90,51 @@ def page(run: Frames, beside: Path | None = None, **arguments: Any) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )
-    counts = {status: sum(one.status == status for one in trials) for status in ORDER}
+    environment.filters["number"] = lambda value, form: "" if pd.isna(value) else format(value, form)
     return environment.get_template("report.html.jinja").render(
         title=grid.name if grid else run.folder.name,
         now=datetime.now(UTC),
-        facts=_facts(measured, counts),
+        facts={
+            "trials completed": f"{counts[schema.COMPLETED]:,} of {len(trials) - counts[WITHHELD]:,}",
+            "pools": f"{len(measured.pools):,}",
+            "architecture-dataset pairs": f"{len(measured.table.pairs):,}",
+            "seeds": f"{trials['seed'].nunique():,}",
+            "training time": duration(measured.trials["train_s"].sum()),
+        },
         counts={status: count for status, count in counts.items() if count},
-        pairs=[("-".join(pair), _is_hidden(measured, pair)) for pair in measured.table.pairs],
+        pairs=[("-".join(pair), hidden[pair]) for pair in measured.table.pairs],
         groups=[(f"{role}s", [*rows]) for role, rows in groupby(measured.table.rows, lambda row: row.role)],
         footer=[*measured.table.footer, *run.notes()],
-        keys=[_Key.of(pool) for pool in measured.pools],
+        pools=measured.pools,
+        markers=MARKERS,
         palette=figures.COLOURS,
         banded=len(measured.pools) <= figures.BANDS,
         pictures=pictures,
-        trials=trials,
-        provenance=_provenance(run.folder.name, measured.recorded),
+        trials=trials.to_dict("records"),
+        provenance=_provenance(run.folder.name, measured.trials),
     )
 
 
-# Around the table
-
-
-def _is_hidden(measured: Measured, pair: Pair) -> bool:
-    return bool(measured.of(measured.frame, pair)["hidden"].any())
-
-
-def _facts(measured: Measured, counts: dict[str, int]) -> list[tuple[str, str]]:
-    asked = sum(counts.values()) - counts[WITHHELD]
-    spent = float(measured.trials["train_s"].sum())
-    return [
-        ("trials completed", f"{counts[schema.COMPLETED]:,} of {asked:,}"),
-        ("pools", f"{len(measured.pools):,}"),
-        ("architecture-dataset pairs", f"{len(measured.table.pairs):,}"),
-        ("seeds", f"{measured.trials['seed'].nunique():,}"),
-        ("training time", duration(spent)),
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """The line and the marker of a pool in the legend."""
-
-    name: str
-    role: str
-    colour: int
-    dash: str
-    hollow: bool
-    marker: str  # an SVG path around (0, 0)
-
-    @staticmethod
-    def of(pool: Pool) -> _Key:
-        colour = figures.COLOURS.index(pool.colour)
-        dash = " ".join(f"{1.4 * length:g}" for length in pool.dash)
-        return _Key(pool.name, pool.role, colour, dash, pool.fill == figures.PAPER, _MARKERS[pool.marker])
-
-
-_MARKERS = {
-    "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
-    "s": "M-3.6-3.6h7.2v7.2h-7.2z",
-    "^": "M0-4.2L4.2 3.8H-4.2z",
-    "D": "M0-4.8L4.8 0L0 4.8L-4.8 0z",
-    "v": "M0 4.2L4.2-3.8H-4.2z",
-    "P": "M-1.5-4.2h3v2.7h2.7v3h-2.7v2.7h-3v-2.7h-2.7v-3h2.7z",
-    "X": "M-4-2L-2-4L0-2L2-4L4-2L2 0L4 2L2 4L0 2L-2 4L-4 2L-2 0z",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """A line of the list of trials; a field is empty where there is nothing to say."""
-
-    id: str
-    pool: str
-    pair: str
-    seed: int
-    status: str
-    best: str
-    best_epoch: str
-    epochs: str
-    seconds: str
-    attempt: str
-    host: str
-    error: str
-    log: str
-
-
-def _trials(run: Frames, measured: Measured, beside: Path | None) -> list[_Trial]:
-    """Return every trial on record or asked for, first those that somebody should look at."""
+def _trials(folder: RunFolder, measured: Measured, beside: Path | None) -> pd.DataFrame:
+    """Return every trial on record or asked for, in `ORDER`; of those under way, what their epochs say so far."""
     reached = measured.epochs.groupby("trial_id").agg(
-        epochs=("epoch", "max"), s=("epoch_s", "sum"), best=("test_acc", "max")
+        epochs=("epoch", "max"), train_s=("epoch_s", "sum"), best_test_acc=("test_acc", "max")
     )
-    live = reached.to_dict("index")
-    places = {pool.name: pool.place for pool in measured.pools}
-    columns = {pair: place for place, pair in enumerate(measured.table.pairs)}
-    logs = run.folder.logs()
-    found = []
-    for row in measured.trials.to_dict("records"):
-        status = row["status"]
-        so_far = live.get(row["trial_id"], {})
-        if status == MISSING:
-            status = UNDER_WAY if so_far else WAITING
-            cell = measured.table.rows[places[row["name"]]].cells[columns[row["arch"], row["dataset"]]]
-            status = WITHHELD if cell.gaps == WITHHELD and not so_far else status
-        place = (ORDER.index(status), columns[row["arch"], row["dataset"]], places[row["name"]], row["seed"])
-        line = _Trial(
-            id=row["trial_id"],
-            pool=row["name"],
-            pair=f"{row['arch']}-{row['dataset']}",
-            seed=row["seed"],
-            status=status,
-            best=_number(row["best_test_acc"], so_far.get("best"), ".2f"),
-            best_epoch=_number(row["best_epoch"], None, ",.0f"),
-            epochs=_number(row["epochs"], so_far.get("epochs"), ",.0f"),
-            seconds=_number(row["train_s"], so_far.get("s"), ",.0f"),
-            attempt=_number(row["attempt"], None, ".0f"),
-            host=_text(row["host"]),
-            error=figures.shorten(first_line(_text(row["error"])), ERROR),
-            log=_link(run.folder, row["trial_id"], beside) if row["trial_id"] in logs else "",
-        )
-        found.append((place, line))
-    return [line for _, line in sorted(found, key=lambda item: item[0])]
+    trials = measured.trials.set_index("trial_id", drop=False)
+    withheld = {(row.name, row.arch, row.dataset) for row in measured.frame.itertuples() if is_withheld(row)}
+    cell = pd.Series(list(zip(trials["name"], trials["arch"], trials["dataset"], strict=True)), index=trials.index)
+    missing, begun = trials["status"] == MISSING, trials["trial_id"].isin(reached.index)
+    status = trials["status"].mask(missing, WAITING).mask(missing & cell.isin(withheld), WITHHELD)
+    logs = folder.logs()
+    trials = trials.fillna(reached).assign(
+        status=pd.Categorical(status.mask(missing & begun, UNDER_WAY), ORDER),
+        pair=pd.Categorical(trials["arch"] + "-" + trials["dataset"], measured.table.columns),
+        name=pd.Categorical(trials["name"], [pool.name for pool in measured.pools]),
+        host=trials["host"].fillna(""),
+        error=[textwrap.shorten(first_line(one), ERROR, placeholder=" …") for one in trials["error"].fillna("")],
+        log=[_link(folder, one, beside) if one in logs else "" for one in trials["trial_id"]],
+    )
+    return trials.sort_values(["status", "pair", "name", "seed"])
 
 
 def _link(folder: RunFolder, trial_id: str, beside: Path | None) -> str:
@@ -212,38 +147,34 @@ def _link(folder: RunFolder, trial_id: str, beside: Path | None) -> str:
     return quote(os.path.relpath(folder.path / log, beside).replace(os.sep, "/"))
 
 
-def _number(value: Any, otherwise: Any, form: str) -> str:
-    """Spell a value as it is on record, or as the epochs so far say; nothing if neither knows."""
-    known = next((one for one in (value, otherwise) if one is not None and not pd.isna(one)), None)
-    return "" if known is None else format(float(known), form)
+def _provenance(name: str, trials: pd.DataFrame) -> dict[str, list[str]]:
+    """Return {what: its values} under which everything here was measured."""
+    trials = trials[trials["status"] != MISSING].convert_dtypes()  # whole numbers beside nulls are floats
 
+    def distinct(column: str) -> list[str]:
+        return [str(value) for value in trials[column].dropna().unique()]
 
-def _text(value: Any) -> str:
-    return "" if value is None or pd.isna(value) else str(value)
+    def counted(column: str) -> list[str]:
+        counts = trials[column].value_counts()
+        return [f"{value} ({count} {'trial' if count == 1 else 'trials'})" for value, count in counts.items()]
 
-
-def _provenance(name: str, trials: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Return [(what, its values)] under which everything here was measured."""
+    entries = {
+        "run folder": [name],
+        "recipe": [_spell_json(text) for text in distinct("recipe")],
+        "trainer": [f"made after {BENCHMARK}"],
+        "protocol": distinct("protocol"),
+        "versions": [_spell_json(text) for text in distinct("versions")],
+        "devices": counted("device"),
+        "torch.compile": [{"True": "yes", "False": "no"}[one] for one in distinct("compiled")],
+        "hosts": counted("host"),
+        "git commits": distinct("git_commit"),
+        "when": [],
+        "schema version": distinct("schema_version"),
+    }
     started, finished = trials["started_at"].min(), trials["finished_at"].max()
-    span = (
-        [f"{started:%Y-%m-%d %H:%M} to {finished:%Y-%m-%d %H:%M} UTC"]
-        if pd.notna(started) and pd.notna(finished)
-        else []
-    )
-    entries = [
-        ("run folder", [name]),
-        ("recipe", [_spell_json(text) for text in _distinct(trials["recipe"])]),
-        ("trainer", [f"made after {BENCHMARK}"]),
-        ("protocol", _distinct(trials["protocol"])),
-        ("versions", [_spell_json(text) for text in _distinct(trials["versions"])]),
-        ("devices", _counted(trials["device"])),
-        ("torch.compile", [{"True": "yes", "False": "no"}.get(one, one) for one in _distinct(trials["compiled"])]),
-        ("hosts", _counted(trials["host"])),
-        ("git commits", _distinct(trials["git_commit"])),
-        ("when", span),
-        ("schema version", _distinct(trials["schema_version"])),
-    ]
-    return [(what, values or ["not on record"]) for what, values in entries]
+    if pd.notna(started) and pd.notna(finished):
+        entries["when"] = [f"{started:%Y-%m-%d %H:%M} to {finished:%Y-%m-%d %H:%M} UTC"]
+    return {what: values or ["not on record"] for what, values in entries.items()}
 
 
 def _spell_json(text: str) -> str:
@@ -251,17 +182,3 @@ def _spell_json(text: str) -> str:
         return ", ".join(f"{key} {value}" for key, value in json.loads(text).items() if value is not None)
     except (ValueError, AttributeError):
         return text
-
-
-def _distinct(column: Iterable[Any]) -> list[str]:
-    return list(dict.fromkeys(_whole(value) for value in column if value is not None and not pd.isna(value)))
-
-
-def _whole(value: Any) -> str:
-    """Spell a value; an integer column with nulls in it comes as floats."""
-    return f"{value:.0f}" if isinstance(value, float) else str(value)
-
-
-def _counted(column: pd.Series) -> Sequence[str]:
-    counts = column.dropna().value_counts()
-    return [f"{value} ({count} {'trial' if count == 1 else 'trials'})" for value, count in counts.items()]
