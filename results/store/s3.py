@@ -26,7 +26,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -34,6 +34,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from results.store import logs
+from results.store.disk import Files
 from results.store.logs import Log, UploadedLog
 from search_spaces.errors import Problem, RequestError, unknown
 
@@ -75,8 +76,8 @@ def is_uri(where: object) -> bool:
     return isinstance(where, str) and "://" in where
 
 
-class ObjectStore:
-    """The objects below a URI, as `results.store.disk.Files`. The first request connects.
+class ObjectStore(Files):
+    """The objects below a URI. The first request connects.
 
     Args:
         patience_s: how long a request is tried again.
@@ -94,6 +95,7 @@ class ObjectStore:
         self._login, _, self._place = place.rstrip("/").rpartition("@")
         self._options = dict(parse_qsl(query, keep_blank_values=True))
         self._patience_s = patience_s
+        self.name = self._place.rpartition("/")[2]
         self.where = f"s3://{place.rstrip('/')}{f'?{query}' if query else ''}"
         if scheme != "s3":
             raise RequestError.of(f"{unknown('store', f'{scheme}://', ['s3://'])}, or a path on a disk")
@@ -103,20 +105,10 @@ class ObjectStore:
         if strange := [name for name in self._options if name not in S3_OPTIONS]:
             raise RequestError.of(f"{self.spell()}: {unknown('option', strange[0], S3_OPTIONS)}")
 
-    @property
-    def name(self) -> str:
-        return self._place.rpartition("/")[2]
-
     def spell(self, name: str = "") -> str:
         path = "/".join(filter(None, (self._place, name)))
         shown = urlencode({name: self._options[name] for name in S3_OPTIONS if name in self._options}, safe=":/")
         return f"s3://{path}{shown and f'?{shown}'}"
-
-    def create(self, folders: Sequence[str]) -> None:
-        """Do nothing: an object needs no folder."""
-
-    def discard_if_empty(self) -> None:
-        """Do nothing: `create` has made nothing."""
 
     def read(self, name: str) -> bytes:
         return self._ask(name, _read)
@@ -179,10 +171,6 @@ class ObjectStore:
     def modified(self, name: str) -> float | None:
         when = self._about(name).mtime
         return when and when.timestamp()
-
-    def leftovers(self, older_s: float) -> list[str]:  # noqa: ARG002
-        """Return none: an object that is not complete is not there."""
-        return []
 
     def _about(self, name: str) -> fs.FileInfo:
         return self._ask(name, lambda store, path: store.get_file_info(path))
