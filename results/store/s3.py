@@ -77,10 +77,7 @@ def is_uri(where: object) -> bool:
 
 
 class ObjectStore(Files):
-    """The objects below a URI. The first request connects.
-
-    Args:
-        patience_s: how long a request is tried again.
+    """The objects below a URI. The first request connects, and each is tried again for `patience_s`.
 
     Raises:
         RequestError: it is not the URI of a place in S3.
@@ -149,11 +146,7 @@ class ObjectStore(Files):
         return self._about(name).type == fs.FileType.File
 
     def is_folder(self, name: str) -> bool:
-        """Return whether there is an object below that.
-
-        Raises:
-            StoreError: there is none, for there is no such bucket.
-        """
+        """Return whether there is an object below that; raise a StoreError if there is no such bucket."""
         if self._about(name).type == fs.FileType.Directory:
             return True
         if self._ask("", lambda store, _: store.get_file_info(self._bucket)).type == fs.FileType.NotFound:
@@ -241,10 +234,9 @@ def _read(store: fs.S3FileSystem, path: str) -> bytes:
 
 def _endpoint(options: Mapping[str, str]) -> tuple[str, str | None]:
     """Return (http or https, HOST:PORT) by the URI or the environment; None for Amazon's."""
-    given = (
-        options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    )
-    scheme, _, place = (given or "").rpartition("://")
+    variables = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
+    given = next(filter(None, [options.get("endpoint_override"), *variables]), "")
+    scheme, _, place = given.rpartition("://")
     return options.get("scheme") or scheme or "https", place.rstrip("/") or None
 
 
@@ -266,11 +258,11 @@ def find(pattern: str) -> list[str]:
     fixed = next((at for at, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     tail = f"?{query}" if query else ""
     store = ObjectStore("/".join(parts[:fixed]) + tail)
-    found: list[tuple[str, ...]] = [()]
+    found = [""]
     for part in parts[fixed:]:
-        below = [(*folder, name) for folder in found for name in store.folders("/".join(folder))]
-        found = [folder for folder in below if fnmatch.fnmatchcase(folder[-1], part)]
-    return ["/".join((*parts[:fixed], *folder)) + tail for folder in found]
+        below = [f"{folder}/{name}" for folder in found for name in store.folders(folder[1:])]
+        found = [folder for folder in below if fnmatch.fnmatchcase(folder.rpartition("/")[2], part)]
+    return ["/".join(parts[:fixed]) + folder + tail for folder in found]
 
 
 def is_pattern(uri: str) -> bool:
