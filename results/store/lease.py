@@ -79,19 +79,16 @@ class Driver:
 
 
 class Lease:
-    """This process's lease of a run folder, for the length of the block.
+    """A driver's lease of a run folder, for the length of the block; this process's unless `here` is given.
 
     Attributes:
         token: what workers of this driver show.
         lost_to: who has taken the folder over meanwhile, which happens only to a driver that did not run for
             `DEAD_AFTER_S` (a laptop that slept).
 
-    Args:
-        here: the driver; this process unless given.
-        patience_s: how long a driver on another machine may be silent.
-
     Raises:
-        RequestError: on entering, if the folder is another driver's who lives.
+        RequestError: on entering, if the folder is another driver's who lives. One on another machine is waited for,
+            for `patience_s`.
     """
 
     def __init__(self, run: RunFolder, here: Driver | None = None, patience_s: float = DEAD_AFTER_S):

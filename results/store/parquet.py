@@ -102,11 +102,7 @@ def written(rows: pa.Table, **how: Any) -> pa.Buffer:
 
 
 def opened(file: pa.NativeFile) -> pq.ParquetFile:
-    """Open a Parquet file whose pages are checked when they are read.
-
-    Raises:
-        pa.ArrowInvalid: it is no Parquet file.
-    """
+    """Open a Parquet file whose pages are checked when they are read."""
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
@@ -120,7 +116,7 @@ def whole(files: Files, name: str) -> pa.Table:
     Raises:
         FileNotFoundError: there is no such file.
         WrongColumnsError: its columns are not as declared.
-        pa.ArrowException, OSError, ValueError: it cannot be read.
+        pa.ArrowException, OSError, ValueError, LookupError: it cannot be read.
     """
     wanted = schema.TABLES[name.partition("/")[0]]
     file = opened(pa.BufferReader(files.read(name)))

@@ -4,13 +4,10 @@ An object is there when its upload is complete, so nothing has to be renamed. Ev
 minutes, with pauses that double, each drawn at random so that a hundred workers don't come back at one moment. What
 waiting cannot mend is an error at once, with what to do.
 
-Credentials and the endpoint come from the environment, as for every other tool:
-
-    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or a profile, or the machine's own role
-    AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3   of a store that is not Amazon's
-    AWS_REGION or AWS_DEFAULT_REGION          asked for at Amazon's if neither is set
-
-or from the URI, as pyarrow spells it: `s3://bucket/run?endpoint_override=localhost:9000&scheme=http&region=eu-west-1`.
+Credentials and the endpoint come from the environment, as for every other tool: AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY, a profile, or the machine's own role; AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) of a store other
+than Amazon's; AWS_REGION (or AWS_DEFAULT_REGION), asked for at Amazon's if neither is set. Or they come from the URI,
+as pyarrow spells it: `s3://key:secret@bucket/run?endpoint_override=localhost:9000&scheme=http&region=eu-west-1`.
 """
 
 from __future__ import annotations
