@@ -293,6 +293,7 @@ def test_what_is_no_uri_is_named(uri: str, said: str) -> None:
 def test_an_error_travels_between_processes() -> None:
     error = pickle.loads(pickle.dumps(StoreError("s3://b/run: the store refuses")))
     assert isinstance(error, OSError)
+    assert isinstance(error, RequestError)
     assert str(error) == "s3://b/run: the store refuses"
     assert [problem.what for problem in error.problems] == [str(error)]
 

@@ -196,16 +196,12 @@ def _by_name(allowed: Mapping[str, pa.Array]) -> Callable[[str], bool]:
     texts = {name: set(map(str, allowed[name].to_pylist())) for name in ("trial_id", *_IN_NAME) if name in allowed}
 
     def may_match(name: str) -> bool:
-        if is_merged(name):
-            return True
         own = trial_id(name)
-        if "trial_id" in texts and own not in texts["trial_id"]:
-            return False
+        told = {"trial_id": own}
         parts = own.split("-")
-        if len(parts) != 5:
-            return True
-        told = dict(zip(_IN_NAME, (parts[1], parts[2], parts[3].removeprefix("s")), strict=True))
-        return all(told[name] in texts[name] for name in _IN_NAME if name in texts)
+        if len(parts) == 5:
+            told |= zip(_IN_NAME, (parts[1], parts[2], parts[3].removeprefix("s")), strict=True)
+        return is_merged(name) or all(told[key] in texts[key] for key in told.keys() & texts.keys())
 
     return may_match
 
