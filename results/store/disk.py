@@ -23,26 +23,19 @@ class Files(Protocol):
     """The files of a run folder, by their names in it, with `/` between the parts.
 
     A file is there wholly or not at all, even if its writer is killed. Every failure is an OSError; FileNotFoundError
-    always means that there is no such file.
+    always means that there is no such file. Where folders are not made and writers leave nothing behind, as in a store
+    of objects, the methods for these do nothing.
+
+    Attributes:
+        where: the absolute path or the URI, which finds the same files from any process.
+        name: the last part of it.
+        at_once: how many files to read side by side.
     """
 
-    @property
-    def where(self) -> str:
-        """The absolute path or the URI, which finds the same files from any process."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """The last part of it."""
-        ...
-
-    @property
-    def on_disk(self) -> bool: ...
-
-    @property
-    def at_once(self) -> int:
-        """How many files to read side by side."""
-        ...
+    where: str
+    name: str
+    on_disk: bool
+    at_once: int
 
     def spell(self, name: str = "") -> str:
         """Return the path or the URI of a file for people, without secrets."""
@@ -50,11 +43,9 @@ class Files(Protocol):
 
     def create(self, folders: Sequence[str]) -> None:
         """Make folders, before the first file; they may exist."""
-        ...
 
     def discard_if_empty(self) -> None:
         """Remove what `create` made, if it is empty."""
-        ...
 
     def read(self, name: str) -> bytes: ...
 
@@ -72,7 +63,10 @@ class Files(Protocol):
 
     def log(self, name: str) -> bytes | None:
         """Read a log, with what a writer that was killed on this machine had not saved; None if there is none."""
-        ...
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
 
     def remove(self, name: str) -> None:
         """Remove a file, which may be missing."""
@@ -90,12 +84,12 @@ class Files(Protocol):
         """Return when a file was written, in seconds since 1970; None if there is none."""
         ...
 
-    def leftovers(self, older_s: float) -> list[str]:
+    def leftovers(self, older_s: float) -> list[str]:  # noqa: ARG002
         """List temporary files that are older than that: their writers were killed."""
-        ...
+        return []
 
 
-class Disk:
+class Disk(Files):
     """A folder on a disk that this machine sees."""
 
     on_disk = True
@@ -103,20 +97,11 @@ class Disk:
 
     def __init__(self, path: Path):
         self.path = path.resolve()
-
-    @property
-    def where(self) -> str:
-        return str(self.path)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
+        self.where, self.name = str(self.path), self.path.name
 
     def spell(self, name: str = "") -> str:
         path = self.path / name
-        with contextlib.suppress(ValueError):
-            return str(path.relative_to(Path.cwd()))
-        return str(path)
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
     def create(self, folders: Sequence[str]) -> None:
         for folder in folders:
@@ -153,12 +138,6 @@ class Disk:
 
     def append(self, name: str) -> Log:
         return Log((self.path / name).open("ab"))
-
-    def log(self, name: str) -> bytes | None:
-        try:
-            return self.read(name)
-        except FileNotFoundError:
-            return None
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from results.store.folder import RunFolder
 from search_spaces.errors import RequestError
@@ -63,11 +63,15 @@ class Driver:
 
     @classmethod
     def here(cls, only: Mapping[str, Sequence[str]] | None = None, final: bool = False) -> Driver:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        started = _started(os.getpid()) or ""
-        where = socket.gethostname(), _machine(), os.getpid(), started, since
         return cls(
-            uuid.uuid4().hex, *where, only={key: list(values) for key, values in (only or {}).items()}, final=final
+            token=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            started=_started(os.getpid()) or "",
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+            only={key: list(values) for key, values in (only or {}).items()},
+            final=final,
         )
 
     def __str__(self) -> str:
@@ -75,27 +79,19 @@ class Driver:
 
 
 class Lease:
-    """This process's lease of a run folder, for the length of the block.
+    """A driver's lease of a run folder, for the length of the block; this process's unless `here` is given.
 
     Attributes:
         token: what workers of this driver show.
         lost_to: who has taken the folder over meanwhile, which happens only to a driver that did not run for
             `DEAD_AFTER_S` (a laptop that slept).
 
-    Args:
-        here: the driver; this process unless given.
-        patience_s: how long a driver on another machine may be silent.
-
     Raises:
-        RequestError: on entering, if the folder is another driver's who lives.
+        RequestError: on entering, if the folder is another driver's who lives. One on another machine is waited for,
+            for `patience_s`.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        here: Driver | None = None,
-        patience_s: float = DEAD_AFTER_S,
-    ):
+    def __init__(self, run: RunFolder, here: Driver | None = None, patience_s: float = DEAD_AFTER_S):
         self._run = run
         self._mine = here or Driver.here()
         self._patience_s = patience_s
@@ -107,15 +103,34 @@ class Lease:
         self.lost_to: Driver | None = None
 
     def check(self) -> None:
-        """Whether it would be granted; to be asked early, before anything that takes long.
+        """Look whether it would be granted, before anything that takes long; wait for a sign of another machine.
 
         Raises:
             RequestError: as on entering.
         """
         found = holder(self._run)
-        if found and found != self._dead:
-            refuse_if_alive(found, self._run, self._patience_s)
-            self._dead = found
+        if found is None or found == self._dead:
+            return
+        if found.machine != _machine():
+            self._wait_for_a_sign(found)
+        elif _started(found.pid) == found.started:
+            raise _refusal(self._run, found)
+        else:
+            log.info(f"the run folder {self._run} was left by {found}, which has died; it is taken over")
+        self._dead = found
+
+    def _wait_for_a_sign(self, found: Driver) -> None:
+        patience_s = self._patience_s
+        log.info(f"the run folder {self._run} is held by {found}; waiting {patience_s:.0f} s for a sign of life ...")
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, patience_s / 20))
+            now = holder(self._run)
+            if now is None:
+                return
+            if now != found:
+                raise _refusal(self._run, now)
+        log.info("there was none; it is taken over")
 
     def __enter__(self) -> Self:
         self.check()
@@ -135,14 +150,14 @@ class Lease:
                 self._run.files.remove(NAME)
 
     def stands(self) -> bool:
-        """Whether it is this process's still, looking anew."""
+        """Look anew whether it is still this process's."""
         with self._lock, contextlib.suppress(OSError):
             if (found := holder(self._run)) and found.token != self.token:
                 self.lost_to = found
         return self.lost_to is None
 
     def ask_to_stop(self) -> None:
-        """Tells the workers of this driver to write checkpoints and go.
+        """Tell the workers of this driver to write checkpoints and go.
 
         Raises:
             OSError: it cannot be told.
@@ -202,29 +217,6 @@ def holder(run: RunFolder) -> Driver | None:
         return None
 
 
-def refuse_if_alive(found: Driver, run: RunFolder, patience_s: float) -> None:
-    """Look whether the driver that holds a folder still lives; wait for a sign if it is on another machine.
-
-    Raises:
-        RequestError: it does.
-    """
-    if found.machine == _machine():
-        if _started(found.pid) == found.started:
-            raise _refusal(run, found)
-        log.info(f"the run folder {run} was left by {found}, which has died; it is taken over")
-        return
-    log.info(f"the run folder {run} is held by {found}; waiting {patience_s:.0f} s for a sign of life ...")
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        time.sleep(min(1.0, patience_s / 20))
-        now = holder(run)
-        if now is None:
-            return
-        if now != found:
-            raise _refusal(run, now)
-    log.info("there was none; it is taken over")
-
-
 def _refusal(run: RunFolder, by: Driver | None) -> RequestError:
     return RequestError.of(
         f"the run folder {run} is in use by another sweep: {by or 'one that has just ended'}; wait for it to end, or "
@@ -233,29 +225,21 @@ def _refusal(run: RunFolder, by: Driver | None) -> RequestError:
 
 
 def _machine() -> str:
-    """Where process numbers mean the same: a container has its own, and may have the host's name."""
-    parts: list[Any] = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
-        parts.append(Path("/proc/self/ns/pid").readlink())
-    return " ".join(map(str, parts))
+    """Return where process numbers mean the same: a container has its own, and may have the host's name.
+
+    Without /proc that is nowhere, and heartbeats alone tell who lives.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return uuid.uuid4().hex
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in ticks since boot; None if there is none, or only its remains."""
+    """Return when a process of this machine was started; None if there is none, or only its remains."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
-        return None if Path("/proc/self/stat").exists() or not _exists(pid) else "?"
+        return None
     return None if state in "ZX" else rest[18]
-
-
-def _exists(pid: int) -> bool:
-    """Where there is no /proc."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -15,24 +15,17 @@ from search_spaces import machine
 
 
 class Log(io.TextIOWrapper):
-    """A text file that takes any text and is flushed line by line.
+    """A text file, open for appending, that takes any text and is flushed line by line.
 
     A lone surrogate is written as an escape: what a candidate prints must not raise. `fileno()` is that of a real file,
     so that `faulthandler` can write into it.
-
-    Args:
-        file: open for appending.
     """
 
     def __init__(self, file: BinaryIO):
         super().__init__(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
     def save(self) -> None:
-        """Make visible what was written so far.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Make visible what was written so far."""
         self.flush()
 
 
@@ -42,9 +35,8 @@ class UploadedLog(Log):
     The next writer on this machine finds what a killed one did not upload.
 
     Args:
-        where: the URI of the object.
-        uploaded: its present content.
-        upload: replaces its content.
+        uploaded: the present content of the object at the URI `where`.
+        upload: replaces it.
     """
 
     def __init__(self, where: str, uploaded: bytes, upload: Callable[[bytes], None]):
@@ -85,15 +77,12 @@ def _kept_at(where: str) -> Path:
 
 
 def _opened(path: Path, content: bytes) -> BinaryIO:
-    """Open a file with that content for reading and appending; a nameless one if the cache cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_bytes() != content:
-            path.unlink(missing_ok=True)  # a process that still writes into it keeps its own file
-            path.write_bytes(content)
-        return path.open("ab+")
-    except OSError:
+        path.unlink(missing_ok=True)  # a process that still writes into it keeps its own file
+        file = path.open("ab+")
+    except OSError:  # a cache that cannot be written
         file = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - the log that is made of it closes it
-        file.write(content)
-        file.flush()
-        return file
+    file.write(content)
+    file.flush()
+    return file

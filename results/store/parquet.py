@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -60,13 +59,8 @@ def of_a_sweep(files: Files, folder: str) -> Iterator[None]:
 
 
 def listed(files: Files, folder: str) -> list[str]:
-    """List the Parquet files of a folder, small ones first."""
-    return small_first(f"{folder}/{name}" for name in files.names(folder) if name.endswith(SUFFIX))
-
-
-def small_first(names: Iterable[str]) -> list[str]:
-    """Sort files so that the newer comes first where a trial stands in a file of its own and in a merged one."""
-    return sorted(names, key=is_merged)
+    """List the Parquet files of a folder: first the small ones, which are newer than a merged one with the same."""
+    return sorted((f"{folder}/{name}" for name in files.names(folder) if name.endswith(SUFFIX)), key=is_merged)
 
 
 def concatenated(
@@ -75,17 +69,15 @@ def concatenated(
     """Read the rows of all files, and of merged ones only those with the allowed values."""
     sources = [schema.FILLED_IN_FROM[name] for name in wanted.names if name in schema.FILLED_IN_FROM]
     needed = pa.unify_schemas([wanted, *(pa.schema([schema.TRIALS.field(name)]) for name in sources)])
-    in_files = [name for name in allowed or () if name not in schema.FILLED_IN_FROM]
-    filters = [pc.field(name).isin((allowed or {})[name]) for name in in_files]
-    filter = functools.reduce(operator.and_, filters) if filters else None
-    tables = each(files, functools.partial(_read_file, files, wanted=needed, filters=filter), names)
-    return schema.fill_in(_as_declared(tables, needed)).select(wanted.names).combine_chunks()
+    filters = [(name, "in", values) for name, values in (allowed or {}).items() if name not in schema.FILLED_IN_FROM]
+    tables = each(files, functools.partial(_read_file, files, wanted=needed, filters=filters), names)
+    return as_declared(tables, needed).select(wanted.names)
 
 
-def _as_declared(tables: Iterable[pa.Table], wanted: pa.Schema) -> pa.Table:
-    """Concatenate tables, with nulls for columns that an older version of this project did not write."""
+def as_declared(tables: Iterable[pa.Table], wanted: pa.Schema) -> pa.Table:
+    """Concatenate tables; what an older version of this project did not write is filled in, or null."""
     table = pa.concat_tables([*tables, wanted.empty_table()], promote_options="permissive")
-    return table.select(wanted.names).cast(wanted)
+    return schema.fill_in(table.select(wanted.names).combine_chunks().cast(wanted))
 
 
 def each(files: Files, function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
@@ -110,11 +102,7 @@ def written(rows: pa.Table, **how: Any) -> pa.Buffer:
 
 
 def opened(file: pa.NativeFile) -> pq.ParquetFile:
-    """Open a Parquet file whose pages are checked when they are read.
-
-    Raises:
-        pa.ArrowInvalid: it is no Parquet file.
-    """
+    """Open a Parquet file whose pages are checked when they are read."""
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
@@ -123,26 +111,28 @@ class WrongColumnsError(ValueError):
 
 
 def whole(files: Files, name: str) -> pa.Table:
-    """Read every byte of a file of `trials` or `epochs`.
+    """Read every byte of a file of `trials` or `epochs`, which may lack columns that `as_declared` fills in.
 
     Raises:
         FileNotFoundError: there is no such file.
         WrongColumnsError: its columns are not as declared.
-        pa.ArrowException, OSError, ValueError: it cannot be read.
+        pa.ArrowException, OSError, ValueError, LookupError: it cannot be read.
     """
     wanted = schema.TABLES[name.partition("/")[0]]
     file = opened(pa.BufferReader(files.read(name)))
-    got = {column.name: str(column.type) for column in file.schema_arrow}
-    expected = {column.name: str(column.type) for column in wanted}
-    expected = {key: kind for key, kind in expected.items() if key in got or key not in schema.FILLED_IN_FROM}
-    if wrong := [key for key in {**expected, **got} if expected.get(key) != got.get(key)]:
-        differences = (
-            f"column {key}: expected {expected.get(key, 'none')}, got {got.get(key, 'none')}" for key in wrong
-        )
-        raise WrongColumnsError(", ".join(differences))
-    table = file.read(use_threads=False).replace_schema_metadata(None)
+    found = file.schema_arrow
+    if not found.equals(wanted) and (wrong := ", ".join(_differences(wanted, found))):
+        raise WrongColumnsError(wrong)
+    table = file.read(use_threads=False)
     table.validate(full=True)  # for example that text is UTF-8
-    return schema.fill_in(_as_declared([table], wanted))
+    return table
+
+
+def _differences(wanted: pa.Schema, found: pa.Schema) -> Iterator[str]:
+    for name in dict.fromkeys([*wanted.names, *found.names]):
+        expected, got = (str(one.field(name).type) if name in one.names else "none" for one in (wanted, found))
+        if expected != got and not (got == "none" and name in schema.FILLED_IN_FROM):
+            yield f"column {name}: expected {expected}, got {got}"
 
 
 def is_merged(name: str) -> bool:
@@ -154,12 +144,12 @@ def trial_id(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[0]
 
 
-def _read_file(files: Files, name: str, wanted: pa.Schema, filters: pc.Expression | None) -> pa.Table:
+def _read_file(files: Files, name: str, wanted: pa.Schema, filters: list[tuple[str, str, pa.Array]]) -> pa.Table:
     if not is_merged(name):
         return _read_small(files, name, wanted.names)
 
     def read(file: pa.NativeFile) -> pa.Table:
-        if filters is None:
+        if not filters:
             return opened(file).read(columns=wanted.names)
         # half a second for pyarrow.dataset
         return pq.read_table(file, schema=wanted, filters=filters, page_checksum_verification=True)
@@ -184,12 +174,11 @@ def _named(name: str, read: Callable[[], pa.Table]) -> pa.Table:
 
 def _allowed_values(whole: pa.Schema, columns: Sequence[str], where: Where) -> dict[str, pa.Array]:
     """Return `where` with its values as arrays of their columns' types."""
-    problems = [Problem(name, f"no such column; {did_you_mean(name, whole.names)}") for name in columns]
-    problems = [problem for problem in problems if problem.where not in whole.names]
+    wrong = [name for name in dict.fromkeys([*columns, *where]) if name not in whole.names]
+    problems = [Problem(name, f"no such column; {did_you_mean(name, whole.names)}") for name in wrong]
     allowed = {}
     for name, given in where.items():
-        if name not in whole.names:
-            problems.append(Problem(name, f"no such column; {did_you_mean(name, whole.names)}"))
+        if name in wrong:
             continue
         several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
         kind = whole.field(name).type
@@ -207,16 +196,12 @@ def _by_name(allowed: Mapping[str, pa.Array]) -> Callable[[str], bool]:
     texts = {name: set(map(str, allowed[name].to_pylist())) for name in ("trial_id", *_IN_NAME) if name in allowed}
 
     def may_match(name: str) -> bool:
-        if is_merged(name):
-            return True
         own = trial_id(name)
-        if "trial_id" in texts and own not in texts["trial_id"]:
-            return False
+        told = {"trial_id": own}
         parts = own.split("-")
-        if len(parts) != 5:
-            return True
-        told = dict(zip(_IN_NAME, (parts[1], parts[2], parts[3].removeprefix("s")), strict=True))
-        return all(told[name] in texts[name] for name in _IN_NAME if name in texts)
+        if len(parts) == 5:
+            told |= zip(_IN_NAME, (parts[1], parts[2], parts[3].removeprefix("s")), strict=True)
+        return is_merged(name) or all(told[key] in texts[key] for key in told.keys() & texts.keys())
 
     return may_match
 

@@ -4,13 +4,10 @@ An object is there when its upload is complete, so nothing has to be renamed. Ev
 minutes, with pauses that double, each drawn at random so that a hundred workers don't come back at one moment. What
 waiting cannot mend is an error at once, with what to do.
 
-Credentials and the endpoint come from the environment, as for every other tool:
-
-    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or a profile, or the machine's own role
-    AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3   of a store that is not Amazon's
-    AWS_REGION or AWS_DEFAULT_REGION          asked for at Amazon's if neither is set
-
-or from the URI, as pyarrow spells it: `s3://bucket/run?endpoint_override=localhost:9000&scheme=http&region=eu-west-1`.
+Credentials and the endpoint come from the environment, as for every other tool: AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY, a profile, or the machine's own role; AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) of a store other
+than Amazon's; AWS_REGION (or AWS_DEFAULT_REGION), asked for at Amazon's if neither is set. Or they come from the URI,
+as pyarrow spells it: `s3://key:secret@bucket/run?endpoint_override=localhost:9000&scheme=http&region=eu-west-1`.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -34,6 +31,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from results.store import logs
+from results.store.disk import Files
 from results.store.logs import Log, UploadedLog
 from search_spaces.errors import Problem, RequestError, unknown
 
@@ -75,11 +73,8 @@ def is_uri(where: object) -> bool:
     return isinstance(where, str) and "://" in where
 
 
-class ObjectStore:
-    """The objects below a URI, as `results.store.disk.Files`. The first request connects.
-
-    Args:
-        patience_s: how long a request is tried again.
+class ObjectStore(Files):
+    """The objects below a URI. The first request connects, and each is tried again for `patience_s`.
 
     Raises:
         RequestError: it is not the URI of a place in S3.
@@ -94,6 +89,7 @@ class ObjectStore:
         self._login, _, self._place = place.rstrip("/").rpartition("@")
         self._options = dict(parse_qsl(query, keep_blank_values=True))
         self._patience_s = patience_s
+        self.name = self._place.rpartition("/")[2]
         self.where = f"s3://{place.rstrip('/')}{f'?{query}' if query else ''}"
         if scheme != "s3":
             raise RequestError.of(f"{unknown('store', f'{scheme}://', ['s3://'])}, or a path on a disk")
@@ -103,20 +99,10 @@ class ObjectStore:
         if strange := [name for name in self._options if name not in S3_OPTIONS]:
             raise RequestError.of(f"{self.spell()}: {unknown('option', strange[0], S3_OPTIONS)}")
 
-    @property
-    def name(self) -> str:
-        return self._place.rpartition("/")[2]
-
     def spell(self, name: str = "") -> str:
         path = "/".join(filter(None, (self._place, name)))
         shown = urlencode({name: self._options[name] for name in S3_OPTIONS if name in self._options}, safe=":/")
         return f"s3://{path}{shown and f'?{shown}'}"
-
-    def create(self, folders: Sequence[str]) -> None:
-        """Do nothing: an object needs no folder."""
-
-    def discard_if_empty(self) -> None:
-        """Do nothing: `create` has made nothing."""
 
     def read(self, name: str) -> bytes:
         return self._ask(name, _read)
@@ -157,11 +143,7 @@ class ObjectStore:
         return self._about(name).type == fs.FileType.File
 
     def is_folder(self, name: str) -> bool:
-        """Return whether there is an object below that.
-
-        Raises:
-            StoreError: there is none, for there is no such bucket.
-        """
+        """Return whether there is an object below that; raise a StoreError if there is no such bucket."""
         if self._about(name).type == fs.FileType.Directory:
             return True
         if self._ask("", lambda store, _: store.get_file_info(self._bucket)).type == fs.FileType.NotFound:
@@ -179,10 +161,6 @@ class ObjectStore:
     def modified(self, name: str) -> float | None:
         when = self._about(name).mtime
         return when and when.timestamp()
-
-    def leftovers(self, older_s: float) -> list[str]:  # noqa: ARG002
-        """Return none: an object that is not complete is not there."""
-        return []
 
     def _about(self, name: str) -> fs.FileInfo:
         return self._ask(name, lambda store, path: store.get_file_info(path))
@@ -253,10 +231,9 @@ def _read(store: fs.S3FileSystem, path: str) -> bytes:
 
 def _endpoint(options: Mapping[str, str]) -> tuple[str, str | None]:
     """Return (http or https, HOST:PORT) by the URI or the environment; None for Amazon's."""
-    given = (
-        options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    )
-    scheme, _, place = (given or "").rpartition("://")
+    variables = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
+    given = next(filter(None, [options.get("endpoint_override"), *variables]), "")
+    scheme, _, place = given.rpartition("://")
     return options.get("scheme") or scheme or "https", place.rstrip("/") or None
 
 
@@ -278,11 +255,11 @@ def find(pattern: str) -> list[str]:
     fixed = next((at for at, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     tail = f"?{query}" if query else ""
     store = ObjectStore("/".join(parts[:fixed]) + tail)
-    found: list[tuple[str, ...]] = [()]
+    found = [""]
     for part in parts[fixed:]:
-        below = [(*folder, name) for folder in found for name in store.folders("/".join(folder))]
-        found = [folder for folder in below if fnmatch.fnmatchcase(folder[-1], part)]
-    return ["/".join((*parts[:fixed], *folder)) + tail for folder in found]
+        below = [f"{folder}/{name}" for folder in found for name in store.folders(folder[1:])]
+        found = [folder for folder in below if fnmatch.fnmatchcase(folder.rpartition("/")[2], part)]
+    return ["/".join(parts[:fixed]) + folder + tail for folder in found]
 
 
 def is_pattern(uri: str) -> bool:

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ _IDENTITY = ("trial_id", "pool", "pool_name", "pool_params", "arch", "dataset", 
 _NEVER_NULL = (*_IDENTITY, "role", "hidden", "status", "schema_version")
 _FOLDERS = ("trials", "epochs", "attempts", "checkpoints", "weights", "logs", "cam")
 _UNNEEDED = "nothing needs it: set it aside (--set-aside)"
+_Fault = tuple[str, str, str]  # kind of finding, trial id, what is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +84,29 @@ def audit(run: RunFolder) -> Audit:
     own = [f"{folder}/{name}" for folder in _FOLDERS for name in run.files.names(folder)]
     findings: list[Finding] = []
     grid, pools = _documents(run, findings)
-    trials, twice = _read(run.files, "trials", own, findings)
-    epochs, twice_too = _read(run.files, "epochs", own, findings)
-    rows = {row["trial_id"]: row for row in trials.to_pylist()}
+    trials, twice = _read(run.files, "trials", findings)
+    epochs, twice_too = _read(run.files, "epochs", findings)
     damaged = {one.name for one in findings}
-    for row in rows.values():
+    rows = trials.to_pylist()
+    for row in rows:
         findings += _check_row(row, pools)
     findings += _check_epochs(epochs, trials, damaged)
-    known = {*rows, *(parquet.trial_id(name) for name in damaged if name.startswith("trials/"))}
-    begun = {folder: {parquet.trial_id(name) for name in own if name.startswith(folder)} for folder in _FOLDERS}
-    checkpoints = begun["checkpoints"]
-    going_on = ({planned.trial.id for planned in grid or ()} | checkpoints) - known
+
+    status = {row["trial_id"]: row["status"] for row in rows}
+    known = {*status, *(parquet.trial_id(name) for name in damaged if name.startswith("trials/"))}
+    resumable = {parquet.trial_id(name) for name in own if name.startswith("checkpoints/")}
+    going_on = ({planned.trial.id for planned in grid or ()} | resumable) - known
     if not any(parquet.is_merged(name) or name == "space.yaml" for name in damaged):  # else nobody can say
         what = f"its trial has no row, no checkpoint to go on from, and no place in space.yaml; {_UNNEEDED}"
         needed = {*known, *going_on, parquet.trial_id(parquet.MERGED)}
         orphans = [name for name in own if parquet.trial_id(name) not in needed]
         findings += [Finding("orphan", name, what, (name,)) for name in orphans if name not in damaged]
-    ended = {trial_id for trial_id in checkpoints & rows.keys() if rows[trial_id]["status"] in schema.TRAINED}
     leftovers = dict.fromkeys(run.files.leftovers(0.0), "its writer was killed")
-    leftovers |= {f"checkpoints/{trial_id}.pt": "its trial has ended" for trial_id in ended}
+    passing = [name for name in own if name.startswith(("checkpoints/", "attempts/"))]  # as `RunFolder.tidy`
+    ended = [name for name in passing if status.get(parquet.trial_id(name)) in schema.TRAINED]
+    leftovers |= dict.fromkeys(ended, "its trial has ended")
     findings += [Finding("leftover", name, f"{why}; {_UNNEEDED}", (name,)) for name, why in leftovers.items()]
-    unfinished = len(going_on & (checkpoints | begun["epochs"]))
+    unfinished = len(going_on & set(map(parquet.trial_id, own)))
     return Audit(tuple(sorted(findings)), len(rows), len(epochs), unfinished, len(twice | twice_too))
 
 
@@ -129,26 +132,28 @@ def _documents(run: RunFolder, findings: list[Finding]) -> tuple[Grid | None, Ma
     return grid, {pool.key: pool for pool in [*asked, *found.get(run.pools.name, ())]}
 
 
-def _read(files: Files, folder: str, own: Sequence[str], findings: list[Finding]) -> tuple[pa.Table, set[str]]:
+def _read(files: Files, folder: str, findings: list[Finding]) -> tuple[pa.Table, set[str]]:
     """Read each trial or epochs from the first file that has it, with a column `file`; and what several files have."""
-    names = parquet.small_first(name for name in own if name.startswith(f"{folder}/") and name.endswith(parquet.SUFFIX))
-    tables = [schema.TABLES[folder].append(pa.field("file", pa.string())).empty_table()]
+    names = parquet.listed(files, folder)
+    sound: dict[str, pa.Table] = {}
     for name, found in zip(names, parquet.each(files, functools.partial(_open, files), names), strict=True):
         if isinstance(found, Finding):
             findings.append(found)
         elif found is not None:
-            tables.append(found.append_column("file", pa.repeat(name, len(found))))
-    table = pa.concat_tables(tables).combine_chunks()
+            sound[name] = found
+    file_of = [pa.repeat(name, len(found)) for name, found in sound.items()]
+    table = parquet.as_declared(sound.values(), schema.TABLES[folder])
+    table = table.append_column("file", pa.chunked_array(file_of, pa.string()))
     places = table.select(["trial_id", "file"]).to_pandas()
     files_of = places.drop_duplicates()
     first = files_of.drop_duplicates("trial_id").set_index("trial_id")["file"]
     again = files_of[files_of["trial_id"].duplicated()]
     several = table.filter(pa.array(places["trial_id"].isin(again["trial_id"]))).to_pandas()
-    hashes = pd.util.hash_pandas_object(several.drop(columns="file"), index=False)
-    hash_of = hashes.groupby([several["trial_id"], several["file"]]).sum()
+    is_alike = several.duplicated(schema.TABLES[folder].names, keep=False)
+    differing = set(several["trial_id"][~is_alike])
     for trial_id, name in again.itertuples(index=False):
-        before = first[trial_id]
-        if hash_of[trial_id, name] != hash_of[trial_id, before]:
+        if trial_id in differing:
+            before = first[trial_id]
             what = f"{trial_id} stands in {before} too, and differs; keep one (--set-aside moves the small file)"
             findings.append(Finding("twice", name, what, () if parquet.is_merged(before) else (before,)))
     return table.filter(pa.array(places["file"] == places["trial_id"].map(first))), set(again["trial_id"])
@@ -162,7 +167,7 @@ def _open(files: Files, name: str) -> pa.Table | Finding | None:
         return None
     except StoreError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         kind = "schema" if isinstance(error, parquet.WrongColumnsError) else "unreadable"
         return Finding(kind, name, f"{first_line(error)}; {RESTORE}", (name,))
     ids, trial_id = table["trial_id"].to_pylist(), parquet.trial_id(name)
@@ -211,42 +216,46 @@ def _recipe(text: str) -> Recipe | None:
 
 def _check_epochs(epochs: pa.Table, trials: pa.Table, damaged: set[str]) -> Iterator[Finding]:
     """Yield what is wrong with epochs, and with rows of trained trials that do not follow from them."""
-    rows = epochs.to_pandas()
-    rows["number"] = rows.groupby("trial_id").cumcount() + 1
-    has_null = np.logical_or.reduce([column.is_null().to_numpy() for column in epochs.columns])
-    wrong = has_null | rows["test_acc"].isna() | (rows["epoch"] != rows["number"])
-    bad = rows[wrong].drop_duplicates("trial_id").set_index("trial_id")
-    say = "expected epoch {} with all its values, got epoch {}".format
-    faults = [("epochs", bad_id, say(*epoch)) for bad_id, *epoch in bad[["number", "epoch"]].itertuples()]
+    by_epoch, by_trial = epochs.to_pandas(), trials.to_pandas().drop_duplicates("trial_id").set_index("trial_id")
+    by_epoch["has_null"] = np.logical_or.reduce([column.is_null().to_numpy() for column in epochs.columns])
+    trained = by_trial[by_trial["status"].isin(schema.TRAINED)]
+    faults = [*_wrong_epochs(by_epoch)]
+    sane = by_epoch[~by_epoch["trial_id"].isin([trial_id for _, trial_id, _ in faults])]
+    faults += _wrong_summaries(sane, trained)
+    if not any(name.startswith(f"epochs/{parquet.MERGED}") for name in damaged):
+        missing = trained.index[trained["epochs"] > 0].difference(by_epoch["trial_id"])
+        missing = [one for one in missing if f"epochs/{one}.parquet" not in damaged]
+        faults += [("epochs", one, "none of its epochs is on record") for one in missing]
+    file_of = by_epoch.drop_duplicates("trial_id").set_index("trial_id")["file"]
+    for kind, trial_id, what in faults:
+        names = [place[trial_id] for place in (file_of, by_trial["file"]) if trial_id in place]
+        yield Finding.of_trial(kind, trial_id, what, *names)
 
-    sane = rows[~rows["trial_id"].isin(bad.index)]
-    by_trial = sane.groupby("trial_id")
-    last = sane.drop_duplicates("trial_id", keep="last").set_index("trial_id")
-    best = sane.loc[by_trial["test_acc"].idxmax()].set_index("trial_id")  # the first of several
-    expected = last[["epoch", *FINAL]].add_prefix("final_").rename(columns={"final_epoch": "epochs"})
-    expected = expected.assign(
-        best_test_acc=best["test_acc"], best_epoch=best["epoch"], train_s=by_trial["epoch_s"].sum()
-    )
-    said = trials.to_pandas().drop_duplicates("trial_id").set_index("trial_id")
-    trained = said[said["status"].isin(schema.TRAINED)]
+
+def _wrong_epochs(epochs: pd.DataFrame) -> Iterator[_Fault]:
+    number = epochs.groupby("trial_id").cumcount() + 1
+    is_wrong = epochs["has_null"] | epochs["test_acc"].isna() | (epochs["epoch"] != number)
+    first = epochs.assign(number=number)[is_wrong].drop_duplicates("trial_id")
+    for trial_id, expected, got in first[["trial_id", "number", "epoch"]].itertuples(index=False):
+        yield "epochs", trial_id, f"expected epoch {expected} with all its values, got epoch {got}"
+
+
+def _wrong_summaries(epochs: pd.DataFrame, trained: pd.DataFrame) -> Iterator[_Fault]:
+    by_trial = epochs.groupby("trial_id")
+    best = epochs.loc[by_trial["test_acc"].idxmax()].set_index("trial_id")  # the first of several
+    expected = epochs.drop_duplicates("trial_id", keep="last").set_index("trial_id")[["epoch", *FINAL]]
+    expected = expected.add_prefix("final_").rename(columns={"final_epoch": "epochs"})
+    expected["best_test_acc"], expected["best_epoch"] = best["test_acc"], best["epoch"]
+    expected["train_s"] = by_trial["epoch_s"].sum()
     both = trained.index.intersection(expected.index)
     got, expected = trained.loc[both, expected.columns].astype(float), expected.loc[both].astype(float)
     differs = (got != expected) & ~(got.isna() & expected.isna())
-    differs["train_s"] = ~np.isclose(
-        got["train_s"], expected["train_s"], rtol=1e-12, atol=0.0
-    )  # Pythons sum differently
+    differs["train_s"] = ~np.isclose(got["train_s"], expected["train_s"], rtol=1e-12, atol=0.0)  # sums differ in order
     for trial_id in both[differs.any(axis=1)]:
         columns = differs.columns[differs.loc[trial_id]]
         what = [f"{name}: expected {expected.at[trial_id, name]}, got {got.at[trial_id, name]}" for name in columns]
-        faults.append(("epochs" if "epochs" in columns else "summary", trial_id, ", ".join(what)))
+        yield "epochs" if "epochs" in columns else "summary", trial_id, ", ".join(what)
+    status = trained["status"].loc[both]
     has_diverged = ~np.isfinite(expected[["final_train_loss", "final_test_loss"]]).all(axis=1)
-    for trial_id in both[has_diverged != (trained.loc[both, "status"] == schema.DIVERGED)]:
-        faults.append(("summary", trial_id, f"it is {said.at[trial_id, 'status']}, and its last loss says otherwise"))
-    if not any(name.startswith(f"epochs/{parquet.MERGED}") for name in damaged):
-        missing = trained.index[trained["epochs"] > 0].difference(rows["trial_id"])
-        missing = [one for one in missing if f"epochs/{one}.parquet" not in damaged]
-        faults += [("epochs", one, "none of its epochs is on record") for one in missing]
-    file_of = rows.drop_duplicates("trial_id").set_index("trial_id")["file"]
-    for kind, trial_id, what in faults:
-        names = [place[trial_id] for place in (file_of, said["file"]) if trial_id in place]
-        yield Finding.of_trial(kind, trial_id, what, *names)
+    for trial_id in both[has_diverged != (status == schema.DIVERGED)]:
+        yield "summary", trial_id, f"it is {status[trial_id]}, and its last loss says otherwise"
