@@ -44,5 +44,4 @@ def get(name: str) -> Arch:
     Raises:
         RequestError: there is none; names the nearest and lists them all.
     """
-    require("architecture", name, ARCHS)
-    return ARCHS[name]
+    return ARCHS[require("architecture", name, ARCHS)]

@@ -40,5 +40,4 @@ def get(name: str) -> DatasetSpec:
     Raises:
         RequestError: there is none; names the nearest and lists them all.
     """
-    require("dataset", name, DATASETS)
-    return DATASETS[name]
+    return DATASETS[require("dataset", name, DATASETS)]

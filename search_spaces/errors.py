@@ -62,15 +62,15 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
 
 
-def require(kind: str, name: object, choices: Iterable[str], where: str = "") -> None:
-    """Require that a name is one of `choices`.
+def require(kind: str, name: str, choices: Iterable[str], where: str = "") -> str:
+    """Return a name that is one of `choices`.
 
     Raises:
         RequestError: it is none; names the nearest and lists them all.
     """
-    known = list(choices)
-    if name not in known:
+    if name not in (known := list(choices)):
         raise RequestError.of(unknown(kind, name, known), where)
+    return name
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:

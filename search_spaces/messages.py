@@ -13,20 +13,13 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger("poolsweep")
 
 
-class _Handler(logging.Handler):
-    def __init__(self, show: Callable[[str], object]):
-        super().__init__()
-        self._show = show
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._show(self.format(record))
-
-
 @contextlib.contextmanager
 def shown_by(show: Callable[[str], object]) -> Iterator[None]:
     """Hand every line to `show`, and to nobody else, for the length of the block."""
+    handler = logging.Handler()
+    handler.emit = lambda record: show(handler.format(record))
     before = log.handlers[:], log.level, log.propagate
-    log.handlers, log.level, log.propagate = [_Handler(show)], logging.INFO, False
+    log.handlers, log.level, log.propagate = [handler], logging.INFO, False
     try:
         yield
     finally:

@@ -54,7 +54,7 @@ class Recipe:
         Raises:
             RequestError: naming every unknown key and every value out of range.
         """
-        return validate(cls, values, {(): cls})
+        return validate(cls, values, {"": cls})
 
     def to_json(self) -> str:
         """Return the canonical JSON, by which recipes are compared."""
