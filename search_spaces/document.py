@@ -46,11 +46,7 @@ class Document:
         self.data: dict[str, Any] = data or {}
 
     def set(self, override: str) -> None:
-        """Apply `KEY.KEY=VALUE`, the value in YAML.
-
-        Raises:
-            RequestError: as `read_override`, or what is above the key is no mapping.
-        """
+        """Apply `KEY.KEY=VALUE`, the value in YAML; raise a RequestError if that cannot be."""
         key, value = read_override(override)
         at: Any = self.data
         *parents, last = key.split(".")
@@ -77,11 +73,7 @@ class Document:
 
 
 def read_override(override: str) -> tuple[str, Any]:
-    """Return the key and the value of `KEY=VALUE`, the value in YAML.
-
-    Raises:
-        RequestError: it is written otherwise, or the value is no YAML.
-    """
+    """Return the key and the value of `KEY=VALUE`, the value in YAML; raise a RequestError if it is none."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RequestError.of(expected("KEY=VALUE", override))
@@ -92,11 +84,6 @@ def read_override(override: str) -> tuple[str, Any]:
 
 
 def _read(path: Path) -> str:
-    """Return the file's text.
-
-    Raises:
-        RequestError: it cannot be read, is larger than a space can be, or no UTF-8.
-    """
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)

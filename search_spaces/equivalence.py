@@ -36,9 +36,5 @@ class Equivalence:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Return the equivalence that `to_dict` wrote.
-
-        Raises:
-            RequestError: the data is not what `to_dict` makes; says where.
-        """
+        """Return the equivalence that `to_dict` wrote; raise a RequestError if it did not."""
         return validate(cls, data)

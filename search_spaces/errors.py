@@ -63,11 +63,7 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
 
 
 def require(kind: str, name: str, choices: Iterable[str], where: str = "") -> str:
-    """Return a name that is one of `choices`.
-
-    Raises:
-        RequestError: it is none; names the nearest and lists them all.
-    """
+    """Return a name that is one of `choices`; raise a RequestError with the nearest and all of them if it is not."""
     if name not in (known := list(choices)):
         raise RequestError.of(unknown(kind, name, known), where)
     return name
@@ -79,12 +75,10 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
 
 
 def expected(what: str, got: object) -> str:
-    """Return the message for a value that is none of those allowed: `expected a number > 0, got -1`.
-
-    What to do next, where it is not clear from this, follows after a semicolon.
+    """Return the message for a value that is not allowed: `expected a number > 0, got -1`; a hint may follow a `; `.
 
     Args:
-        what: the values that are allowed, as a noun: `a number > 0`, `one of fp32, tf32, bf16`.
+        what: the values that are allowed, as a noun.
         got: the value itself. None is said to be nothing, since people write it by leaving a key empty.
     """
     return f"expected {what}, got {'nothing (null)' if got is None else short(got)}"
@@ -111,9 +105,10 @@ def meant_number(found: object) -> str:
 def meant_boolean(found: object) -> str:
     """Return the same for a boolean: `on` and `yes` were booleans in YAML 1.1, and are text in 1.2."""
     word = str(found).lower()
-    if word in ("on", "yes", "y", "true"):
-        return "; write true"
-    return "; write false" if word in ("off", "no", "n", "false") else ""
+    for meant, words in (("true", "on yes y true"), ("false", "off no n false")):
+        if word in words.split():
+            return f"; write {meant}"
+    return ""
 
 
 def meant_text(found: object) -> str:
@@ -137,11 +132,7 @@ def seconds(text: str) -> float:
 
 
 def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:
-    """Return the results of all attempts, each a place and a function, in order.
-
-    Raises:
-        RequestError: with the problems of all attempts, each at its place; every attempt is made.
-    """
+    """Return the results of all attempts, each a place and a function, or raise the problems of all of them at once."""
     values, problems = [], []
     for where, attempt in attempts:
         try:

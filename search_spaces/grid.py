@@ -138,11 +138,7 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: Any) -> Grid:
-        """Return the grid that `to_dict` wrote.
-
-        Raises:
-            RequestError: the data is not what `to_dict` makes; with every problem.
-        """
+        """Return the grid that `to_dict` wrote; raise a RequestError with every problem if it did not."""
         form = validate(_Form, data, {"recipe": Recipe})
         entries = tuple(Entry(entry.pool(), entry.role) for entry in form.pools)
         grid = cls(form.name, entries, tuple(form.pairs), tuple(form.seeds), form.recipe, form.protocol)

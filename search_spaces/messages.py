@@ -16,8 +16,12 @@ log = logging.getLogger("poolsweep")
 @contextlib.contextmanager
 def shown_by(show: Callable[[str], object]) -> Iterator[None]:
     """Hand every line to `show`, and to nobody else, for the length of the block."""
+
+    def emit(record: logging.LogRecord) -> None:
+        show(handler.format(record))
+
     handler = logging.Handler()
-    handler.emit = lambda record: show(handler.format(record))
+    handler.emit = emit
     before = log.handlers[:], log.level, log.propagate
     log.handlers, log.level, log.propagate = [handler], logging.INFO, False
     try:

@@ -54,12 +54,7 @@ class Pool:
 
     def identity(self) -> dict[str, Any]:
         """Return what makes two pools different pools, as plain data."""
-        return {"pool": self.name, "params": dict(self.params), "source": self.source.sha if self.source else None}
-
-    @property
-    def revision(self) -> str:
-        """The first 8 hex digits of the hash of a user's file; empty for a built-in pool."""
-        return self.source.sha[:8] if self.source else ""
+        return {"pool": self.name, "params": dict(self.params), "source": self.code or None}
 
     @property
     def code(self) -> str:
@@ -67,13 +62,14 @@ class Pool:
         return self.source.sha if self.source else ""
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """(name, parameters, revision), as in a trial's id and row."""
-        return slug(self.name), self.params_json, self.revision
+    def revision(self) -> str:
+        """The first 8 hex digits of `code`."""
+        return self.code[:8]
 
     @property
-    def params_json(self) -> str:
-        return json.dumps(dict(self.params), sort_keys=True)
+    def key(self) -> tuple[str, str, str]:
+        """(name, parameters, revision), as in a trial's id and row."""
+        return slug(self.name), json.dumps(dict(self.params), sort_keys=True), self.revision
 
     def to_dict(self) -> dict[str, Any]:
         source = self.source and _stored(self.source)
@@ -81,11 +77,7 @@ class Pool:
 
     @classmethod
     def from_dict(cls, data: Any) -> Pool:
-        """Return the pool that `to_dict` wrote.
-
-        Raises:
-            RequestError: the data is not what `to_dict` makes; says where.
-        """
+        """Return the pool that `to_dict` wrote; raise a RequestError if it did not."""
         return validate(PoolForm, data).pool()
 
 
@@ -98,16 +90,15 @@ StoredPool = Annotated[Pool, PlainValidator(Pool.from_dict)]
 Place = Annotated[str, check(user_code.is_place, "a path below the pool file's folder")]
 
 
+# Run folders of before packages and data have the module's name.
+_Module = Annotated[Place, BeforeValidator(lambda name: f"{name}".removesuffix(".py") + ".py")]
+
+
 def _decoded(text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError):
         raise RequestError.of(expected("base64", text)) from None
-
-
-def _module_file(name: Any) -> Any:
-    """Return the name of a helper's file; run folders of before packages and data have its module's name."""
-    return f"{name}.py" if isinstance(name, str) and not name.endswith(".py") else name
 
 
 def _file_name(source: Mapping[str, Any]) -> str:
@@ -119,7 +110,7 @@ class _SourceForm(Form):
     class_name: Line
     path: str
     place: Annotated[Place, Field(default_factory=_file_name, validate_default=True)]  # not given before packages
-    helpers: dict[Annotated[Place, BeforeValidator(_module_file)], str] = Field({})
+    helpers: dict[_Module, str] = Field({})
     data: dict[Place, Annotated[bytes, BeforeValidator(_decoded)]] = Field({})
 
     def source(self) -> Source:
@@ -244,13 +235,10 @@ def expand(
         require("pool", name, names())
 
     values = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
-    problems = [Problem(f"params.{key}", "the list of values is empty") for key, some in values.items() if not some]
-    problems += [
-        Problem(f"params.{key}", expected(PLAIN, value))
-        for key, some in values.items()
-        for value in some
-        if not is_plain(value)
-    ]
+    problems = list[Problem]()
+    for key, some in values.items():
+        wrong = [expected(PLAIN, value) for value in some if not is_plain(value)]
+        problems += [Problem(f"params.{key}", what) for what in (wrong if some else ["the list of values is empty"])]
     constructor = signature(source or builtin_source(name))
     problems += constructor.problems_with(name, given)
     if problems:
@@ -263,10 +251,8 @@ def builtin_source(name: str) -> Source:
     """Return the file of a built-in pool, with its one public class."""
     path = BUILT_IN / f"{name}.py"
     text = path.read_text(encoding="utf-8")
-    public = [n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
-    if len(public) != 1:
-        raise RuntimeError(f"{path.name} must hold exactly one public class, got {public}")
-    return Source(text, public[0], str(path))
+    (public,) = (n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))
+    return Source(text, public, str(path))
 
 
 def _read_source(path: Path, class_name: str | None) -> Source:

@@ -15,15 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    SkipValidation,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import PydanticUseDefault
 
 from search_spaces import pool
 from search_spaces.architectures import ARCHS
@@ -52,20 +45,17 @@ MOST_PROBLEMS = 100
 MOST_SIDE_BY_SIDE = 32  # torch has no more streams for a device
 
 
-_MAY_BE_EMPTY = ("recipe", "resources", "params", "loggers")  # `params:` and nothing behind it has none
-
-
-class _Part(Form):
+class _Part(Form, extra="forbid"):
     """A mapping of the file. An unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _left_empty(cls, part: Any) -> Any:
-        if not isinstance(part, Mapping):
-            return part
-        return {key: value for key, value in part.items() if value is not None or key not in _MAY_BE_EMPTY}
+def _default_if_empty(value: Any) -> Any:
+    if value is None:
+        raise PydanticUseDefault
+    return value
+
+
+_MayBeEmpty = BeforeValidator(_default_if_empty)  # `params:` and nothing behind it has none
 
 
 def _is_pack_size(value: Any) -> bool:
@@ -81,6 +71,11 @@ _PackSize = Annotated[
 
 def _one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
     return AfterValidator(lambda name: require(kind, name, choices))
+
+
+_Arch = Annotated[str, _one_of("architecture", ARCHS)]
+_Dataset = Annotated[str, _one_of("dataset", DATASETS)]
+_Logger = Annotated[str, _one_of("logger", LOGGERS)]
 
 
 class Resources(_Part):
@@ -120,7 +115,7 @@ class Options(_Part):
         loggers: those of LOGGERS that get every trial.
     """
 
-    resources: Resources = Resources()
+    resources: Annotated[Resources, _MayBeEmpty] = Resources()
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     max_failures: Annotated[int, Field(ge=0)] = 2
     stall_timeout: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = 3600.0
@@ -128,13 +123,13 @@ class Options(_Part):
     skip_invalid: bool = False
     test_budget: Annotated[int | None, Field(ge=1)] = None
     keep_weights: bool = False
-    loggers: Annotated[tuple[Annotated[str, _one_of("logger", LOGGERS)], ...], Field(strict=False)] = ()
+    loggers: Annotated[tuple[_Logger, ...], Field(strict=False), _MayBeEmpty] = ()
 
 
 class Space(Options):
     """A grid of trials, and how to run it."""
 
-    grid: SkipValidation[Grid]
+    grid: Grid
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
@@ -173,10 +168,6 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
 # The file's form
 
 
-_Arch = Annotated[str, _one_of("architecture", ARCHS)]
-_Dataset = Annotated[str, _one_of("dataset", DATASETS)]
-
-
 class _PairPart(_Part):
     arch: _Arch
     dataset: _Dataset
@@ -190,7 +181,7 @@ class _PoolSpec(_Part, extra="ignore"):
     file: Annotated[str, check(lambda path: path.endswith(".py"), "a path to a .py file")] | None = None
     class_name: Annotated[str | None, Field(alias="class")] = None
     label: Annotated[str | None, Field(min_length=1)] = None
-    params: dict[str, Any] = Field({})
+    params: Annotated[dict[str, Any], _MayBeEmpty] = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -237,7 +228,7 @@ def _meant_otherwise(grid: ParameterGrid) -> Iterator[Problem]:
 
 class _File(Options):
     name: Annotated[str, Field(min_length=1)]
-    recipe: Recipe = Recipe()
+    recipe: Annotated[Recipe, _MayBeEmpty] = Recipe()
     pairs: Annotated[list[_PairPart] | None, Field(min_length=1)] = None
     architectures: Annotated[list[_Arch] | None, Field(min_length=1)] = None
     datasets: Annotated[list[_Dataset] | None, Field(min_length=1)] = None

@@ -112,10 +112,6 @@ def _error(what: str, at: Any) -> yaml.YAMLError:
 
 
 def load(text: str) -> Any:
-    """Return the data of a text; None for an empty one.
-
-    Raises:
-        yaml.YAMLError: as `compose`, or a merge of what is no mapping, or an integer that Python cannot read.
-    """
+    """Return the data of a text, None for an empty one; raise a yaml.YAMLError if it is none."""
     loader, root = compose(text)
     return loader.construct_document(root) if root else None

@@ -78,11 +78,7 @@ def _sha(text: str, beside: Files, place: str) -> str:
 
 
 def read(path: Path) -> tuple[bytes, str, ast.Module]:
-    """Return a Python file's content, its text, and its syntax tree. Respect a byte order mark and a declared encoding.
-
-    Raises:
-        RequestError: the file cannot be read, is too long, or is not Python; says where.
-    """
+    """Return a Python file's content, its text as Python decodes it, and its syntax tree; or raise a RequestError."""
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise RequestError.of(f"the pool file {path} is no file")
