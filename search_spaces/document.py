@@ -23,9 +23,6 @@ _DIGITS = re.compile(r"[0-9]+([eE][-+]?[0-9]+)?")
 _NULL, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:int"
 
 
-Located = tuple[int, Problem]  # with its line in the text; 0 if nobody knows
-
-
 class Document:
     """The data of a YAML file, and the line of each key.
 
@@ -42,7 +39,7 @@ class Document:
         if data is not None and not isinstance(data, dict):
             raise RequestError.of(f"{path}: {expected('a mapping of keys (name, pools, seeds, ...)', data)}")
         if problems:
-            raise RequestError(self._at(*located) for located in problems)
+            raise RequestError(map(self.locate, problems))
         self.data: dict[str, Any] = data or {}
 
     def set(self, override: str) -> None:
@@ -66,9 +63,7 @@ class Document:
 
     def locate(self, problem: Problem) -> Problem:
         """Return the problem with the file in front, and the line of its key."""
-        return self._at(self.line(problem.where), problem)
-
-    def _at(self, line: int, problem: Problem) -> Problem:
+        line = self.line(problem.where)
         return Problem(f"{self.path}{f':{line}' if line else ''}: {problem.where}".removesuffix(": "), problem.what)
 
 
@@ -79,7 +74,7 @@ def read_override(override: str) -> tuple[str, Any]:
         raise RequestError.of(expected("KEY=VALUE", override))
     value, _, problems = _parse(text)
     if problems:
-        raise RequestError(problem.under(key) for _, problem in problems)
+        raise RequestError(problem.under(key) for problem in problems)
     return key, value
 
 
@@ -99,8 +94,8 @@ def _read(path: Path) -> str:
         raise RequestError.of(what, f"{path}:{line}") from None
 
 
-def _parse(text: str) -> tuple[Any, dict[str, int], list[Located]]:
-    """Return a text's data, the line of every key and item, and what is wrong in it."""
+def _parse(text: str) -> tuple[Any, dict[str, int], list[Problem]]:
+    """Return a text's data, {key or item as in a problem: its line}, and what is wrong."""
     lines: dict[str, int] = {}
     try:
         loader, root = strict_yaml.compose(text)
@@ -108,7 +103,7 @@ def _parse(text: str) -> tuple[Any, dict[str, int], list[Located]]:
         return loader.construct_document(root) if root else None, lines, problems
     except yaml.YAMLError as error:
         line, what = _not_yaml(error, text)
-        return None, lines, [(line, Problem("", f"is not YAML: {what}"))]
+        return None, {"": line}, [Problem("", f"is not YAML: {what}")]
 
 
 def _not_yaml(error: yaml.YAMLError, text: str) -> tuple[int, str]:
@@ -150,11 +145,12 @@ def _no_space(where: str, character: str) -> str:
     return f"got U+{ord(character):04X} {name} in {short(where)}; replace it by an ordinary space, or quote the text"
 
 
-def _walk(node: yaml.Node | None, where: str, lines: dict[str, int]) -> Iterator[Located]:
+def _walk(node: yaml.Node | None, where: str, lines: dict[str, int]) -> Iterator[Problem]:
     """Yield what is wrong in a node; note the line of every key and item."""
     if isinstance(node, yaml.ScalarNode):
         if what := _wrong_with(node, _TAKEN_FOR_A_SPACE):
-            yield node.start_mark.line + 1, Problem(where, what)
+            lines[where] = node.start_mark.line + 1
+            yield Problem(where, what)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines[f"{where}[{index}]"] = item.start_mark.line + 1
@@ -168,15 +164,16 @@ def _walk(node: yaml.Node | None, where: str, lines: dict[str, int]) -> Iterator
             name, line = key.value, key.start_mark.line + 1
             if whole and not value.value and value.tag == _NULL and _DIGITS.fullmatch(name):  # {lr: 0,02}
                 text = f"{whole},{name}"
-                yield line, Problem(here, f"got {text}, and a comma begins the next key{meant_number(text)}")
+                yield Problem(here, f"got {text}, and a comma begins the next key{meant_number(text)}")
                 continue
             here = f"{where}.{name}" if where else name
             whole = value.value if node.flow_style and value.tag == _INT else ""
+            lines[here] = line
             if what := _wrong_with(key, _NO_SPACE):
-                yield line, Problem(here, f"as a key: {what}")
+                yield Problem(here, f"as a key: {what}")
             if name in seen:
-                yield line, Problem(here, f"stands twice, on lines {seen[name]} and {line}; keep one")
-            seen[name] = lines[here] = line
+                yield Problem(here, f"stands twice, on lines {seen[name]} and {line}; keep one")
+            seen[name] = line
             yield from _walk(value, here, lines)
 
 

@@ -120,19 +120,6 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> Non
         pool.expand(str(path))
 
 
-def test_the_name_of_the_file_is_in_the_traceback(tmp_path: Path) -> None:
-    import traceback
-
-    path = tmp_path / "raises.py"
-    path.write_text(
-        "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n        return x.nope\n"
-    )
-    (found,) = pool.expand(str(path))
-    with pytest.raises(AttributeError) as caught:
-        pools.build(found, 3)(torch.ones(1))
-    assert "return x.nope" in "".join(traceback.format_exception(caught.value))
-
-
 def test_two_pools_with_one_seed_start_from_one_backbone() -> None:
     first, second = (network.build(pool.expand(name)[0], "resnet20", 10, seed=5) for name in ("gap", "gem"))
     mine, theirs = first.state_dict(), second.state_dict()
@@ -146,51 +133,3 @@ def test_building_a_network_leaves_torchs_generator_alone() -> None:
     state = torch.get_rng_state()
     network.build(pool.expand("gem")[0], "resnet20", 10, seed=1)
     assert torch.equal(state, torch.get_rng_state())
-
-
-HELPED = """
-import torch
-from torch import nn
-import weights
-from . import more
-from .more import offset as shift
-
-class CustomPool(nn.Module):
-    def forward(self, x):
-        from weights import scale  # as late as that
-
-        return x.mean((2, 3)) * scale() + more.offset() + shift() + weights.scale()
-"""
-
-
-@pytest.fixture
-def helped(tmp_path: Path) -> Path:
-    (tmp_path / "helped.py").write_text(HELPED)
-    (tmp_path / "weights.py").write_text("import more\ndef scale(): return 2 * more.offset()\n")
-    (tmp_path / "more.py").write_text("import weights\ndef offset(): return 3.0\n")
-    (tmp_path / "unrelated.py").write_text("raise RuntimeError\n")
-    return tmp_path / "helped.py"
-
-
-def test_modules_beside_the_file_travel_with_it(helped: Path) -> None:
-    found = pool.Pool.from_dict(pool.expand(str(helped))[0].to_dict())
-    assert found.source is not None
-    assert [name for name, _ in found.source.beside] == ["more.py", "weights.py"]
-    for file in helped.parent.glob("*.py"):
-        file.unlink()  # as on another machine
-    assert pools.build(found, 1)(torch.ones(1, 1, 1, 1)).item() == 1 * 6 + 3 + 3 + 6
-
-
-def test_an_edited_helper_is_a_new_revision(helped: Path) -> None:
-    before = pool.expand(str(helped))[0]
-    (helped.parent / "more.py").write_text("import weights\ndef offset(): return 4.0\n")
-    after = pool.expand(str(helped))[0]
-    assert before != after
-    ones = torch.ones(1, 1, 1, 1)
-    assert (pools.build(before, 1)(ones).item(), pools.build(after, 1)(ones).item()) == (18, 24)
-
-
-def test_a_helper_that_is_not_python_is_said(helped: Path) -> None:
-    (helped.parent / "more.py").write_text("def offset(:\n")
-    with pytest.raises(RequestError, match=r"more\.py, line 1 is not Python"):
-        pool.expand(str(helped))
