@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from search_spaces import strict_yaml
-from search_spaces.errors import Problem, RequestError, expected, meant_number, short
+from search_spaces.errors import Problem, RequestError, expected, meant_number, read_at_most, short
 from search_spaces.strict_yaml import MOST_BYTES
 from search_spaces.text import unprintable
 
@@ -24,13 +24,9 @@ _NULL, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:int"
 
 
 class Document:
-    """The data of a YAML file, and the line of each key.
+    """The data of a YAML file, a mapping, and the line of each key.
 
-    Attributes:
-        data: the mapping that the file holds.
-
-    Raises:
-        RequestError: the file is not YAML or no mapping, or has keys twice, or texts with control characters.
+    Raise a RequestError for no YAML, no mapping, keys that stand twice, and texts with control characters.
     """
 
     def __init__(self, path: Path):
@@ -79,13 +75,7 @@ def read_override(override: str) -> tuple[str, Any]:
 
 
 def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise RequestError.of(f"{path} cannot be read: {error.strerror or error}") from None
-    if len(data) > MOST_BYTES:
-        raise RequestError.of(f"{path}: expected at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
+    data = read_at_most(MOST_BYTES, path)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -127,10 +117,7 @@ _HINTS = (  # by what PyYAML says
     ("'\\t' that cannot start", "; indent with spaces, not with tabs"),
     ("that cannot start any token", "; put a text that begins with it in quotes"),
     ("expected ':'", "; a line is `key: value`, with a space after the colon"),
-    (
-        "mapping values are not allowed",
-        "; quote a text that has a colon and a space, or mind the indentation",
-    ),
+    ("mapping values are not allowed", "; quote a text that has a colon and a space, or mind the indentation"),
     ("quoted scalar", "; a quote that opens in line {} is not closed"),
     ("expected ',' or", "; a bracket that opens in line {} is not closed, or a comma is missing"),
     ("while parsing a flow", "; a bracket that opens in line {} is not closed, or a comma is missing"),

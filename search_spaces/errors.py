@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from search_spaces import text
@@ -15,13 +16,11 @@ from search_spaces.text import visible
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault of a request.
+    """One fault of a request. What it quotes is shown on a terminal, so control characters are spelled out.
 
     Attributes:
         where: the path of the key that is wrong (`recipe.lr`, `pools[2].file`); empty for the whole request.
         what: what was expected, what it got, and what to do next.
-
-    Both may quote anything that somebody wrote. They are shown on a terminal, so control characters are spelled out.
     """
 
     where: str
@@ -129,6 +128,20 @@ def seconds(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(expected("a number of seconds > 0", text))
+
+
+def read_at_most(most: int, path: Path, kind: str = "") -> bytes:
+    """Return what a file holds; raise a RequestError if it is none, cannot be read, or has more than `most` bytes."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise RequestError.of(f"{kind}{path} is no file")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise RequestError.of(f"{kind}{path} cannot be read: {error.strerror or type(error).__name__}") from None
+    if len(content) > most:
+        raise RequestError.of(f"{kind}{path} is too long: expected at most {most:,} bytes")
+    return content
 
 
 def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:

@@ -87,8 +87,7 @@ def signature(source: Source) -> Signature:
 def choose_class(tree: ast.Module, wanted: str | None) -> str:
     """Return the name of the pool's class: the one that was named, `CustomPool`, or else the only nn.Module.
 
-    Raises:
-        RequestError: there is no such class, or it is not clear which one is meant.
+    Raise a RequestError if there is none, or if it is not clear which one is meant.
     """
     bound = _bound(tree)
     name = wanted or DEFAULT_CLASS

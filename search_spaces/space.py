@@ -331,11 +331,9 @@ def _too_many(document: Mapping[str, Any], pools: int) -> Problem | None:
 
 def _find(file: Path) -> Path:
     places = [file] if file.is_absolute() else [file, SHIPPED / file]
-    for place in places:
-        if os.path.isfile(place):  # noqa: PTH113 - which says no to a name that is too long, and raises nothing
-            return place
-    if any(map(os.path.exists, places)):
-        raise RequestError.of(f"{file} is no file but a folder, a pipe or a device; give the YAML file")
+    there = [place for place in places if os.path.exists(place)]  # noqa: PTH110 - a name too long is none
+    if there:
+        return next(filter(os.path.isfile, there), there[0])  # another than a file is refused where it is read
     shipped = [path.name for path in SHIPPED.glob("*.yaml")]
     looked = " and ".join(str(place.parent.resolve()) for place in places)
     raise RequestError.of(f"there is no space file {file} (looked in {looked}); {did_you_mean(file.name, shipped)}")

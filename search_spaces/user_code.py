@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from search_spaces.errors import RequestError
+from search_spaces.errors import RequestError, read_at_most
 
 DEFAULT_CLASS = "CustomPool"
 MOST_BYTES = 2**20  # of a file of Python
@@ -79,16 +79,7 @@ def _sha(text: str, beside: Files, place: str) -> str:
 
 def read(path: Path) -> tuple[bytes, str, ast.Module]:
     """Return a Python file's content, its text as Python decodes it, and its syntax tree; or raise a RequestError."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise RequestError.of(f"the pool file {path} is no file")
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError.of(f"the pool file {path} cannot be read: {reason}") from None
-    if len(content) > MOST_BYTES:
-        raise RequestError.of(f"the pool file {path} is too long: expected at most {MOST_BYTES:,} bytes")
+    content = read_at_most(MOST_BYTES, path, "the pool file ")
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         text = re.sub("\r\n?", "\n", content.decode(encoding))
@@ -103,8 +94,7 @@ def read(path: Path) -> tuple[bytes, str, ast.Module]:
 def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
     """Return the file's place, and the files beside it that it needs: its imports, their imports, and data.
 
-    Raises:
-        RequestError: one of these files cannot be read, or all together are too large.
+    Raise a RequestError if one of them cannot be read, or if all together are too large.
     """
     path = path.resolve()  # as Python does for a script
     root = _root(path.parent)

@@ -71,13 +71,10 @@ Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 
 
 def validate(kind: type[T], data: Any, forms: Mapping[str, Any] | None = None) -> T:
-    """Return `data` as a value of the type `kind`.
+    """Return `data` as a value of the type `kind`, or raise a RequestError with every problem, each at its place.
 
     Args:
         forms: {place of a mapping, without indices: its form}, of those that forbid unknown keys.
-
-    Raises:
-        RequestError: with every problem, each at its place.
     """
     try:
         return _adapter(kind).validate_python(data)

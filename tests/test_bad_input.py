@@ -160,7 +160,7 @@ MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
         ('name: "\\u202egap"', "U+202E RIGHT-TO-LEFT OVERRIDE"),
         ('name: "\\ud800"', "it has U+D800"),
         ('"na\\eme": x', "as a key"),
-        (b" " * (50 * 2**20), "expected at most 1,048,576 bytes, got 52,428,800"),
+        (b" " * (50 * 2**20), "is too long: expected at most 1,048,576 bytes"),
     ],
     ids=lambda value: repr(value[:20]),
 )

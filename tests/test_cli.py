@@ -18,7 +18,6 @@ from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from search_spaces.space import Resources
 from trainer.data import torchvision_files
-from trainer.gate import Gate
 
 ROOT = Path(__file__).parents[1]
 SPACE = """
@@ -100,6 +99,7 @@ def test_seconds_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
         ("    def forward(self, x): return x.mean((2, 3), keepdim=True)",
          "check shape: on resnet20's feature map [4, 64, 8, 8], random values, evaluation: it returns [4, 64, 1, 1]"),
         ("    def forward(self, x): import sys; sys.exit(3)", "(the same on vgg11bn)"),
+        ("    def forward(self, x): import os; os._exit(3)", "ended (exit code 3)"),
         ("    import nowhere_to_be_found", "check import: on construction: it raises ModuleNotFoundError"),
     ],
 )  # fmt: skip
@@ -170,23 +170,14 @@ def test_a_plan_says_what_the_last_sweep_found_of_the_pools(command, run: RunFol
     assert "as the last sweep found: vgg11bn: gap and gem start as the same function" in said
 
 
-def test_a_check_runs_the_pools_and_nothing_else(command) -> None:
-    code, said = command("--check")
+def test_a_check_runs_the_pools_and_nothing_else_whatever_they_print(command, tmp_path: Path) -> None:
+    prints = "        import os, sys; print('[1]'); os.write(1, b'junk'); sys.__stdout__.write('more')\n"
+    write_pool(
+        tmp_path / "talks.py", f"    def forward(self, x):\n{prints}        return x.mean((2, 3))\nprint('[1]')\n"
+    )
+    code, said = command("--check", space=SPACE.replace("gem", "{file: talks.py}, gem"))
     assert code == cli.OK
     assert "every pool may be trained" in said
-
-
-@pytest.mark.parametrize(
-    ("asked", "nodes", "gets"),
-    [
-        ({}, [Node(4, 0)], Share(1, 0)),
-        ({}, [Node(4, 0), Node(8, 2)], Share(1, 1)),
-        ({"gpus_per_trial": 0}, [Node(8, 2)], Share(1, 0)),
-        ({"trials_per_gpu": 4, "cpus_per_trial": 2}, [Node(8, 2)], Share(2, 1)),
-    ],
-)
-def test_what_a_trial_gets(asked: dict[str, Any], nodes: list[Node], gets: Share) -> None:
-    assert share(Resources(**asked), nodes) == gets
 
 
 @pytest.mark.parametrize(
@@ -200,6 +191,10 @@ def test_what_a_trial_gets(asked: dict[str, Any], nodes: list[Node], gets: Share
 def test_what_no_single_node_has_is_refused(asked: dict[str, Any], nodes: list[Node], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         share(Resources(**asked), nodes)
+
+
+def test_trials_side_by_side_share_one_gpu() -> None:
+    assert share(Resources(trials_per_gpu=4, cpus_per_trial=2), [Node(8, 2)]) == Share(2, 1)
 
 
 def test_a_cluster_that_is_not_there(command) -> None:
@@ -257,24 +252,3 @@ def test_a_precision_that_is_slow_here_is_warned_of(
 ) -> None:
     warning = slow_precision(precision, archs, cpu_bf16)
     assert (says in warning) if says and warning else warning is says
-
-
-def test_a_candidate_that_ends_the_process_is_named(tmp_path: Path) -> None:
-    (tmp_path / "dies.py").write_text(
-        "import os\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x): os._exit(3)\n"
-    )
-    (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: dies.py}, gem"))
-    with Gate.over(spaces.load(tmp_path / "space.yaml").grid) as gate:
-        report = gate.report
-    with pytest.raises(RequestError, match=r"pool dies, check run: on .*ended \(exit code 3\)"):
-        report.refuse()
-
-
-def test_what_a_candidate_prints_does_not_disturb_its_check(tmp_path: Path) -> None:
-    (tmp_path / "talks.py").write_text(
-        "import os, sys\nfrom torch import nn\nprint('[1]')\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
-        "        os.write(1, b'junk'); sys.__stdout__.write('more')\n        return x.mean((2, 3))\n"
-    )
-    (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: talks.py}, gem"))
-    with Gate.over(spaces.load(tmp_path / "space.yaml").grid) as gate:
-        gate.report.refuse()
