@@ -238,14 +238,13 @@ class _File(Options):
 
 
 def _space(form: _File, grids: Mapping[int, ParameterGrid]) -> Space:
-    if form.pairs is not None:
-        pairs = tuple(Pair(part.arch, part.dataset, part.hidden) for part in form.pairs)
-    else:
-        pairs = tuple(itertools.starmap(Pair, itertools.product(form.architectures or (), form.datasets or ())))
+    product = itertools.product(form.architectures or (), form.datasets or ())  # or pairs: the file has either
+    pairs = [Pair(part.arch, part.dataset, part.hidden) for part in form.pairs or ()]
+    pairs += itertools.starmap(Pair, product)
     entries = tuple(
         Entry(pool, part.role) for part, pools in zip(form.pools, grids.values(), strict=True) for pool in pools
     )
-    grid = Grid(form.name, entries, pairs, tuple(form.seeds), form.recipe)
+    grid = Grid(form.name, entries, tuple(pairs), tuple(form.seeds), form.recipe)
     return Space.model_construct(grid=grid, **{name: getattr(form, name) for name in Options.model_fields})
 
 
