@@ -18,6 +18,7 @@ from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
 from search_spaces.space import Resources
 from trainer.data import torchvision_files
+from trainer.gate import Gate
 
 ROOT = Path(__file__).parents[1]
 SPACE = """
@@ -170,12 +171,8 @@ def test_a_plan_says_what_the_last_sweep_found_of_the_pools(command, run: RunFol
     assert "as the last sweep found: vgg11bn: gap and gem start as the same function" in said
 
 
-def test_a_check_runs_the_pools_and_nothing_else_whatever_they_print(command, tmp_path: Path) -> None:
-    prints = "        import os, sys; print('[1]'); os.write(1, b'junk'); sys.__stdout__.write('more')\n"
-    write_pool(
-        tmp_path / "talks.py", f"    def forward(self, x):\n{prints}        return x.mean((2, 3))\nprint('[1]')\n"
-    )
-    code, said = command("--check", space=SPACE.replace("gem", "{file: talks.py}, gem"))
+def test_a_check_runs_the_pools_and_nothing_else(command) -> None:
+    code, said = command("--check")
     assert code == cli.OK
     assert "every pool may be trained" in said
 
@@ -252,3 +249,13 @@ def test_a_precision_that_is_slow_here_is_warned_of(
 ) -> None:
     warning = slow_precision(precision, archs, cpu_bf16)
     assert (says in warning) if says and warning else warning is says
+
+
+def test_what_a_candidate_prints_does_not_disturb_its_check(tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(
+        "import os, sys\nfrom torch import nn\nprint('[1]')\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
+        "        os.write(1, b'junk'); sys.__stdout__.write('more')\n        return x.mean((2, 3))\n"
+    )
+    (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: talks.py}, gem"))
+    with Gate.over(spaces.load(tmp_path / "space.yaml").grid) as gate:
+        gate.report.refuse()
