@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import re
 import shlex
@@ -115,7 +114,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     run = RunFolder(args.out or Path("runs") / own_slug(space.grid.name))
     if args.final:  # an entry is trained as it was submitted, whatever its file says by now
         entries = (pool for pool, _ in run.submissions.read().values())
-        space = dataclasses.replace(space, grid=space.grid.with_candidates(entries))
+        space = space.model_copy(update={"grid": space.grid.with_candidates(entries)})
     planned = functools.partial(make_plan, space, run, final=args.final, only=only)
     try:
         plan = planned(retry_failed=args.retry_failed)

@@ -39,10 +39,5 @@ ARCHS: dict[str, Arch] = {
 
 
 def get(name: str) -> Arch:
-    """Return the architecture of that name.
-
-    Raises:
-        RequestError: there is none; names the nearest and lists them all.
-    """
-    require("architecture", name, ARCHS)
-    return ARCHS[name]
+    """Return the architecture of that name; raise a RequestError with the nearest if there is none."""
+    return ARCHS[require("architecture", name, ARCHS)]

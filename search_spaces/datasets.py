@@ -35,10 +35,5 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def get(name: str) -> DatasetSpec:
-    """Return what is fixed about the dataset of that name.
-
-    Raises:
-        RequestError: there is none; names the nearest and lists them all.
-    """
-    require("dataset", name, DATASETS)
-    return DATASETS[name]
+    """Return the dataset of that name; raise a RequestError with the nearest if there is none."""
+    return DATASETS[require("dataset", name, DATASETS)]

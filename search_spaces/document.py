@@ -4,59 +4,43 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from search_spaces import strict_yaml
-from search_spaces.errors import Problem, RequestError, expected, meant_number, short
+from search_spaces.errors import Problem, RequestError, expected, meant_number, read_at_most, short
 from search_spaces.strict_yaml import MOST_BYTES
 from search_spaces.text import unprintable
-from search_spaces.validation import KeyPath, spell
 
 # What looks like a space, or like nothing, and is no space to YAML: it comes with what is copied from a page or a PDF.
-_NO_SPACE = "[\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff]"
-_TAKEN_FOR_A_SPACE = re.compile(f"^{_NO_SPACE}|{_NO_SPACE}$|:{_NO_SPACE}|^-{_NO_SPACE}|{_NO_SPACE}#")
+_ODD = "[\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff]"
+_NO_SPACE = re.compile(_ODD)
+_TAKEN_FOR_A_SPACE = re.compile(f"^{_ODD}|{_ODD}$|:{_ODD}|^-{_ODD}|{_ODD}#")
 _DIGITS = re.compile(r"[0-9]+([eE][-+]?[0-9]+)?")
 _NULL, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:int"
 
 
 class Document:
-    """The data of a YAML file, and the line of each key.
+    """The data of a YAML file, a mapping, and the line of each key.
 
-    Attributes:
-        data: the mapping that the file holds.
-
-    Raises:
-        RequestError: the file is not YAML or no mapping, or has keys twice, or texts with control characters.
+    Raise a RequestError for no YAML, no mapping, keys that stand twice, and texts with control characters.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._lines: dict[KeyPath, int] = {}
-        data, problems = _parse(_read(path), self._lines, lambda line, why: f"{path}{line} is not YAML: {why}")
+        data, self._lines, problems = _parse(_read(path))
         if data is not None and not isinstance(data, dict):
             raise RequestError.of(f"{path}: {expected('a mapping of keys (name, pools, seeds, ...)', data)}")
         if problems:
-            raise RequestError(self.locate(problem, at) for at, problem in problems)
+            raise RequestError(map(self.locate, problems))
         self.data: dict[str, Any] = data or {}
 
     def set(self, override: str) -> None:
-        """Apply `KEY.KEY=VALUE`, the value in YAML.
-
-        Raises:
-            RequestError: it is written otherwise, the value is no YAML, or what is above the key is no mapping.
-        """
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise RequestError.of(expected("KEY=VALUE", override), "--set")
-        where = f"--set {key}"
-        refusal = f"{where}: {short(text)} is not a YAML value"
-        value, problems = _parse(text, {}, lambda _, why: f"{refusal}: {why}")
-        if problems:
-            raise RequestError(problem.under(where) for _, problem in problems)
+        """Apply `KEY.KEY=VALUE`, the value in YAML; raise a RequestError if that cannot be."""
+        key, value = read_override(override)
         at: Any = self.data
         *parents, last = key.split(".")
         for parent in parents:
@@ -64,57 +48,52 @@ class Document:
                 at[parent] = {}
             at = at[parent] if isinstance(at, dict) else None
         if not isinstance(at, dict):
-            raise RequestError.of(f"{'.'.join(parents)} is not a mapping, so nothing in it can be set", where)
+            raise RequestError.of(f"{'.'.join(parents)} is not a mapping, so nothing in it can be set", key)
         at[last] = value
 
-    def line(self, path: KeyPath) -> int:
-        """Return the line of a path of keys, or of the nearest key above it that the file has; 0 for the whole file."""
-        while path and path not in self._lines:
-            path = path[:-1]
-        return self._lines[path] if path else 0
+    def line(self, where: str) -> int:
+        """Return the line of a key (`pools[2].name`), or of the nearest above it; 0 if there is none."""
+        while where and where not in self._lines:
+            where = where[: max(where.rfind("."), where.rfind("["), 0)]
+        return self._lines.get(where, 0)
 
-    def locate(self, problem: Problem, path: KeyPath) -> Problem:
-        """Return the problem at a path of keys, with file and line in front."""
-        line = self.line(path)
+    def locate(self, problem: Problem) -> Problem:
+        """Return the problem with the file in front, and the line of its key."""
+        line = self.line(problem.where)
         return Problem(f"{self.path}{f':{line}' if line else ''}: {problem.where}".removesuffix(": "), problem.what)
 
 
-def _read(path: Path) -> str:
-    """Return the file's text.
+def read_override(override: str) -> tuple[str, Any]:
+    """Return the key and the value of `KEY=VALUE`, the value in YAML; raise a RequestError if it is none."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RequestError.of(expected("KEY=VALUE", override))
+    value, _, problems = _parse(text)
+    if problems:
+        raise RequestError(problem.under(key) for problem in problems)
+    return key, value
 
-    Raises:
-        RequestError: it cannot be read, is larger than a space can be, or no UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise RequestError.of(f"{path} cannot be read: {error.strerror or error}") from None
-    if len(data) > MOST_BYTES:
-        raise RequestError.of(f"{path}: expected at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
+
+def _read(path: Path) -> str:
+    data = read_at_most(MOST_BYTES, path)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
         what = f"is not YAML, which is UTF-8 text: got the byte 0x{byte:02x}; save the file as UTF-8"
-        raise RequestError.of(f"{path}:{line} {what}") from None
+        raise RequestError.of(what, f"{path}:{line}") from None
 
 
-def _parse(
-    text: str, lines: dict[KeyPath, int], refusal: Callable[[str, str], str]
-) -> tuple[Any, list[tuple[KeyPath, Problem]]]:
-    """Return a text's data and what is wrong in it; note the line of every key and item in `lines`.
-
-    Raises:
-        RequestError: the text is not YAML; says `refusal` of the line, as `:3` or empty, and the reason.
-    """
+def _parse(text: str) -> tuple[Any, dict[str, int], list[Problem]]:
+    """Return a text's data, {key or item as in a problem: its line}, and what is wrong."""
+    lines: dict[str, int] = {}
     try:
         loader, root = strict_yaml.compose(text)
-        problems = list(_walk(root, (), lines))
-        return loader.construct_document(root) if root else None, problems
+        problems = list(_walk(root, "", lines))
+        return loader.construct_document(root) if root else None, lines, problems
     except yaml.YAMLError as error:
         line, what = _not_yaml(error, text)
-        raise RequestError.of(refusal(f":{line}" if line else "", what)) from None
+        return None, {"": line}, [Problem("", f"is not YAML: {what}")]
 
 
 def _not_yaml(error: yaml.YAMLError, text: str) -> tuple[int, str]:
@@ -125,9 +104,8 @@ def _not_yaml(error: yaml.YAMLError, text: str) -> tuple[int, str]:
     if not isinstance(error, yaml.MarkedYAMLError) or not error.problem_mark:
         return 0, str(error)
     end, begin = error.problem_mark.line, (error.context_mark or error.problem_mark).line
-    lines = text.split("\n")
-    for number, line in enumerate(lines[begin : end + 1], begin + 1):
-        if found := re.search(_NO_SPACE, line):
+    for number, line in enumerate(text.split("\n")[begin : end + 1], begin + 1):
+        if found := _NO_SPACE.search(line):
             return number, _no_space(line, found[0])
     what = " ".join(f"{error.problem}".split())
     what = f"{error.context}, {what}" if what.startswith("but found") else what
@@ -139,10 +117,7 @@ _HINTS = (  # by what PyYAML says
     ("'\\t' that cannot start", "; indent with spaces, not with tabs"),
     ("that cannot start any token", "; put a text that begins with it in quotes"),
     ("expected ':'", "; a line is `key: value`, with a space after the colon"),
-    (
-        "mapping values are not allowed",
-        "; quote a text that has a colon and a space, or mind the indentation",
-    ),
+    ("mapping values are not allowed", "; quote a text that has a colon and a space, or mind the indentation"),
     ("quoted scalar", "; a quote that opens in line {} is not closed"),
     ("expected ',' or", "; a bracket that opens in line {} is not closed, or a comma is missing"),
     ("while parsing a flow", "; a bracket that opens in line {} is not closed, or a comma is missing"),
@@ -157,47 +132,42 @@ def _no_space(where: str, character: str) -> str:
     return f"got U+{ord(character):04X} {name} in {short(where)}; replace it by an ordinary space, or quote the text"
 
 
-def _walk(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[tuple[KeyPath, Problem]]:
-    """Yield what is wrong in a node, each with its path; note the line of every key and item."""
+def _walk(node: yaml.Node | None, where: str, lines: dict[str, int]) -> Iterator[Problem]:
+    """Yield what is wrong in a node; note the line of every key and item."""
     if isinstance(node, yaml.ScalarNode):
-        if what := _wrong_with(node):
-            yield path, Problem(spell(path), what)
+        if what := _wrong_with(node, _TAKEN_FOR_A_SPACE):
+            lines[where] = node.start_mark.line + 1
+            yield Problem(where, what)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            lines[(*path, index)] = item.start_mark.line + 1
-            yield from _walk(item, (*path, index), lines)
+            lines[f"{where}[{index}]"] = item.start_mark.line + 1
+            yield from _walk(item, f"{where}[{index}]", lines)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
-        before, whole = path, ""
+        here, whole = where, ""
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue  # no key of a mapping that can be constructed
             name, line = key.value, key.start_mark.line + 1
-            here = (*path, name)
             if whole and not value.value and value.tag == _NULL and _DIGITS.fullmatch(name):  # {lr: 0,02}
                 text = f"{whole},{name}"
-                what = f"got {text}, and a comma begins the next key{meant_number(text)}"
-                yield before, Problem(spell(before), what)
+                yield Problem(here, f"got {text}, and a comma begins the next key{meant_number(text)}")
                 continue
-            before, whole = here, value.value if node.flow_style and value.tag == _INT else ""
+            here = f"{where}.{name}" if where else name
+            whole = value.value if node.flow_style and value.tag == _INT else ""
             lines[here] = line
-            if what := _wrong_with(key) or _odd_key(key):
-                yield here, Problem(spell(here), f"as a key: {what}")
+            if what := _wrong_with(key, _NO_SPACE):
+                yield Problem(here, f"as a key: {what}")
             if name in seen:
-                yield here, Problem(spell(here), f"stands twice, on lines {seen[name]} and {line}; keep one")
+                yield Problem(here, f"stands twice, on lines {seen[name]} and {line}; keep one")
             seen[name] = line
             yield from _walk(value, here, lines)
 
 
-def _wrong_with(node: yaml.ScalarNode) -> str:
+def _wrong_with(node: yaml.ScalarNode, no_space: re.Pattern[str]) -> str:
     text = node.value
     if character := unprintable(text):
         return f"{expected('text without control characters', text)}; it has {character}"
-    if node.style is None and (found := _TAKEN_FOR_A_SPACE.search(text)):
+    if node.style is None and (found := no_space.search(text)):
         return _no_space(text, found[0].strip(":-#"))
     return ""
-
-
-def _odd_key(node: yaml.ScalarNode) -> str:
-    found = re.search(_NO_SPACE, node.value)
-    return _no_space(node.value, found[0]) if found else ""

@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from search_spaces import text
@@ -15,13 +16,11 @@ from search_spaces.text import visible
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault of a request.
+    """One fault of a request. What it quotes is shown on a terminal, so control characters are spelled out.
 
     Attributes:
         where: the path of the key that is wrong (`recipe.lr`, `pools[2].file`); empty for the whole request.
         what: what was expected, what it got, and what to do next.
-
-    Both may quote anything that somebody wrote. They are shown on a terminal, so control characters are spelled out.
     """
 
     where: str
@@ -62,15 +61,11 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
 
 
-def require(kind: str, name: object, choices: Iterable[str], where: str = "") -> None:
-    """Require that a name is one of `choices`.
-
-    Raises:
-        RequestError: it is none; names the nearest and lists them all.
-    """
-    known = list(choices)
-    if name not in known:
+def require(kind: str, name: str, choices: Iterable[str], where: str = "") -> str:
+    """Return a name that is one of `choices`; raise a RequestError with the nearest and all of them if it is not."""
+    if name not in (known := list(choices)):
         raise RequestError.of(unknown(kind, name, known), where)
+    return name
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
@@ -79,12 +74,10 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
 
 
 def expected(what: str, got: object) -> str:
-    """Return the message for a value that is none of those allowed: `expected a number > 0, got -1`.
-
-    What to do next, where it is not clear from this, follows after a semicolon.
+    """Return the message for a value that is not allowed: `expected a number > 0, got -1`; a hint may follow a `; `.
 
     Args:
-        what: the values that are allowed, as a noun: `a number > 0`, `one of fp32, tf32, bf16`.
+        what: the values that are allowed, as a noun.
         got: the value itself. None is said to be nothing, since people write it by leaving a key empty.
     """
     return f"expected {what}, got {'nothing (null)' if got is None else short(got)}"
@@ -111,9 +104,10 @@ def meant_number(found: object) -> str:
 def meant_boolean(found: object) -> str:
     """Return the same for a boolean: `on` and `yes` were booleans in YAML 1.1, and are text in 1.2."""
     word = str(found).lower()
-    if word in ("on", "yes", "y", "true"):
-        return "; write true"
-    return "; write false" if word in ("off", "no", "n", "false") else ""
+    for meant, words in (("true", "on yes y true"), ("false", "off no n false")):
+        if word in words.split():
+            return f"; write {meant}"
+    return ""
 
 
 def meant_text(found: object) -> str:
@@ -136,12 +130,22 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(expected("a number of seconds > 0", text))
 
 
-def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:
-    """Return the results of all attempts, each a place and a function, in order.
+def read_at_most(most: int, path: Path, kind: str = "") -> bytes:
+    """Return what a file holds; raise a RequestError if it is none, cannot be read, or has more than `most` bytes."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise RequestError.of(f"{kind}{path} is no file")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise RequestError.of(f"{kind}{path} cannot be read: {error.strerror or type(error).__name__}") from None
+    if len(content) > most:
+        raise RequestError.of(f"{kind}{path} is too long: expected at most {most:,} bytes")
+    return content
 
-    Raises:
-        RequestError: with the problems of all attempts, each at its place; every attempt is made.
-    """
+
+def gather(*attempts: tuple[str, Callable[[], Any]]) -> list[Any]:
+    """Return the results of all attempts, each a place and a function, or raise the problems of all of them at once."""
     values, problems = [], []
     for where, attempt in attempts:
         try:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PlainValidator
+from pydantic import ConfigDict, Field, Strict
 
 from search_spaces.errors import RequestError
-from search_spaces.pool import Pool
+from search_spaces.pool import Pool, PoolForm
 from search_spaces.recipe import Recipe
 from search_spaces.trial import PROTOCOL, Trial
 from search_spaces.validation import Form, Line, Name, Seed, validate
@@ -31,9 +31,11 @@ MOST_TRIALS = 1_000_000  # of a grid: a plan of as many takes 9 s and 820 MiB
 class Pair:
     """An architecture on a dataset; a hidden one is trained for final submissions only."""
 
-    arch: str
-    dataset: str
-    hidden: bool = False
+    arch: Name  # which become part of files' names
+    dataset: Name
+    hidden: Annotated[bool, Strict()] = False
+
+    __pydantic_config__ = ConfigDict(strict=False)  # a form's strictness would let no mapping be a pair
 
     def __str__(self) -> str:
         return f"{self.arch}-{self.dataset}"
@@ -136,37 +138,23 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: Any) -> Grid:
-        """Return the grid that `to_dict` wrote.
-
-        Raises:
-            RequestError: the data is not what `to_dict` makes; with every problem.
-        """
-        form = validate(_Form, data, {("recipe",): Recipe})
-        pairs = (Pair(pair.arch, pair.dataset, pair.hidden) for pair in form.pairs)
-        grid = cls(form.name, tuple(form.pools), tuple(pairs), tuple(form.seeds), form.recipe, form.protocol)
+        """Return the grid that `to_dict` wrote; raise a RequestError with every problem if it did not."""
+        form = validate(_Form, data, {"recipe": Recipe})
+        entries = tuple(Entry(entry.pool(), entry.role) for entry in form.pools)
+        grid = cls(form.name, entries, tuple(form.pairs), tuple(form.seeds), form.recipe, form.protocol)
         if len(grid) > MOST_TRIALS:
             raise RequestError.of(f"expected at most {MOST_TRIALS:,} trials, got {len(grid):,}")
         return grid
 
 
-class _Role(Form):
+class _Entry(PoolForm):
     role: Role
-
-
-def _entry_from(data: Any) -> Entry:
-    return Entry(Pool.from_dict(data), validate(_Role, data).role)
-
-
-class _Pair(Form):
-    arch: Name  # which become part of files' names
-    dataset: Name
-    hidden: bool
 
 
 class _Form(Form):
     name: Line
     protocol: Annotated[int, Field(ge=1)] = 1  # under which it was not written down
     recipe: Recipe
-    pairs: list[_Pair]
-    pools: list[Annotated[Entry, PlainValidator(_entry_from)]]
+    pairs: list[Pair]
+    pools: list[_Entry]
     seeds: list[Seed]

@@ -13,20 +13,17 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger("poolsweep")
 
 
-class _Handler(logging.Handler):
-    def __init__(self, show: Callable[[str], object]):
-        super().__init__()
-        self._show = show
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._show(self.format(record))
-
-
 @contextlib.contextmanager
 def shown_by(show: Callable[[str], object]) -> Iterator[None]:
     """Hand every line to `show`, and to nobody else, for the length of the block."""
+
+    def emit(record: logging.LogRecord) -> None:
+        show(handler.format(record))
+
+    handler = logging.Handler()
+    handler.emit = emit
     before = log.handlers[:], log.level, log.propagate
-    log.handlers, log.level, log.propagate = [_Handler(show)], logging.INFO, False
+    log.handlers, log.level, log.propagate = [handler], logging.INFO, False
     try:
         yield
     finally:

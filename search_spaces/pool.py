@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
@@ -17,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from search_spaces import user_code
 from search_spaces.errors import Problem, RequestError, expected, require
@@ -53,12 +54,7 @@ class Pool:
 
     def identity(self) -> dict[str, Any]:
         """Return what makes two pools different pools, as plain data."""
-        return {"pool": self.name, "params": dict(self.params), "source": self.source.sha if self.source else None}
-
-    @property
-    def revision(self) -> str:
-        """The first 8 hex digits of the hash of a user's file; empty for a built-in pool."""
-        return self.source.sha[:8] if self.source else ""
+        return {"pool": self.name, "params": dict(self.params), "source": self.code or None}
 
     @property
     def code(self) -> str:
@@ -66,29 +62,23 @@ class Pool:
         return self.source.sha if self.source else ""
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """(name, parameters, revision), as in a trial's id and row."""
-        return slug(self.name), self.params_json, self.revision
+    def revision(self) -> str:
+        """The first 8 hex digits of `code`."""
+        return self.code[:8]
 
     @property
-    def params_json(self) -> str:
-        return json.dumps(dict(self.params), sort_keys=True)
+    def key(self) -> tuple[str, str, str]:
+        """(name, parameters, revision), as in a trial's id and row."""
+        return slug(self.name), json.dumps(dict(self.params), sort_keys=True), self.revision
 
     def to_dict(self) -> dict[str, Any]:
-        source = self.source and _source_to(self.source)
+        source = self.source and _stored(self.source)
         return {"name": self.name, "params": dict(self.params), "source": source, "label": self.label}
 
     @classmethod
     def from_dict(cls, data: Any) -> Pool:
-        """Return the pool that `to_dict` wrote.
-
-        Raises:
-            RequestError: the data is not what `to_dict` makes; says where.
-        """
-        form = validate(_Form, data)
-        if form.source is None and not re.fullmatch("[a-z0-9_]+", form.name):
-            raise RequestError.of(expected("the name of a built-in pool", form.name), "name")
-        return cls(form.name, _frozen(form.params), form.source and _source_from(form.source), form.label)
+        """Return the pool that `to_dict` wrote; raise a RequestError if it did not."""
+        return validate(PoolForm, data).pool()
 
 
 StoredPool = Annotated[Pool, PlainValidator(Pool.from_dict)]
@@ -100,6 +90,10 @@ StoredPool = Annotated[Pool, PlainValidator(Pool.from_dict)]
 Place = Annotated[str, check(user_code.is_place, "a path below the pool file's folder")]
 
 
+# Run folders of before packages and data have the module's name.
+_Module = Annotated[Place, BeforeValidator(lambda name: f"{name}".removesuffix(".py") + ".py")]
+
+
 def _decoded(text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
@@ -107,49 +101,51 @@ def _decoded(text: Any) -> bytes:
         raise RequestError.of(expected("base64", text)) from None
 
 
-def _module_file(name: Any) -> Any:
-    """Return the name of a helper's file; run folders of before packages and data have its module's name."""
-    return f"{name}.py" if isinstance(name, str) and not name.endswith(".py") else name
+def _file_name(source: Mapping[str, Any]) -> str:
+    return re.split(r"[/\\]", source.get("path", ""))[-1]
 
 
 class _SourceForm(Form):
     text: str
     class_name: Line
     path: str
-    place: Place | None = None  # of before there were packages: the file's name
-    helpers: dict[Annotated[Place, BeforeValidator(_module_file)], str] = Field({})
+    place: Annotated[Place, Field(default_factory=_file_name, validate_default=True)]  # not given before packages
+    helpers: dict[_Module, str] = Field({})
     data: dict[Place, Annotated[bytes, BeforeValidator(_decoded)]] = Field({})
 
+    def source(self) -> Source:
+        beside = {name: text.encode() for name, text in self.helpers.items()} | self.data
+        return Source(self.text, self.class_name, self.path, tuple(sorted(beside.items())), self.place)
 
-class _Form(Form):
+
+class PoolForm(Form):
+    """A pool as `Pool.to_dict` writes it."""
+
     name: Line
     params: dict[str, Plain]
     source: _SourceForm | None = None
     label: Line
 
+    @model_validator(mode="after")
+    def _names_a_pool(self) -> Self:
+        if self.source is None and not re.fullmatch("[a-z0-9_]+", self.name):
+            raise RequestError.of(expected("the name of a built-in pool", self.name), "name")
+        return self
 
-def _source_from(form: _SourceForm) -> Source:
-    beside = {name: text.encode() for name, text in form.helpers.items()} | form.data
-    place = form.place or re.split(r"[/\\]", form.path)[-1]
-    if not user_code.is_place(place):
-        raise RequestError.of(expected("a path to a file", form.path), "source.path")
-    return Source(form.text, form.class_name, form.path, tuple(sorted(beside.items())), place)
-
-
-def _source_to(source: Source) -> dict[str, Any]:
-    modules = {name: _text(content) for name, content in source.beside if name.endswith(".py")}
-    found: dict[str, Any] = {"text": source.text, "class_name": source.class_name, "path": source.path}
-    found["helpers"] = {name: text for name, text in modules.items() if text is not None}
-    found["place"] = source.place
-    data = {name: base64.b64encode(content).decode() for name, content in source.beside if modules.get(name) is None}
-    return found | ({"data": data} if data else {})
+    def pool(self) -> Pool:
+        return Pool(self.name, _frozen(self.params), self.source and self.source.source(), self.label)
 
 
-def _text(content: bytes) -> str | None:
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return None
+def _stored(source: Source) -> dict[str, Any]:
+    helpers = {name: text for name, content in source.beside if (text := _python(name, content)) is not None}
+    data = {name: base64.b64encode(content).decode() for name, content in source.beside if name not in helpers}
+    found = {"text": source.text, "class_name": source.class_name, "path": source.path, "place": source.place}
+    return found | {"helpers": helpers} | ({"data": data} if data else {})
+
+
+def _python(name: str, content: bytes) -> str | None:
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode() if name.endswith(".py") else None
 
 
 @cache
@@ -171,7 +167,7 @@ def own_slug(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ParameterGrid:
-    """The pools that one request stands for: every combination of the values of its parameters.
+    """The pools that one request stands for: every combination of the values of its parameters, each made when asked.
 
     Attributes:
         values: {argument of the constructor: its values}.
@@ -188,8 +184,11 @@ class ParameterGrid:
 
     @property
     def count(self) -> int:
-        """How many pools there are. They may be too many to make, so look here first."""
+        """How many pools there are: maybe more than `len` could say."""
         return math.prod(map(len, self.values.values()))
+
+    def __getitem__(self, index: int) -> Pool:
+        return list(self)[index]
 
     def __iter__(self) -> Iterator[Pool]:
         varies = {key for key, values in self.values.items() if len(values) > 1}
@@ -201,18 +200,6 @@ class ParameterGrid:
 
 
 def expand(
-    spec: str,
-    params: Mapping[str, Any] | None = None,
-    *,
-    class_name: str | None = None,
-    label: str | None = None,
-    root: Path | None = None,
-) -> list[Pool]:
-    """Return the pools of `parameter_grid`, which has the same arguments."""
-    return list(parameter_grid(spec, params, class_name=class_name, label=label, root=root))
-
-
-def parameter_grid(
     spec: str,
     params: Mapping[str, Any] | None = None,
     *,
@@ -248,13 +235,10 @@ def parameter_grid(
         require("pool", name, names())
 
     values = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
-    problems = [Problem(f"params.{key}", "the list of values is empty") for key, some in values.items() if not some]
-    problems += [
-        Problem(f"params.{key}", expected(PLAIN, value))
-        for key, some in values.items()
-        for value in some
-        if not is_plain(value)
-    ]
+    problems = list[Problem]()
+    for key, some in values.items():
+        wrong = [expected(PLAIN, value) for value in some if not is_plain(value)]
+        problems += [Problem(f"params.{key}", what) for what in (wrong if some else ["the list of values is empty"])]
     constructor = signature(source or builtin_source(name))
     problems += constructor.problems_with(name, given)
     if problems:
@@ -267,10 +251,8 @@ def builtin_source(name: str) -> Source:
     """Return the file of a built-in pool, with its one public class."""
     path = BUILT_IN / f"{name}.py"
     text = path.read_text(encoding="utf-8")
-    public = [n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
-    if len(public) != 1:
-        raise RuntimeError(f"{path.name} must hold exactly one public class, got {public}")
-    return Source(text, public[0], str(path))
+    (public,) = (n.name for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))
+    return Source(text, public, str(path))
 
 
 def _read_source(path: Path, class_name: str | None) -> Source:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def prepare() -> None:
     """Prepare the process, once, before a command does anything else.
 
-    Afterwards no write to stdout or stderr raises an error, whether a pipe's reader has gone, the disk is full, the
-    terminal was closed, or the encoding lacks a character. A sweep of days must not end for that.
+    Afterwards no write to stdout or stderr raises an error, be the pipe's reader gone, the disk full, the terminal
+    closed, or a character not in the encoding. A sweep of days must not end for that.
     """
     _import_nothing_from_here()
     for number in range(3):
@@ -86,21 +86,19 @@ def _open_if_closed(number: int) -> None:
 
 def _forgiving(stream: "Any", number: int) -> io.TextIOWrapper:
     """Return a stream that drops what it cannot write, and spells out what its encoding lacks."""
-    if stream is not None:
-        stream.flush()
-    at_once = bool(stream and stream.write_through)
-    by_line = number == 2 or bool(stream and stream.line_buffering)
-    encoding = stream.encoding if stream else "utf-8"
-    buffer = io.BufferedWriter(_Dropping(number))
-    return io.TextIOWrapper(buffer, encoding, "spelled", line_buffering=by_line, write_through=at_once)
+    stream = stream or io.TextIOWrapper(io.BytesIO(), "utf-8")  # it was closed
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Dropping(number)),
+        stream.encoding,
+        "spelled",
+        line_buffering=number == 2 or stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 class _Dropping(io.FileIO):
-    """A file whose writes never fail.
-
-    Attributes:
-        lost: why the last write failed; None if none did.
-    """
+    """A file whose writes never fail; `lost` is why the last one would have."""
 
     def __init__(self, number: int):
         super().__init__(number, "wb", closefd=False)

@@ -25,17 +25,13 @@ class Recipe:
     annealing stepped once an epoch (`trainer.train.learning_rate`); RandomCrop(32, padding=4) on black, and a
     horizontal flip where the dataset has one; batch norm as torchvision sets it.
 
+    Every value is checked as it is made: pydantic's ValidationError names every field out of its range.
+
     Attributes:
-        epochs: passes over the training set, >= 1.
-        batch_size: images a step, >= 2 (batch norm has no variance over one image at 1x1).
-        lr: the initial learning rate, > 0.
-        momentum: of SGD, in [0, 1).
-        weight_decay: L2 penalty on every parameter, >= 0.
+        batch_size: images a step; two at least, since batch norm has no variance over one image at 1x1.
+        weight_decay: the L2 penalty on every parameter.
         precision: `fp32`, `tf32` (CUDA matrix products and convolutions in TF32), or `bf16` (autocast).
         train_samples, test_samples: the first N of a fixed shuffle; None is all.
-
-    Raises:
-        pydantic.ValidationError: naming every field that is out of its range. `Recipe.of` says it in our words.
     """
 
     epochs: Annotated[Integer, Field(ge=1, lt=10**6)] = 200
@@ -49,12 +45,8 @@ class Recipe:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:
-        """Return the recipe of plain data; the defaults stand for what is not given.
-
-        Raises:
-            RequestError: naming every unknown key and every value out of range.
-        """
-        return validate(cls, values, {(): cls})
+        """Return the recipe of plain data, with defaults for the rest; raise a RequestError with every problem."""
+        return validate(cls, values, {"": cls})
 
     def to_json(self) -> str:
         """Return the canonical JSON, by which recipes are compared."""
@@ -63,12 +55,8 @@ class Recipe:
     def problems_with(self, train_images: int) -> list[Problem]:
         """Return what is wrong with this recipe for a training set of that many images."""
         n = min(self.train_samples or train_images, train_images)
-        if n % self.batch_size != 1:
-            return []
-        return [
-            Problem(
-                "batch_size",
-                f"{n} training images in batches of {self.batch_size} leave a last batch of one image, over which "
-                f"batch norm has no variance; change batch_size or train_samples by one",
-            )
-        ]
+        what = (
+            f"{n} training images in batches of {self.batch_size} leave a last batch of one image, over which batch "
+            f"norm has no variance; change batch_size or train_samples by one"
+        )
+        return [Problem("batch_size", what)] if n % self.batch_size == 1 else []

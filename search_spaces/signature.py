@@ -10,7 +10,7 @@ import ast
 import builtins
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePosixPath
@@ -27,6 +27,10 @@ NO_MODULE = {name for name, value in vars(builtins).items() if isinstance(value,
     *("ABC", "Enum", "Flag", "Generic", "IntEnum", "IntFlag", "NamedTuple", "OrderedDict", "Protocol", "StrEnum"),
     *("Function", "TypedDict", "UserDict", "UserList", "defaultdict", "deque"),
 }
+
+
+DATACLASS = {"dataclass", "dataclasses.dataclass"}
+_ENDINGS = ("Error", "Exception")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +52,15 @@ class Signature:
     takes_any: bool = False
     certain: bool = True
 
-    def problems_with(self, name: str, given: Iterable[str]) -> list[Problem]:
+    def problems_with(self, name: str, given: Collection[str]) -> list[Problem]:
         """Return what is wrong with these arguments for the pool of that name, as far as it is certain."""
         problems = []
-        names = set(given)
-        if not self.certain:
-            return []
-        if strange := [] if self.takes_any else sorted(names - set(self.arguments)):
+        strange = [] if self.takes_any else sorted(set(given) - set(self.arguments))
+        missing = [key for key in self.required if key not in given]
+        if strange and self.certain:
             hint = did_you_mean(strange[0], self.arguments) if self.arguments else "it takes none"
             problems.append(Problem("", f"{name} has no parameter {', '.join(map(repr, strange))}; {hint}"))
-        if missing := [key for key in self.required if key not in names]:
+        if missing and self.certain:
             problems.append(Problem("", f"{name} needs a value for {', '.join(missing)}; give it under params"))
         return problems
 
@@ -84,19 +87,17 @@ def signature(source: Source) -> Signature:
 def choose_class(tree: ast.Module, wanted: str | None) -> str:
     """Return the name of the pool's class: the one that was named, `CustomPool`, or else the only nn.Module.
 
-    Raises:
-        RequestError: there is no such class, or it is not clear which one is meant.
+    Raise a RequestError if there is none, or if it is not clear which one is meant.
     """
-    bound, star = _bound(tree)
+    bound = _bound(tree)
     name = wanted or DEFAULT_CLASS
-    if name in bound or star:
+    if name in bound or "*" in bound:
         return name
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    modules = [node.name for node in classes if _may_be_module(node, {each.name: each for each in classes})]
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    modules = [each for each in classes if _may_be_module(each, classes)]
     if wanted is None and len(modules) == 1:
         return modules[0]
-    named = [node.name for node in classes]
-    has = f"it has {', '.join(named)}; name one with `class`" if named else "it has no class at all"
+    has = f"it has {', '.join(classes)}; name one with `class`" if classes else "it has no class at all"
     raise RequestError.of(f"has no class {name!r}; {has}")
 
 
@@ -111,68 +112,58 @@ class _Reader:
         if (place, name) in self._seen or place not in self._files:
             return UNKNOWN
         self._seen.add((place, name))
-        tree = self._parsed(place)
+        tree = _parse(self._files[place])
         found = [node for node in ast.walk(tree) if name in _binds(node)]
+        classes = [node for node in found if isinstance(node, ast.ClassDef) and node in tree.body]
+        if classes and classes == found:
+            return self._of_class(place, classes[-1])
         if len(found) != 1 or found[0] not in tree.body:  # by a condition, or several times
-            same = [node for node in found if isinstance(node, ast.ClassDef) and node in tree.body]
-            return self._of_class(place, same[-1]) if len(same) == len(found) and same else UNKNOWN
-        node = found[0]
-        match node:
-            case ast.ClassDef():
-                return self._of_class(place, node)
-            case ast.FunctionDef():
-                return _of_arguments(node.args, skip=0, certain=not node.decorator_list)
+            return UNKNOWN
+        match found[0]:
+            case ast.FunctionDef(args=arguments, decorator_list=decorators):
+                return _of_arguments(arguments, skip=0, certain=not decorators)
             case ast.Assign(value=ast.Name(id=other)):
                 return self.of(place, other)
-            case ast.ImportFrom():
-                original = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
-                return self.of(self._place(place, node.module or "", node.level), original)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                original = next(alias.name for alias in names if name in (alias.asname, alias.name))
+                return self.of(self._place(place, module or "", level), original)
         return UNKNOWN
 
     def _of_class(self, place: str, node: ast.ClassDef) -> Signature:
         decorators = {ast.unparse(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list}
         methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
-        certain = not (decorators - {"dataclass", "dataclasses.dataclass"}) and not node.keywords
-        certain = certain and "__new__" not in methods
+        certain = decorators <= DATACLASS and not node.keywords and "__new__" not in methods
         if init := methods.get("__init__"):
             found = _of_arguments(init.args, skip=1, certain=certain and not init.decorator_list)
             if not found.takes_any or found.takes_channels:
                 return found
-            given = [self._of_base(place, base) for base in node.bases]  # what it passes on
-            return dataclasses.replace(found, takes_channels=any(base.takes_channels for base in given))
-        if decorators & {"dataclass", "dataclasses.dataclass"}:
+            passed_on = any(self._of_base(place, base).takes_channels for base in node.bases)
+            return dataclasses.replace(found, takes_channels=passed_on)
+        if decorators & DATACLASS:
             return _of_fields(node, certain=certain and all(ast.unparse(base) in MODULE for base in node.bases))
-        for base in node.bases:
-            if (found := self._of_base(place, base)) is not PLAIN:
-                return found if certain else UNKNOWN
-        return PLAIN if certain else UNKNOWN
+        of_bases = (self._of_base(place, base) for base in node.bases)
+        return next((each for each in of_bases if each is not PLAIN), PLAIN) if certain else UNKNOWN
 
     def _of_base(self, place: str, base: ast.expr) -> Signature:
         spelled = ast.unparse(base)
-        bound, _ = _bound(self._parsed(place))
-        if spelled in WITHOUT_CONSTRUCTOR and not (spelled in bound and self._is_class(place, spelled)):
+        body = _parse(self._files[place]).body
+        is_own = any(isinstance(node, ast.ClassDef) and node.name == spelled for node in body)
+        if spelled in WITHOUT_CONSTRUCTOR and not is_own:
             return PLAIN
-        if isinstance(base, ast.Name):
-            return self.of(place, base.id)
-        if isinstance(base, ast.Attribute):  # import layers; class Mine(layers.Base)
-            return self.of(self._place(place, ast.unparse(base.value), 0), base.attr)
+        match base:
+            case ast.Name(id=name):
+                return self.of(place, name)
+            case ast.Attribute(value=module, attr=name):  # import layers; class Mine(layers.Base)
+                return self.of(self._place(place, ast.unparse(module), 0), name)
         return UNKNOWN
-
-    def _is_class(self, place: str, name: str) -> bool:
-        return any(isinstance(node, ast.ClassDef) and node.name == name for node in self._parsed(place).body)
 
     def _place(self, place: str, module: str, level: int) -> str:
         """Return the file of a module beside this one; empty for any other module."""
         folder = PurePosixPath(place).parent
-        for above in (folder, PurePosixPath()) if level == 0 else (([folder, *folder.parents])[level - 1 : level]):
-            at = above.joinpath(*module.split(".")) if module else above
-            for candidate in (f"{at}.py", f"{at}/__init__.py"):
-                if candidate in self._files:
-                    return candidate
-        return ""
-
-    def _parsed(self, place: str) -> ast.Module:
-        return _parse(self._files[place])
+        folders = [folder, *folder.parents][level - 1 : level] if level else [folder, PurePosixPath()]
+        modules = [each.joinpath(*filter(None, module.split("."))) for each in folders]
+        files = [file for each in modules for file in (f"{each}.py", f"{each}/__init__.py")]
+        return next((file for file in files if file in self._files), "")
 
 
 @cache
@@ -184,52 +175,46 @@ def _parse(content: bytes) -> ast.Module:
 
 
 def _of_arguments(given: ast.arguments, skip: int, certain: bool) -> Signature:
-    positional = [*given.posonlyargs, *given.args][skip:]
-    optional = given.defaults
-    with_default = dict(zip([a.arg for a in positional[len(positional) - len(optional) :]], optional, strict=True))
-    with_default |= {a.arg: d for a, d in zip(given.kwonlyargs, given.kw_defaults, strict=True) if d is not None}
-    names = [a.arg for a in (*positional, *given.kwonlyargs)]
-    return _made(names, with_default, takes_any=given.kwarg is not None, certain=certain)
+    positional = [*given.posonlyargs, *given.args]
+    defaults = [*[None] * (len(positional) - len(given.defaults)), *given.defaults]
+    arguments = [*zip(positional, defaults, strict=True)][skip:]
+    arguments += zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    return _made({each.arg: default for each, default in arguments}, given.kwarg is not None, certain)
 
 
 def _of_fields(node: ast.ClassDef, certain: bool) -> Signature:
     """Return the arguments of a dataclass: what is annotated in its body."""
-    names, with_default = [], {}
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            if "ClassVar" in ast.unparse(item.annotation):
-                continue
-            names.append(item.target.id)
-            if item.value is not None:
-                with_default[item.target.id] = item.value
-                certain = certain and not isinstance(item.value, ast.Call)  # field(...) has its own rules
-    return _made(names, with_default, takes_any=False, certain=certain)
+    fields = {
+        item.target.id: item.value
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+        if "ClassVar" not in ast.unparse(item.annotation)
+    }
+    has_rules = any(isinstance(default, ast.Call) for default in fields.values())  # field(...) has its own
+    return _made(fields, takes_any=False, certain=certain and not has_rules)
 
 
-def _made(names: list[str], with_default: Mapping[str, ast.expr], *, takes_any: bool, certain: bool) -> Signature:
+def _made(arguments: Mapping[str, ast.expr | None], takes_any: bool, certain: bool) -> Signature:
+    own = {name: default for name, default in arguments.items() if name != "channels"}
     defaults = {}
-    for key, node in with_default.items():
+    for name, default in own.items():
         with contextlib.suppress(*NO_LITERAL):  # the hash of the source stands for it
-            value = ast.literal_eval(node)
-            if is_plain(value):
-                defaults[key] = value
-    defaults.pop("channels", None)
-    own = tuple(name for name in names if name != "channels")
-    required = tuple(name for name in own if name not in with_default)
-    return Signature(own, defaults, required, "channels" in names, takes_any, certain)
+            if default is not None and is_plain(value := ast.literal_eval(default)):
+                defaults[name] = value
+    required = tuple(name for name, default in own.items() if default is None)
+    return Signature(tuple(own), defaults, required, "channels" in arguments, takes_any, certain)
 
 
-def _bound(tree: ast.Module) -> tuple[set[str], bool]:
-    """Return the names that a module has once it has run, and whether `import *` may add more."""
-    names, star = set[str](), False
+def _bound(tree: ast.Module) -> set[str]:
+    """Return the names that a module has once it has run; `*` if it may have more."""
+    names = set[str]()
     waiting: list[ast.AST] = list(tree.body)
     while waiting:
         node = waiting.pop()
         names |= _binds(node)
-        star = star or "*" in _binds(node)
         if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             waiting += ast.iter_child_nodes(node)
-    return names, star
+    return names
 
 
 def _binds(node: ast.AST) -> set[str]:
@@ -239,22 +224,20 @@ def _binds(node: ast.AST) -> set[str]:
         case ast.Import() | ast.ImportFrom():
             return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
         case ast.Assign():
-            return {name for target in node.targets for name in _targets(target)}
+            parts = (part for target in node.targets for part in ast.walk(target))
+            return {part.id for part in parts if isinstance(part, ast.Name)}
         case ast.AnnAssign(target=ast.Name(id=name)):
             return {name}
     return set()
 
 
-def _targets(target: ast.expr) -> Iterator[str]:
-    return (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
-
-
-def _may_be_module(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef], depth: int = 0) -> bool:
+def _may_be_module(name: str, classes: Mapping[str, ast.ClassDef]) -> bool:
     """Return whether a class may be an nn.Module, as far as its bases tell."""
-    for base in map(ast.unparse, node.bases):
-        if base in classes and base != node.name and depth < len(classes):
-            if _may_be_module(classes[base], classes, depth + 1):
+    seen = [name]
+    for own in seen:  # which grows
+        for base in map(ast.unparse, classes[own].bases):
+            if base in classes and base != own:
+                seen += [] if base in seen else [base]
+            elif base.partition("[")[0].rpartition(".")[2] not in NO_MODULE and not base.endswith(_ENDINGS):
                 return True
-        elif base.partition("[")[0].rpartition(".")[2] not in NO_MODULE and not base.endswith(("Error", "Exception")):
-            return True
     return False

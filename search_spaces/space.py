@@ -8,24 +8,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import PydanticUseDefault
 
-from search_spaces import architectures, datasets, pool
+from search_spaces import pool
+from search_spaces.architectures import ARCHS
+from search_spaces.datasets import DATASETS
 from search_spaces.document import Document
 from search_spaces.errors import (
     Problem,
@@ -41,7 +36,7 @@ from search_spaces.errors import (
 from search_spaces.grid import CANDIDATE, MOST_TRIALS, Entry, Grid, Pair, Role
 from search_spaces.pool import ParameterGrid, Pool
 from search_spaces.recipe import Recipe
-from search_spaces.validation import Form, KeyPath, Seed, check, problems_in, spell
+from search_spaces.validation import Form, Seed, check, problems_in
 
 SHIPPED = Path(__file__).parent
 LOGGERS = ("tensorboard", "mlflow", "wandb")
@@ -50,20 +45,17 @@ MOST_PROBLEMS = 100
 MOST_SIDE_BY_SIDE = 32  # torch has no more streams for a device
 
 
-_MAY_BE_EMPTY = ("recipe", "resources", "params", "loggers")  # `params:` and nothing behind it has none
-
-
-class _Part(Form):
+class _Part(Form, extra="forbid"):
     """A mapping of the file. An unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _left_empty(cls, part: Any) -> Any:
-        if not isinstance(part, Mapping):
-            return part
-        return {key: value for key, value in part.items() if value is not None or key not in _MAY_BE_EMPTY}
+def _default_if_empty(value: Any) -> Any:
+    if value is None:
+        raise PydanticUseDefault
+    return value
+
+
+_MayBeEmpty = BeforeValidator(_default_if_empty)  # `params:` and nothing behind it has none
 
 
 def _is_pack_size(value: Any) -> bool:
@@ -75,6 +67,15 @@ _PackSize = Annotated[
     PlainValidator(lambda value: value),  # instead of the union's: it says all that is wrong with each of its parts
     check(_is_pack_size, f"auto, or an integer from 1 to {MOST_SIDE_BY_SIDE}"),
 ]
+
+
+def _one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
+    return AfterValidator(lambda name: require(kind, name, choices))
+
+
+_Arch = Annotated[str, _one_of("architecture", ARCHS)]
+_Dataset = Annotated[str, _one_of("dataset", DATASETS)]
+_Logger = Annotated[str, _one_of("logger", LOGGERS)]
 
 
 class Resources(_Part):
@@ -99,9 +100,8 @@ class Resources(_Part):
     on_head: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
-    """A grid of trials, and how to run it.
+class Options(_Part):
+    """How to run a grid.
 
     Attributes:
         checkpoint_every: epochs between two checkpoints of a trial.
@@ -115,16 +115,21 @@ class Space:
         loggers: those of LOGGERS that get every trial.
     """
 
+    resources: Annotated[Resources, _MayBeEmpty] = Resources()
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    stall_timeout: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = 3600.0
+    compiled: Annotated[bool, Field(alias="compile")] = False
+    skip_invalid: bool = False
+    test_budget: Annotated[int | None, Field(ge=1)] = None
+    keep_weights: bool = False
+    loggers: Annotated[tuple[_Logger, ...], Field(strict=False), _MayBeEmpty] = ()
+
+
+class Space(Options):
+    """A grid of trials, and how to run it."""
+
     grid: Grid
-    resources: Resources
-    checkpoint_every: int
-    max_failures: int
-    compiled: bool
-    skip_invalid: bool
-    keep_weights: bool
-    test_budget: int | None
-    loggers: tuple[str, ...]
-    stall_timeout: float | None
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
@@ -144,42 +149,23 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Space:
     document = Document(_find(Path(file)))
     fields = Recipe.__dataclass_fields__
     named = (f"recipe.{each}" if each.partition("=")[0] in fields else each for each in overrides)
-    gather(*(("", functools.partial(document.set, override)) for override in named))
-    grids, problems_of_entries = _parameter_grids(document.data.get("pools"), document.path.parent)
-    found = [
-        *_problems_across(document.data),
-        *problems_of_entries,
-        *_problems_of_pools(document.data, grids),
-    ]
+    gather(*(("--set", functools.partial(document.set, override)) for override in named))
+    grids, problems = _parameter_grids(document.data.get("pools"), document.path.parent)
+    problems += [*_problems_across(document.data), *_problems_of_pools(document.data, grids)]
     try:
         form = _File.model_validate(document.data)
     except ValidationError as error:
-        found += problems_in(error, _FORMS)
+        problems += problems_in(error, _FORMS)
     else:
-        if not found:
+        if not problems:
             return _space(form, grids)
-    in_order = sorted(found, key=lambda item: document.line(item[0]))
-    problems = [document.locate(problem, path) for path, problem in in_order[:MOST_PROBLEMS]]
-    rest = len(in_order) - len(problems)
-    raise RequestError([*problems, *([Problem("", f"and {rest:,} problems more")] if rest else [])])
+    problems.sort(key=lambda problem: document.line(problem.where))
+    shown = [document.locate(problem) for problem in problems[:MOST_PROBLEMS]]
+    rest = len(problems) - len(shown)
+    raise RequestError([*shown, *([Problem("", f"and {rest:,} problems more")] if rest else [])])
 
 
 # The file's form
-
-
-def _known(require: Callable[[str], object]) -> AfterValidator:
-    """Return the validator of a name, which `require` refuses if it is none."""
-
-    def validator(name: str) -> str:
-        require(name)
-        return name
-
-    return AfterValidator(validator)
-
-
-_Arch = Annotated[str, _known(architectures.get)]
-_Dataset = Annotated[str, _known(datasets.get)]
-_Logger = Annotated[str, _known(lambda name: require("logger", name, LOGGERS))]
 
 
 class _PairPart(_Part):
@@ -188,13 +174,14 @@ class _PairPart(_Part):
     hidden: bool = False
 
 
-class _PoolPart(_Part):
+class _PoolSpec(_Part, extra="ignore"):
+    """What names the pool: it is looked up even if the rest of the entry is wrong."""
+
     name: str | None = None
     file: Annotated[str, check(lambda path: path.endswith(".py"), "a path to a .py file")] | None = None
     class_name: Annotated[str | None, Field(alias="class")] = None
     label: Annotated[str | None, Field(min_length=1)] = None
-    params: dict[str, Any] = Field({})
-    role: Role = CANDIDATE
+    params: Annotated[dict[str, Any], _MayBeEmpty] = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -206,10 +193,14 @@ class _PoolPart(_Part):
         if (self.name is None) == (self.file is None):
             raise RequestError.of("give either `name`, a built-in pool, or `file`, a pool of your own")
         spec = self.name or _expanded(str(self.file), root)
-        grid = pool.parameter_grid(spec, self.params, class_name=self.class_name, label=self.label, root=root)
+        grid = pool.expand(spec, self.params, class_name=self.class_name, label=self.label, root=root)
         if problems := list(_meant_otherwise(grid)):
             raise RequestError(problems)
         return grid
+
+
+class _PoolPart(_PoolSpec, extra="forbid"):
+    role: Role = CANDIDATE
 
 
 def _expanded(file: str, root: Path) -> str:
@@ -219,16 +210,9 @@ def _expanded(file: str, root: Path) -> str:
     """
     if os.path.isfile(root / file):  # noqa: PTH113 - which says no to a name that is too long, and raises nothing
         return file
-
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
-        if not os.environ.get(name):
-            raise RequestError.of(f"got {short(file)}, and ${name} is not set; set it, or write the path out", "file")
-        return os.environ[name]
-
-    path = os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, file))  # noqa: PTH111 - which raises for ~nobody
-    if path.startswith("~"):
-        raise RequestError.of(f"got {short(file)}, and there is no such user here; write the path out", "file")
+    path = os.path.expanduser(os.path.expandvars(file))  # noqa: PTH111 - which raises for ~nobody
+    if left := re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", path):
+        raise RequestError.of(f"got {short(file)}, and {left[0]} is nothing here; write the path out", "file")
     return path
 
 
@@ -242,65 +226,41 @@ def _meant_otherwise(grid: ParameterGrid) -> Iterator[Problem]:
                 yield Problem(f"params.{key}", expected(f"{kind}, as {short(default)} is", value) + hint)
 
 
-class _File(_Part):
+class _File(Options):
     name: Annotated[str, Field(min_length=1)]
-    recipe: dict[str, Any] = Field({})
+    recipe: Annotated[Recipe, _MayBeEmpty] = Recipe()
     pairs: Annotated[list[_PairPart] | None, Field(min_length=1)] = None
     architectures: Annotated[list[_Arch] | None, Field(min_length=1)] = None
     datasets: Annotated[list[_Dataset] | None, Field(min_length=1)] = None
     pools: Annotated[list[_PoolPart], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     max_trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = MAX_TRIALS
-    resources: Resources = Resources()
-    checkpoint_every: Annotated[int, Field(ge=1)] = 10
-    max_failures: Annotated[int, Field(ge=0)] = 2
-    stall_timeout: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = 3600.0
-    compiled: Annotated[bool, Field(alias="compile")] = False
-    skip_invalid: bool = False
-    test_budget: Annotated[int | None, Field(ge=1)] = None
-    keep_weights: bool = False
-    loggers: Annotated[tuple[_Logger, ...], Field(strict=False)] = ()
-
-    @field_validator("recipe")
-    @classmethod
-    def _valid_recipe(cls, values: dict[str, Any]) -> dict[str, Any]:
-        Recipe.of(values)
-        return values
 
 
 def _space(form: _File, grids: Mapping[int, ParameterGrid]) -> Space:
-    if form.pairs is not None:
-        pairs = tuple(Pair(part.arch, part.dataset, part.hidden) for part in form.pairs)
-    else:
-        pairs = tuple(itertools.starmap(Pair, itertools.product(form.architectures or (), form.datasets or ())))
+    product = itertools.product(form.architectures or (), form.datasets or ())  # or pairs: the file has either
+    pairs = [Pair(part.arch, part.dataset, part.hidden) for part in form.pairs or ()]
+    pairs += itertools.starmap(Pair, product)
     entries = tuple(
         Entry(pool, part.role) for part, pools in zip(form.pools, grids.values(), strict=True) for pool in pools
     )
-    grid = Grid(form.name, entries, pairs, tuple(form.seeds), Recipe.of(form.recipe))
-    options = {name: getattr(form, name) for name in Space.__dataclass_fields__ if name in _File.model_fields}
-    return Space(grid, **options)
+    grid = Grid(form.name, entries, tuple(pairs), tuple(form.seeds), form.recipe)
+    return Space.model_construct(grid=grid, **{name: getattr(form, name) for name in Options.model_fields})
 
 
 # What can be wrong
 
-Found = tuple[KeyPath, Problem]
-
-_FORMS: Mapping[KeyPath, type[_Part]] = {
-    (): _File,
-    ("pairs",): _PairPart,
-    ("pools",): _PoolPart,
-    ("resources",): Resources,
-}
+_FORMS = {"": _File, "recipe": Recipe, "pairs": _PairPart, "pools": _PoolPart, "resources": Resources}
 
 
-def _problems_across(document: Mapping[str, Any]) -> Iterator[Found]:
+def _problems_across(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong between keys. This reads the raw data, so it is found along with problems within them."""
     product = [key for key in ("architectures", "datasets") if document.get(key) is not None]
     if document.get("pairs") is not None and product:
-        yield ("pairs",), Problem("pairs", f"give either pairs or {' and '.join(product)}, not both")
+        yield Problem("pairs", f"give either pairs or {' and '.join(product)}, not both")
     elif document.get("pairs") is None and len(product) < 2:
         has = f"; got only {product[0]}" if product else ""
-        yield (), Problem("pairs", f"missing; give pairs, or both architectures and datasets{has}")
+        yield Problem("pairs", f"missing; give pairs, or both architectures and datasets{has}")
     for key in ("seeds", "pairs", "architectures", "datasets", "loggers"):
         values = document.get(key)
         first: dict[str, int] = {}
@@ -308,84 +268,71 @@ def _problems_across(document: Mapping[str, Any]) -> Iterator[Found]:
             item = _spell_item(value)
             if first.setdefault(item, index) != index:
                 what = f"{item} stands twice (first as {key}[{first[item]}]), so each of its trials would; take one out"
-                yield (key, index), Problem(f"{key}[{index}]", what)
+                yield Problem(f"{key}[{index}]", what)
 
 
 def _spell_item(value: Any) -> str:
     return f"{value.get('arch')}-{value.get('dataset')}" if isinstance(value, Mapping) else str(value)
 
 
-_OF_THE_POOL = ("name", "file", "class", "label", "params")
-
-
-def _parameter_grids(parts: Any, root: Path) -> tuple[dict[int, ParameterGrid], list[Found]]:
-    """Return {index of an entry under `pools`: its pools}, and what is wrong with those that have none.
-
-    This reads the raw data: the pool of an entry is looked up even if its role is misspelled.
-    """
-    grids, problems = dict[int, ParameterGrid](), list[Found]()
+def _parameter_grids(parts: Any, root: Path) -> tuple[dict[int, ParameterGrid], list[Problem]]:
+    """Return {index of an entry under `pools`: its pools}, and what is wrong with those that have none."""
+    grids, problems = dict[int, ParameterGrid](), list[Problem]()
     for index, part in enumerate(parts if isinstance(parts, list) else ()):
-        given = {key: part[key] for key in _OF_THE_POOL if key in part} if isinstance(part, Mapping) else part
-        here: KeyPath = ("pools", index)
         with contextlib.suppress(ValidationError):  # which the whole file's validation says too
             try:
-                grids[index] = _PoolPart.model_validate(given).parameter_grid(root)
+                grids[index] = _PoolSpec.model_validate(part).parameter_grid(root)
             except RequestError as error:
-                problems += [(here, problem.under(spell(here))) for problem in error.problems]
+                problems += [problem.under(f"pools[{index}]") for problem in error.problems]
     return grids, problems
 
 
-def _problems_of_pools(document: Mapping[str, Any], grids: Mapping[int, ParameterGrid]) -> Iterator[Found]:
+def _problems_of_pools(document: Mapping[str, Any], grids: Mapping[int, ParameterGrid]) -> Iterator[Problem]:
     """Yield that the pools are too many, or those that stand twice or have the same label as another."""
     parts = document.get("pools")
     unknown_pools = len(parts) - len(grids) if isinstance(parts, list) else 0
     if too_many := _too_many(document, sum(grid.count for grid in grids.values()) + unknown_pools):
-        yield ("pools",), too_many
+        yield too_many
         return
     by_pool: dict[Pool, int] = {}
     by_label: dict[str, int] = {}
     for index, grid in grids.items():
-        here: KeyPath = ("pools", index)
+        here = f"pools[{index}]"
         for one in grid:
             if one in by_pool:
                 first = f"first in pools[{by_pool[one]}]"
-                what = f"{one.label} stands twice ({first}), so each of its trials would; take one out"
-                yield here, Problem(spell(here), what)
+                yield Problem(here, f"{one.label} stands twice ({first}), so each of its trials would; take one out")
             elif one.label in by_label:
                 other = f"pools[{by_label[one.label]}]"
                 what = f"is shown as {one.label!r}, and so is another pool, {other}; give one of them a label"
-                yield here, Problem(spell(here), what)
+                yield Problem(here, what)
             by_pool.setdefault(one, index)
             by_label.setdefault(one.label, index)
 
 
-def _too_many(document: Mapping[str, Any], count: int) -> Problem | None:
+def _too_many(document: Mapping[str, Any], pools: int) -> Problem | None:
     """Return the problem of a space whose pools make more trials than it may have; None if they do not."""
-    sizes = {key: len(document[key]) if isinstance(document.get(key), list) else 1 for key in _COUNTED}
-    pairs = sizes["pairs"] * sizes["architectures"] * sizes["datasets"]  # the file has either
+    sizes = {key: len(values) for key, values in document.items() if isinstance(values, list)}
+    pairs = math.prod(sizes.get(key, 1) for key in ("pairs", "architectures", "datasets"))  # the file has either
+    seeds = sizes.get("seeds", 1)
     asked = document.get("max_trials")
     most = asked if type(asked) is int and 1 <= asked <= MOST_TRIALS else MAX_TRIALS
-    trials = count * pairs * sizes["seeds"]
+    trials = pools * pairs * seeds
     if trials <= most:
         return None
     spelled = f"{trials:,}" if trials < 10**15 else "more than 10^15"
     return Problem(
-        "",
-        f"expected at most {most:,} trials, got {spelled}: pools x {pairs:,} pairs x {sizes['seeds']:,} seeds; take "
-        f"some out, or raise max_trials, up to {MOST_TRIALS:,}",
+        "pools",
+        f"expected at most {most:,} trials, got {spelled}: pools x {pairs:,} pairs x {seeds:,} seeds; take some out, "
+        f"or raise max_trials, up to {MOST_TRIALS:,}",
     )
-
-
-_COUNTED = ("seeds", "pairs", "architectures", "datasets")
 
 
 def _find(file: Path) -> Path:
     places = [file] if file.is_absolute() else [file, SHIPPED / file]
-    for place in places:
-        if os.path.isfile(place):  # noqa: PTH113 - which says no to a name that is too long, and raises nothing
-            return place
-    if any(map(os.path.exists, places)):
-        raise RequestError.of(f"{file} is no file but a folder, a pipe or a device; give the YAML file")
+    there = [place for place in places if os.path.exists(place)]  # noqa: PTH110 - a name too long is none
+    if there:
+        return next(filter(os.path.isfile, there), there[0])  # another than a file is refused where it is read
     shipped = [path.name for path in SHIPPED.glob("*.yaml")]
     looked = " and ".join(str(place.parent.resolve()) for place in places)
     raise RequestError.of(f"there is no space file {file} (looked in {looked}); {did_you_mean(file.name, shipped)}")

@@ -77,8 +77,7 @@ def dump(data: Any) -> str:
 def compose(text: str) -> tuple[Loader, yaml.Node | None]:
     """Return what constructs the text's one document, and the document as nodes; None for an empty one.
 
-    Raises:
-        yaml.YAMLError: the text is no YAML, has a tag, is nested too deeply, or has aliases that stand for too much.
+    Raise a yaml.YAMLError for no YAML, a tag, nesting that is too deep, and aliases that stand for too much.
     """
     loader = Loader(text)
     try:
@@ -112,10 +111,6 @@ def _error(what: str, at: Any) -> yaml.YAMLError:
 
 
 def load(text: str) -> Any:
-    """Return the data of a text; None for an empty one.
-
-    Raises:
-        yaml.YAMLError: as `compose`, or a merge of what is no mapping, or an integer that Python cannot read.
-    """
+    """Return the data of a text, None for an empty one; raise a yaml.YAMLError if it is none."""
     loader, root = compose(text)
     return loader.construct_document(root) if root else None

@@ -85,15 +85,9 @@ def _around_the_seed(pool: str, arch: str, dataset: str, recipe: Recipe, protoco
         "arch": arch,
         "dataset": dataset,
         "seed": [here],
-        "recipe": _plain(recipe),
+        "recipe": {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__},  # `asdict` copies deeply
         "protocol": protocol,
     }
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     before, after = canonical.rsplit(f'["{here}"]', 1)  # no parameter of a pool comes after it
     return before, after
-
-
-@functools.lru_cache(maxsize=16)
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """`asdict` copies deeply, which takes half the time of an id."""
-    return dataclasses.asdict(recipe)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from search_spaces.errors import RequestError
+from search_spaces.errors import RequestError, read_at_most
 
 DEFAULT_CLASS = "CustomPool"
 MOST_BYTES = 2**20  # of a file of Python
@@ -78,21 +78,8 @@ def _sha(text: str, beside: Files, place: str) -> str:
 
 
 def read(path: Path) -> tuple[bytes, str, ast.Module]:
-    """Return a Python file's content, its text, and its syntax tree. Respect a byte order mark and a declared encoding.
-
-    Raises:
-        RequestError: the file cannot be read, is too long, or is not Python; says where.
-    """
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise RequestError.of(f"the pool file {path} is no file")
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError.of(f"the pool file {path} cannot be read: {reason}") from None
-    if len(content) > MOST_BYTES:
-        raise RequestError.of(f"the pool file {path} is too long: expected at most {MOST_BYTES:,} bytes")
+    """Return a Python file's content, its text as Python decodes it, and its syntax tree; or raise a RequestError."""
+    content = read_at_most(MOST_BYTES, path, "the pool file ")
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         text = re.sub("\r\n?", "\n", content.decode(encoding))
@@ -107,8 +94,7 @@ def read(path: Path) -> tuple[bytes, str, ast.Module]:
 def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
     """Return the file's place, and the files beside it that it needs: its imports, their imports, and data.
 
-    Raises:
-        RequestError: one of these files cannot be read, or all together are too large.
+    Raise a RequestError if one of them cannot be read, or if all together are too large.
     """
     path = path.resolve()  # as Python does for a script
     root = _root(path.parent)
@@ -124,13 +110,12 @@ def gather_beside(path: Path, tree: ast.Module) -> tuple[str, Files]:
                 content, _, inner = read(module)
                 found[module.relative_to(root).as_posix()] = content
                 waiting.append((module, inner))
-        for item in _data(file, parsed):
-            data[item.relative_to(root).as_posix()] = item.stat().st_size
-    if (size := sum(map(len, found.values())) + sum(data.values())) > MOST_BYTES_BESIDE:
-        largest = max(data or {name: len(content) for name, content in found.items()}, key=lambda n: data.get(n, 0))
+        data |= {item.relative_to(root).as_posix(): item.stat().st_size for item in _data(file, parsed)}
+    sizes = {name: len(content) for name, content in found.items()} | data
+    if (size := sum(sizes.values())) > MOST_BYTES_BESIDE:
         raise RequestError.of(
             f"expected at most {MOST_BYTES_BESIDE:,} bytes of files that {path} needs, got {size:,}, most of them in "
-            f"{largest}; every run folder gets a copy, so make them smaller"
+            f"{max(sizes, key=sizes.__getitem__)}; every run folder gets a copy, so make them smaller"
         )
     found |= {name: (root / name).read_bytes() for name in data}
     return path.relative_to(root).as_posix(), tuple(sorted(found.items()))
@@ -156,16 +141,12 @@ def is_environment(name: str) -> bool:
 def is_place(text: str) -> bool:
     """Return whether a text is a relative path that stays below its folder."""
     parts = text.split("/")
-    return (
-        bool(text)
-        and len(text) < 1000
-        and not any(part in ("", ".", "..") or "\\" in part or "\0" in part or ":" in part for part in parts)
-    )
+    return 0 < len(text) < 1000 and not any(part in ("", ".", "..") or re.search(r"[\\\0:]", part) for part in parts)
 
 
 def _root(folder: Path) -> Path:
     """Return the folder above the package that this one is part of; itself, if it is part of none."""
-    while os.path.isfile(folder / "__init__.py") and folder.parent != folder:  # noqa: PTH113 - a name too long is none
+    while _file(folder / "__init__.py") and folder.parent != folder:
         folder = folder.parent
     return folder
 
@@ -173,51 +154,40 @@ def _root(folder: Path) -> Path:
 def _modules(file: Path, tree: ast.Module, script: Path, root: Path) -> Iterator[Path]:
     """Yield the files beside a file that it imports, with the `__init__` of their packages."""
     for base, name in _imported(file, tree, (script, root)):
-        at = base
-        for part in filter(None, name.split(".")):
-            if init := _file(at / "__init__.py"):
-                yield init
-            at = at / part
-        yield from filter(None, (_file(at.with_name(f"{at.name}.py")), _file(at / "__init__.py")))
+        parts = [part for part in name.split(".") if part]
+        packages = [base.joinpath(*parts[:depth], "__init__.py") for depth in range(len(parts) + 1)]
+        modules = [base.joinpath(*parts[:-1], f"{parts[-1]}.py")] if parts else []
+        yield from filter(None, map(_file, (*packages, *modules)))
     for folder in file.parents:  # to import lab.pools.mine is to import lab and lab.pools
-        if folder == root or root not in folder.parents:
-            break
-        if init := _file(folder / "__init__.py"):
+        if root in folder.parents and (init := _file(folder / "__init__.py")):
             yield init
 
 
 def _imported(file: Path, tree: ast.Module, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Yield (folder to start from, dotted name) of all that a file may import from beside it, modules or not."""
     for node in _run(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _absolute(alias.name, roots)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            for alias in node.names:  # which may be a module of the package, or a name in it
-                yield from _absolute(f"{node.module}.{alias.name}", roots)
-            yield from _absolute(str(node.module), roots)
-        elif isinstance(node, ast.ImportFrom) and node.level <= len(file.parents):
-            base = file.parents[node.level - 1]
-            if base == roots[1] or roots[1] in base.parents:
-                yield base, node.module or ""
-                for alias in node.names:
-                    yield base, f"{node.module}.{alias.name}" if node.module else alias.name
-
-
-def _absolute(name: str, roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    if is_environment(name):
-        return
-    top = name.partition(".")[0]
-    for root in roots:
-        if _file(root / f"{top}.py") or os.path.isdir(root / top):  # noqa: PTH112 - a name too long is none
-            yield root, name
-            return
+        match node:
+            case ast.Import(names=aliases):
+                names, level = [alias.name for alias in aliases], 0
+            case ast.ImportFrom(module=module, names=aliases, level=level):
+                above = [module] if module else []
+                names = [".".join([*above, name]) for name in ("", *(alias.name for alias in aliases))]
+            case _:
+                continue
+        for name in names:
+            if level:
+                folders = file.parents[level - 1 : level]
+                yield from ((folder, name) for folder in folders if roots[-1] in (folder, *folder.parents))
+            elif not is_environment(name):
+                top = name.partition(".")[0]
+                found = (root for root in roots if _file(root / f"{top}.py") or _is_folder(root / top))
+                yield from ((root, name) for root in itertools.islice(found, 1))
 
 
 def _data(file: Path, tree: ast.Module) -> Iterator[Path]:
     """Yield the data files that strings of a file name: whole, as a pattern, joined to a folder, or as a suffix."""
     named = sorted(set(_texts(tree)))
-    folders = [""] + [text for text in named if _is_folder(file.parent, text)]
+    folders = [""] + [text for text in named if is_place(text) and _is_folder(file.parent / text)]
     for folder, text in itertools.product(folders, named):
         names = [text.removeprefix("./").lstrip("/")] + ([file.stem + text] if text.startswith(".") else [])
         for name in names:
@@ -252,8 +222,8 @@ def _texts(tree: ast.Module) -> Iterator[str]:
             yield text
 
 
-def _is_folder(root: Path, text: str) -> bool:
-    return is_place(text) and os.path.isdir(root / text)  # noqa: PTH112 - a name too long is none
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - a name too long is none
 
 
 def _file(path: Path) -> Path | None:

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
@@ -27,7 +27,6 @@ from search_spaces.errors import (
 )
 from search_spaces.text import unprintable
 
-KeyPath = tuple[str | int, ...]
 T = TypeVar("T")
 
 
@@ -71,19 +70,16 @@ Plain = Annotated[Any, check(is_plain, PLAIN)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 
 
-def validate(kind: type[T], data: Any, forms: Mapping[KeyPath, Any] | None = None) -> T:
-    """Return `data` as a value of the type `kind`.
+def validate(kind: type[T], data: Any, forms: Mapping[str, Any] | None = None) -> T:
+    """Return `data` as a value of the type `kind`, or raise a RequestError with every problem, each at its place.
 
     Args:
-        forms: {path of a mapping, without indices: its form}, of those that forbid unknown keys.
-
-    Raises:
-        RequestError: with every problem, each at its place.
+        forms: {place of a mapping, without indices: its form}, of those that forbid unknown keys.
     """
     try:
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
-        raise RequestError(problem for _, problem in problems_in(error, forms or {})) from None
+        raise RequestError(problems_in(error, forms or {})) from None
 
 
 def from_json(kind: type[T], data: bytes) -> T | None:
@@ -102,17 +98,19 @@ def to_json(value: Any) -> bytes:
 _adapter = functools.cache(TypeAdapter)
 
 
-def problems_in(error: ValidationError, forms: Mapping[KeyPath, Any]) -> Iterator[tuple[KeyPath, Problem]]:
-    """Yield what pydantic found as (path of keys, problem); `forms` are as for `validate`."""
+def problems_in(error: ValidationError, forms: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what pydantic found; `forms` are as for `validate`."""
     for item in error.errors(include_url=False):
-        path = tuple(key for key in item["loc"] if key != "[key]")  # what pydantic adds where a key itself is wrong
+        if item["type"] == "default_factory_not_called":  # what it is made of is said to be wrong
+            continue
+        path = [key for key in item["loc"] if key != "[key]"]  # what pydantic adds where a key itself is wrong
         context = item.get("ctx", {})
         cause = context.get("error")
         if isinstance(cause, RequestError):
-            yield from ((path, problem.under(spell(path))) for problem in cause.problems)
+            yield from (problem.under(spell(path)) for problem in cause.problems)
             continue
         if item["type"] in ("extra_forbidden", "invalid_key", "unexpected_keyword_argument"):
-            fields = forms[tuple(key for key in path[:-1] if isinstance(key, str))].__pydantic_fields__
+            fields = forms[spell(key for key in path[:-1] if isinstance(key, str))].__pydantic_fields__
             keys = [field.alias or name for name, field in fields.items()]
             what = f"unknown key; {did_you_mean(path[-1], keys)}"
         elif item["type"] == "missing":
@@ -120,7 +118,7 @@ def problems_in(error: ValidationError, forms: Mapping[KeyPath, Any]) -> Iterato
         else:
             kind, hint = _KINDS.get(item["type"], (item["msg"].removeprefix("Input should be "), None))
             what = expected(kind.format_map(context), item["input"]) + (hint(item["input"]) if hint else "")
-        yield path, Problem(spell(path), what)
+        yield Problem(spell(path), what)
 
 
 # What is allowed, and a guess at what was meant, by pydantic's name for what is wrong.
@@ -144,6 +142,6 @@ _KINDS: Mapping[str, tuple[str, Callable[[object], str] | None]] = {
 }
 
 
-def spell(path: KeyPath) -> str:
+def spell(path: Iterable[str | int]) -> str:
     """Return a path of keys as people write it: `pools[2].name` for ("pools", 2, "name")."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")

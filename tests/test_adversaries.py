@@ -175,7 +175,7 @@ def test_in_one_process_it_does_harm(name: str, together: Callable[[Sequence[str
     """Without which the others would say nothing: a valid pool, and the next trial is another or none."""
     runs = together(QUICK if name in QUICK else REST)
     assert (runs / f"{name}.acted").exists(), "it is no valid pool"
-    gap = pool.expand("gap")
+    gap = list(pool.expand("gap"))
     wanted = [rows(runs / NOBODY, table, gap) for table in ("trials", "epochs")]
     assert list(map(len, wanted)) == [1, 2]
     if list((runs / name).glob("trials/*")):

@@ -27,6 +27,8 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import FILTERS, MOST_TRIALS
 from search_spaces.space import MAX_TRIALS
 
+Plan = Callable[..., list[str]]
+
 ROOT = Path(__file__).parents[1]
 FEW = settings(
     max_examples=100, deadline=5000, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -62,7 +64,7 @@ PRODUCT = {key: value for key, value in VALID.items() if key != "pairs"} | {
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Callable[..., list[str]]:
+def plan(tmp_path: Path) -> Plan:
     """Plans a text or bytes as a space file, and returns what is said of it: nothing, if it can be."""
     (tmp_path / "own.py").write_text("class CustomPool: ...\n")
     path = tmp_path / "space.yaml"
@@ -88,7 +90,7 @@ def dumped(data: Any) -> str:
     return yaml.dump(data, sort_keys=False, allow_unicode=False)  # tags, anchors and all, wherever PyYAML needs them
 
 
-def test_the_grammar_starts_from_what_is_right(plan: Callable[..., list[str]]) -> None:
+def test_the_grammar_starts_from_what_is_right(plan: Plan) -> None:
     assert plan(dumped(VALID)) == plan(dumped(PRODUCT)) == []
     aliases = {field.alias or name for name, field in spaces._File.model_fields.items()}
     assert {*VALID, *PRODUCT} == aliases
@@ -96,7 +98,7 @@ def test_the_grammar_starts_from_what_is_right(plan: Callable[..., list[str]]) -
 
 @FEW
 @given(data=st.one_of(broken(VALID), broken(PRODUCT)))
-def test_a_broken_space_is_a_message_or_a_plan(plan: Callable[..., list[str]], data: Any) -> None:
+def test_a_broken_space_is_a_message_or_a_plan(plan: Plan, data: Any) -> None:
     plan(dumped(data))
 
 
@@ -111,9 +113,7 @@ def test_a_broken_space_is_a_message_or_a_plan(plan: Callable[..., list[str]], d
     at=st.floats(0, 1),
     cut=st.integers(0, 30),
 )
-def test_a_garbled_text_is_a_message_or_a_plan(
-    plan: Callable[..., list[str]], junk: list[str], at: float, cut: int
-) -> None:
+def test_a_garbled_text_is_a_message_or_a_plan(plan: Plan, junk: list[str], at: float, cut: int) -> None:
     text = dumped(VALID)
     middle = int(at * len(text))
     plan(text[:middle] + "".join(junk) + text[middle + cut :])
@@ -121,9 +121,7 @@ def test_a_garbled_text_is_a_message_or_a_plan(
 
 @FEW
 @given(key=st.one_of(st.sampled_from(list(VALID)), ODD_TEXTS), below=ODD_TEXTS, value=st.one_of(ODD_TEXTS, st.text()))
-def test_an_odd_override_is_a_message_or_a_plan(
-    plan: Callable[..., list[str]], key: str, below: str, value: str
-) -> None:
+def test_an_odd_override_is_a_message_or_a_plan(plan: Plan, key: str, below: str, value: str) -> None:
     plan(dumped(VALID), f"{key}={value}", f"{key}.{below}={value}")
 
 
@@ -139,6 +137,8 @@ MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
     ("text", "says"),
     [
         ("", "name: missing"),
+        ("- a\n- b", "expected a mapping of keys"),
+        ("42: x", "[42]: unknown key"),
         ("name: a\n---\nname: b\n", "a single document"),
         (BOMB, "expected at most 1,048,576 values, aliases expanded"),
         (MERGE_BOMB, "expected at most 1,048,576 values, aliases expanded"),
@@ -160,11 +160,11 @@ MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
         ('name: "\\u202egap"', "U+202E RIGHT-TO-LEFT OVERRIDE"),
         ('name: "\\ud800"', "it has U+D800"),
         ('"na\\eme": x', "as a key"),
-        (b" " * (50 * 2**20), "expected at most 1,048,576 bytes, got 52,428,800"),
+        (b" " * (50 * 2**20), "is too long: expected at most 1,048,576 bytes"),
     ],
     ids=lambda value: repr(value[:20]),
 )
-def test_what_no_space_is(plan: Callable[..., list[str]], text: str | bytes, says: str) -> None:
+def test_what_no_space_is(plan: Plan, text: str | bytes, says: str) -> None:
     start = time.process_time()
     said = plan(text)
     assert any(says in line for line in said), said
@@ -172,16 +172,12 @@ def test_what_no_space_is(plan: Callable[..., list[str]], text: str | bytes, say
     assert all("space.yaml" in line for line in said)
 
 
-def test_a_text_that_looks_like_a_date_is_a_text_and_a_mark_of_order_is_passed_over(
-    plan: Callable[..., list[str]],
-) -> None:
+def test_a_text_that_looks_like_a_date_is_a_text_and_a_mark_of_order_is_passed_over(plan: Plan) -> None:
     assert plan("\ufeff" + dumped(VALID | {"name": "x"}).replace("name: x", "name: 2001-13-45")) == []
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["a folder", "a pipe"])
-def test_a_space_or_a_pool_that_is_no_file(
-    plan: Callable[..., list[str]], tmp_path: Path, make: Callable[[Path], None]
-) -> None:
+def test_a_space_or_a_pool_that_is_no_file(plan: Plan, tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "odd.py")
     with pytest.raises(RequestError, match="is no file"):
         spaces.load(tmp_path / "odd.py")
@@ -189,7 +185,7 @@ def test_a_space_or_a_pool_that_is_no_file(
     assert "is no file" in said
 
 
-def test_a_name_that_no_file_can_have(plan: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_name_that_no_file_can_have(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is no space file"):
         spaces.load("x" * 5000)
     (tmp_path / "far.py").write_text(f"import {'x' * 500}\nclass CustomPool: ...\n")
@@ -209,9 +205,7 @@ def test_a_name_that_no_file_can_have(plan: Callable[..., list[str]], tmp_path: 
     ],
     ids=["operators", "brackets", "nul", "long", "a deep default", "bases of bases"],
 )  # fmt: skip
-def test_a_pool_file_is_read_in_bounded_time_whatever_it_says(
-    plan: Callable[..., list[str]], tmp_path: Path, text: str, says: str
-) -> None:
+def test_a_pool_file_is_read_in_bounded_time_whatever_it_says(plan: Plan, tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "odd.py").write_text(text)
     start = time.process_time()
     said = plan(dumped(VALID | {"pools": [{"file": "odd.py"}]}))
@@ -219,55 +213,30 @@ def test_a_pool_file_is_read_in_bounded_time_whatever_it_says(
     assert any(says in line for line in said) if says else len(said) <= 1
 
 
-def test_every_fault_of_an_entry_is_said_at_once(plan: Callable[..., list[str]]) -> None:
+def test_every_fault_of_an_entry_is_said_at_once(plan: Plan) -> None:
     entries = [
         {"name": "gapp", "role": "base"},
         {"file": "own.txt"},
         {"file": "own.py", "params": {"q": 1}, "lable": "x"},
     ]
     said = plan(dumped(VALID | {"pools": entries, "architectures": ["resnet", 3]}))
-    for part in (
-        *(
-            "pools[0].role: expected 'baseline' or 'candidate', got 'base'",
-            "pools[0]: unknown pool 'gapp'; did you mean 'gap'?",
-        ),
-        *("pools[1].file: expected a path to a .py file, got 'own.txt'", "pools[2].lable: unknown key"),
-        *(
-            "pools[2]: own has no parameter 'q'",
-            "architectures[0]: unknown architecture",
-            "architectures[1]: expected text, got 3",
-        ),
+    for part in [
+        "pools[0].role: expected 'baseline' or 'candidate', got 'base'",
+        "pools[0]: unknown pool 'gapp'; did you mean 'gap'?",
+        "pools[1].file: expected a path to a .py file, got 'own.txt'",
+        "pools[2].lable: unknown key",
+        "pools[2]: own has no parameter 'q'",
+        "architectures[0]: unknown architecture",
+        "architectures[1]: expected text, got 3",
         "give either pairs or architectures",
-    ):
+    ]:
         assert any(part in line for line in said), (part, said)
 
 
-def test_a_thousand_faults_are_a_hundred_and_a_number(plan: Callable[..., list[str]]) -> None:
+def test_a_thousand_faults_are_a_hundred_and_a_number(plan: Plan) -> None:
     said = plan(dumped(VALID | {"seeds": [-1 - i for i in range(1000)], "max_trials": 10_000}))
     assert len(said) == 101
     assert said[-1] == "and 900 problems more"
-
-
-# The command
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [(dumped(VALID), cli.OK), (dumped(VALID | {"name": 3, "seeds": ["x"]}), cli.REFUSED), (BOMB, cli.REFUSED)],
-    ids=["right", "wrong", "bomb"],
-)
-def test_the_command_says_it_and_starts_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, code: int
-) -> None:
-    monkeypatch.setitem(sys.modules, "orchestrator.ray_tune", None)  # an import of it raises
-    monkeypatch.chdir(tmp_path)
-    Path("own.py").write_text("class CustomPool: ...\n")
-    Path("space.yaml").write_text(text)
-    assert cli.main(["--space", "space.yaml", "--plan"]) == code
-    out, error = capsys.readouterr()
-    assert ("nothing was started" in error) == (code == cli.REFUSED)
-    assert "Traceback" not in out + error
-    assert {path.name for path in tmp_path.iterdir()} == {"own.py", "space.yaml"}
 
 
 @FEW
@@ -280,7 +249,7 @@ def test_an_odd_filter_is_a_message_or_a_plan(only: str) -> None:
 # Sizes
 
 
-def test_a_grid_of_a_billion_is_refused_before_it_is_made(plan: Callable[..., list[str]]) -> None:
+def test_a_grid_of_a_billion_is_refused_before_it_is_made(plan: Plan) -> None:
     thousand = list(range(1, 1001))
     entry = {"name": "gem", "params": {"p": thousand, "eps": thousand}}
     start = time.process_time()
@@ -291,7 +260,7 @@ def test_a_grid_of_a_billion_is_refused_before_it_is_made(plan: Callable[..., li
     assert any("recipe.epochs" in line for line in said), "and all else that is wrong"
 
 
-def test_as_many_as_allowed_are_planned_and_one_more_is_not(plan: Callable[..., list[str]]) -> None:
+def test_as_many_as_allowed_are_planned_and_one_more_is_not(plan: Plan) -> None:
     space = VALID | {"pools": ["gap", "gem"], "max_trials": 8}
     assert plan(dumped(space)) == []
     (said,) = plan(dumped(space | {"max_trials": 7}))

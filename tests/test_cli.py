@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator import cli
+from orchestrator.record import row
 from orchestrator.resources import Node, Share, share, slow_precision
 from results.store.folder import RunFolder
 from search_spaces import space as spaces
@@ -30,26 +31,40 @@ seeds: [1]
 
 
 @pytest.fixture
-def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs the command on a space; its exit code and all that it said."""
+
+    def run(*arguments: str, space: str = SPACE) -> tuple[int, str]:
+        path = tmp_path / "space.yaml"
+        path.write_text(space)
+        code = cli.main(["--space", str(path), "--out", str(tmp_path / "run"), *arguments])
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refuse(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs the command, which must refuse without Ray having been as much as imported; what it said."""
 
     def run(*arguments: str, space: str = SPACE) -> str:
         monkeypatch.setitem(sys.modules, "orchestrator.ray_tune", None)  # an import of it raises,
         monkeypatch.delattr("orchestrator.ray_tune", raising=False)  # whoever has imported it before
-        path = tmp_path / "space.yaml"
-        path.write_text(space)
-        assert cli.main(["--space", str(path), "--out", str(tmp_path / "run"), *arguments]) == cli.REFUSED
+        code, said = command(*arguments, space=space)
+        assert code == cli.REFUSED
+        assert "nothing was started" in said
         assert not (tmp_path / "run" / "space.yaml").exists()
-        return capsys.readouterr().err
+        return said
 
     return run
 
 
-def test_a_missing_file(refuse) -> None:
-    assert "did you mean 'pools.yaml'" in refuse("--space", "pool.yaml")
+def write_pool(path: Path, body: str) -> None:
+    path.write_text(f"from torch import nn\nclass CustomPool(nn.Module):\n{body}")
 
 
 def test_every_problem_of_a_file(refuse) -> None:
+    assert "did you mean 'pools.yaml'" in refuse("--space", "pool.yaml")
     said = refuse(space=SPACE.replace("gem", "gemm").replace("resnet20", "mobilenet").replace("[1]", "[-1]"))
     for problem in ("'gem'", "'mobilenetv2'", "seeds[0]"):
         assert problem in said
@@ -58,9 +73,8 @@ def test_every_problem_of_a_file(refuse) -> None:
 def test_data_that_is_not_found(refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision_files, "download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     (tmp_path / "data").mkdir()
-    said = refuse(
-        "--data-dir", str(tmp_path / "data"), space=SPACE.replace("dataset: digits}, {", "dataset: cifar100}, {")
-    )
+    space = SPACE.replace("dataset: digits}, {", "dataset: cifar100}, {")
+    said = refuse("--data-dir", str(tmp_path / "data"), space=space)
     assert "error: dataset cifar100: its images are neither in" in said
     assert "--data-dir" in said
 
@@ -80,39 +94,18 @@ def test_seconds_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"expected a number of seconds > 0, got '{found}'" in capsys.readouterr().err
 
 
-def test_an_unwritable_run_folder(refuse, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert "cannot be written" in refuse("--out", str(tmp_path / "file" / "run"))
-
-
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        (
-            "return x.mean((2, 3), keepdim=True)",
-            "check shape: on resnet20's feature map [4, 64, 8, 8], random values, evaluation: it returns [4, 64, 1, 1]",
-        ),
-        ("import sys; sys.exit(3)", "(the same on vgg11bn)"),
-    ],
-)
-def test_a_pool_that_cannot_be_trained(refuse, tmp_path: Path, body: str, says: str) -> None:
-    write_pool(tmp_path / "own.py", f"    def forward(self, x):\n        {body}\n")
-    assert says in refuse(space=SPACE.replace("gem", "{file: own.py}"))
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (
-            "import nowhere_to_be_found\nclass CustomPool: ...",
-            "check import: on construction: it raises ModuleNotFoundError",
-        ),
-        ("class Other: ...", "has no class 'CustomPool'; it has Other"),
-        ("class CustomPool(", "is not Python"),
+        ("    def forward(self, x): return x.mean((2, 3), keepdim=True)",
+         "check shape: on resnet20's feature map [4, 64, 8, 8], random values, evaluation: it returns [4, 64, 1, 1]"),
+        ("    def forward(self, x): import sys; sys.exit(3)", "(the same on vgg11bn)"),
+        ("    def forward(self, x): import os; os._exit(3)", "ended (exit code 3)"),
+        ("    import nowhere_to_be_found", "check import: on construction: it raises ModuleNotFoundError"),
     ],
-)
-def test_a_pool_file_that_does_not_import(refuse, tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "own.py").write_text(text)
+)  # fmt: skip
+def test_a_pool_that_cannot_be_trained(refuse, tmp_path: Path, text: str, says: str) -> None:
+    write_pool(tmp_path / "own.py", text)
     assert says in refuse(space=SPACE.replace("gem", "{file: own.py}"))
 
 
@@ -145,67 +138,43 @@ def test_an_option_that_is_wrong(refuse, option: str, says: str) -> None:
     assert says in refuse(option)
 
 
-def test_a_run_folder_of_another_recipe(refuse, tmp_path: Path) -> None:
-    from orchestrator.record import row
-
+def test_a_run_folder_of_another_recipe(refuse, run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
-    run = RunFolder(tmp_path / "run")
-    run.create()
     run.write_trial(row(next(iter(spaces.load(tmp_path / "space.yaml").grid)), "completed", (), None))
     assert "one table must not mix them" in refuse("--set", "epochs=2")
 
 
-def write_pool(path: Path, body: str) -> None:
-    path.write_text(f"from torch import nn\nclass CustomPool(nn.Module):\n{body}")
-
-
-def test_a_plan_starts_nothing_and_runs_no_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_starts_nothing_and_runs_no_pool(command, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass CustomPool: ...\n")
-    (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "gem, {file: own.py}"))
-    arguments = ["--space", str(tmp_path / "space.yaml"), "--out", str(tmp_path / "run")]
-    assert cli.main([*arguments, "--plan"]) == cli.OK
-    said = capsys.readouterr().out
+    space = SPACE.replace("gem", "gem, {file: own.py}")
+    code, said = command("--plan", space=space)
+    assert code == cli.OK
     assert said.count("to do") == 3
     assert "3 trials of 1 epochs; how long that takes is known once the first has ended" in said
     assert "resnet20-digits: one seed finds nothing\n" in said
     assert "3 more on hidden pairs wait for --final" in said
     assert "whether its pools may be trained, and what they cost: --check" in said
-    assert cli.main([*arguments, "--plan", "--final"]) == cli.OK
-    said = capsys.readouterr().out
+    code, said = command("--plan", "--final", space=space)
+    assert code == cli.OK
     assert said.count("to do") == 4, "on the hidden pair the baseline alone"
     assert "2 more on hidden pairs are of candidates that are not submitted" in said
-    assert cli.main([*arguments, "--status"]) == cli.INCOMPLETE
+    assert command("--status", space=space)[0] == cli.INCOMPLETE
     assert not (tmp_path / "run").exists()
     assert not ran.exists()
 
 
-def test_a_plan_says_what_the_last_sweep_found_of_the_pools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "space.yaml").write_text(SPACE)
-    run = RunFolder(tmp_path / "run")
-    run.create()
+def test_a_plan_says_what_the_last_sweep_found_of_the_pools(command, run: RunFolder) -> None:
     run.equivalences.write([Equivalence("vgg11bn", ("gap", "gem"), {})])
-    assert cli.main(["--space", str(tmp_path / "space.yaml"), "--out", str(run.path), "--plan"]) == cli.OK
-    assert "as the last sweep found: vgg11bn: gap and gem start as the same function" in capsys.readouterr().out
+    code, said = command("--plan")
+    assert code == cli.OK
+    assert "as the last sweep found: vgg11bn: gap and gem start as the same function" in said
 
 
-def test_a_check_runs_the_pools_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "space.yaml").write_text(SPACE)
-    assert cli.main(["--space", str(tmp_path / "space.yaml"), "--check"]) == cli.OK
-    assert "every pool may be trained" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("asked", "nodes", "gets"),
-    [
-        ({}, [Node(4, 0)], Share(1, 0)),
-        ({}, [Node(4, 0), Node(8, 2)], Share(1, 1)),
-        ({"gpus_per_trial": 0}, [Node(8, 2)], Share(1, 0)),
-        ({"trials_per_gpu": 4, "cpus_per_trial": 2}, [Node(8, 2)], Share(2, 1)),
-    ],
-)
-def test_what_a_trial_gets(asked: dict[str, Any], nodes: list[Node], gets: Share) -> None:
-    assert share(Resources(**asked), nodes) == gets
+def test_a_check_runs_the_pools_and_nothing_else(command) -> None:
+    code, said = command("--check")
+    assert code == cli.OK
+    assert "every pool may be trained" in said
 
 
 @pytest.mark.parametrize(
@@ -221,26 +190,23 @@ def test_what_no_single_node_has_is_refused(asked: dict[str, Any], nodes: list[N
         share(Resources(**asked), nodes)
 
 
-def test_a_cluster_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_side_by_side_share_one_gpu() -> None:
+    assert share(Resources(trials_per_gpu=4, cpus_per_trial=2), [Node(8, 2)]) == Share(2, 1)
+
+
+def test_a_cluster_that_is_not_there(command) -> None:
+    code, said = command("--address", "nowhere")
+    assert code == cli.REFUSED
+    assert "--address nowhere: expected local, inline, auto or HOST:PORT" in said
+
+
+def test_a_rerun_with_nothing_to_train_takes_new_roles(command, run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
-    arguments = ["--space", str(tmp_path / "space.yaml"), "--out", str(tmp_path / "run"), "--address", "nowhere"]
-    assert cli.main(arguments) == cli.REFUSED
-    assert "--address nowhere: expected local, inline, auto or HOST:PORT" in capsys.readouterr().err
-
-
-def test_a_rerun_with_nothing_to_train_takes_new_roles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from orchestrator.record import row
-
-    path = tmp_path / "space.yaml"
-    path.write_text(SPACE)
-    run = RunFolder(tmp_path / "run")
-    run.create()
-    for planned in spaces.load(path).grid:
+    for planned in spaces.load(tmp_path / "space.yaml").grid:
         if not planned.hidden:
             run.write_trial(row(planned, "completed", (), None) | {"best_test_acc": 50.0, "final_test_acc": 50.0})
-    path.write_text(SPACE.replace("gem]", "{name: gem, label: ours, role: baseline}]"))
-    assert cli.main(["--space", str(path), "--out", str(run.path)]) == cli.OK
-    said = capsys.readouterr().out
+    code, said = command(space=SPACE.replace("gem]", "{name: gem, label: ours, role: baseline}]"))
+    assert code == cli.OK
     assert "nothing to do" in said
     assert "ours" in said
 
@@ -283,17 +249,6 @@ def test_a_precision_that_is_slow_here_is_warned_of(
 ) -> None:
     warning = slow_precision(precision, archs, cpu_bf16)
     assert (says in warning) if says and warning else warning is says
-
-
-def test_a_candidate_that_ends_the_process_is_named(tmp_path: Path) -> None:
-    (tmp_path / "dies.py").write_text(
-        "import os\nfrom torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x): os._exit(3)\n"
-    )
-    (tmp_path / "space.yaml").write_text(SPACE.replace("gem", "{file: dies.py}, gem"))
-    with Gate.over(spaces.load(tmp_path / "space.yaml").grid) as gate:
-        report = gate.report
-    with pytest.raises(RequestError, match=r"pool dies, check run: on .*ended \(exit code 3\)"):
-        report.refuse()
 
 
 def test_what_a_candidate_prints_does_not_disturb_its_check(tmp_path: Path) -> None:

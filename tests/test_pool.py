@@ -1,4 +1,4 @@
-"""From what a person writes to a pool."""
+"""From what a person writes to a pool: which class of a file it is and what that takes, or left to the gate."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Child(CustomPool):
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
+    """A file of one's own, with another beside it."""
+    (tmp_path / "layers.py").write_text(BASE)
     path = tmp_path / "mine.py"
     path.write_text(MINE)
     return path
@@ -97,13 +99,6 @@ def test_two_revisions_live_side_by_side(mine: Path) -> None:
     assert pools.build(after, 2)(ones).sum() == 0
 
 
-def test_reading_a_file_runs_none_of_it(tmp_path: Path) -> None:
-    path = tmp_path / "evil.py"
-    path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass CustomPool: ...\n")
-    pool.expand(str(path))
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -118,19 +113,6 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> Non
     path.write_text(text)
     with pytest.raises(RequestError, match=says):
         pool.expand(str(path))
-
-
-def test_the_name_of_the_file_is_in_the_traceback(tmp_path: Path) -> None:
-    import traceback
-
-    path = tmp_path / "raises.py"
-    path.write_text(
-        "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n        return x.nope\n"
-    )
-    (found,) = pool.expand(str(path))
-    with pytest.raises(AttributeError) as caught:
-        pools.build(found, 3)(torch.ones(1))
-    assert "return x.nope" in "".join(traceback.format_exception(caught.value))
 
 
 def test_two_pools_with_one_seed_start_from_one_backbone() -> None:
@@ -148,49 +130,69 @@ def test_building_a_network_leaves_torchs_generator_alone() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-HELPED = """
-import torch
-from torch import nn
-import weights
-from . import more
-from .more import offset as shift
+# The class of a file, and what it takes: as it is when the file has run
 
-class CustomPool(nn.Module):
-    def forward(self, x):
-        from weights import scale  # as late as that
-
-        return x.mean((2, 3)) * scale() + more.offset() + shift() + weights.scale()
-"""
+FORWARD = "    def forward(self, x):\n        return x.mean((2, 3)) * self.p\n"
+INIT = (
+    "    def __init__(self, channels, p=2.0):\n        super().__init__()\n"
+    "        self.p, self.channels = p, channels\n"
+)
+BASE = "from torch import nn\nclass Base(nn.Module):\n" + INIT + FORWARD
 
 
-@pytest.fixture
-def helped(tmp_path: Path) -> Path:
-    (tmp_path / "helped.py").write_text(HELPED)
-    (tmp_path / "weights.py").write_text("import more\ndef scale(): return 2 * more.offset()\n")
-    (tmp_path / "more.py").write_text("import weights\ndef offset(): return 3.0\n")
-    (tmp_path / "unrelated.py").write_text("raise RuntimeError\n")
-    return tmp_path / "helped.py"
+WAYS = {
+    "inherited from beside": "from layers import Base\nclass CustomPool(Base): ...\n",
+    "inherited by a module's name": "import layers\nclass CustomPool(layers.Base): ...\n",
+    "inherited in the file": BASE + "class CustomPool(Base): ...\n",
+    "an alias": BASE + "CustomPool = Base\n",
+    "a re-export": "from layers import Base as CustomPool\n",
+    "by a condition": BASE + "if True:\n    class CustomPool(Base): ...\nelse:\n    class CustomPool: ...\n",
+    "in a try": "try:\n    import nowhere\nexcept ImportError:\n    from layers import Base as CustomPool\n",
+    "with a star": "from layers import *\nfrom layers import Base\nglobals()['CustomPool'] = Base\n",
+    "a factory": BASE + "def CustomPool(channels, p=2.0):\n    return Base(channels, p)\n",
+    "decorated": BASE + "def same(cls): return cls\n@same\nclass CustomPool(Base): ...\n",
+    "wrapped": BASE + "class CustomPool(Base):\n    init = Base.__init__\n    def __init__(self, *a, **kw):\n"
+    "        self.init(*a, **kw)\n    __init__.__wrapped__ = Base.__init__\n",
+    "a dataclass": "import dataclasses\nfrom torch import nn\n@dataclasses.dataclass(eq=False)\n"
+    "class CustomPool(nn.Module):\n    channels: int\n    p: float = 2.0\n"
+    "    def __post_init__(self):\n        super().__init__()\n" + FORWARD,
+    "passed on": BASE
+    + "class CustomPool(Base):\n    def __init__(self, *a, **kw):\n        super().__init__(*a, **kw)\n",
+    "the only one": "import collections, enum, typing\nclass A(dict): ...\nclass B(collections.OrderedDict): ...\n"
+    "class C(typing.NamedTuple): ...\nclass D(str, enum.Enum): ...\nfrom torch import nn\nclass Other(nn.Module):\n"
+    + INIT
+    + FORWARD
+    + "class Helper: ...\n",
+}
 
 
-def test_modules_beside_the_file_travel_with_it(helped: Path) -> None:
-    found = pool.Pool.from_dict(pool.expand(str(helped))[0].to_dict())
-    assert found.source is not None
-    assert [name for name, _ in found.source.beside] == ["more.py", "weights.py"]
-    for file in helped.parent.glob("*.py"):
-        file.unlink()  # as on another machine
-    assert pools.build(found, 1)(torch.ones(1, 1, 1, 1)).item() == 1 * 6 + 3 + 3 + 6
+@pytest.mark.parametrize("way", WAYS)
+def test_however_it_is_made(mine: Path, way: str) -> None:
+    mine.write_text(WAYS[way])
+    ones = torch.ones(1, 4, 2, 2)
+    (plain,) = pool.expand(str(mine))
+    module = pools.build(plain, 4)
+    assert module(ones)[0].tolist() == [2.0] * 4
+    assert module.channels == 4
+    three, four = pool.expand(str(mine), {"p": [3.0, 4.0]})
+    assert [pools.build(each, 4)(ones)[0, 0].item() for each in (three, four)] == [3.0, 4.0]
 
 
-def test_an_edited_helper_is_a_new_revision(helped: Path) -> None:
-    before = pool.expand(str(helped))[0]
-    (helped.parent / "more.py").write_text("import weights\ndef offset(): return 4.0\n")
-    after = pool.expand(str(helped))[0]
-    assert before != after
-    ones = torch.ones(1, 1, 1, 1)
-    assert (pools.build(before, 1)(ones).item(), pools.build(after, 1)(ones).item()) == (18, 24)
+def test_what_is_certain_is_said_at_once(mine: Path) -> None:
+    for way in ("inherited from beside", "a dataclass", "an alias", "the only one", "a re-export"):
+        mine.write_text(WAYS[way])
+        with pytest.raises(RequestError, match="has no parameter 'q'; known: p"):
+            pool.expand(str(mine), {"q": 1})
+        assert pool.expand(str(mine), {"p": 2})[0].params == (("p", 2.0),)
 
 
-def test_a_helper_that_is_not_python_is_said(helped: Path) -> None:
-    (helped.parent / "more.py").write_text("def offset(:\n")
-    with pytest.raises(RequestError, match=r"more\.py, line 1 is not Python"):
-        pool.expand(str(helped))
+def test_which_class_is_meant(mine: Path) -> None:
+    mine.write_text(BASE + "class Other(Base): ...\n")
+    with pytest.raises(RequestError, match=r"no class 'CustomPool'; it has Base, Other; name one with `class`"):
+        pool.expand(str(mine))
+    assert pool.expand(str(mine), class_name="Other")[0].name == "mine.Other"
+    mine.write_text("from layers import *\n")
+    assert type(pools.build(pool.expand(str(mine))[0], 3)).__name__ == "Base"
+    mine.write_text("from layers import *\nclass Mine(Base): ...\nclass Yours(Base): ...\n")
+    with pytest.raises(AttributeError, match=r"of nn\.Module it has Mine, Yours; name one"):
+        pools.build(pool.expand(str(mine))[0], 3)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,20 @@ def write(folder: Path, files: dict[str, str]) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def beside(path: Path) -> list[str]:
-    source = pool.expand(str(path))[0].source
-    assert source
-    return [name for name, _ in source.beside]
+def read(path: Path) -> Pool:
+    (found,) = pool.expand(str(path))
+    return found
+
+
+def made(folder: Path, text: str, name: str = "mine", **beside: str) -> Pool:
+    """Of a file that says this before its class, and of others beside it."""
+    write(folder, {name: HEAD + text + BODY, **beside})
+    return read(folder / f"{name}.py")
+
+
+def beside(one: Pool) -> list[str]:
+    assert one.source
+    return [name for name, _ in one.source.beside]
 
 
 def output(one: Pool, channels: int = 2) -> float:
@@ -54,6 +65,7 @@ IMPORTS = {
     "try:\n    from missing import SCALE\nexcept ImportError:\n    from flat import SCALE\n": ["flat.py"],
     "from .flat import SCALE\n": ["flat.py"],
     "from . import flat\nSCALE = flat.SCALE\n": ["flat.py"],
+    "from .ring import scale as ours\nSCALE = ours()\n": ["ring.py", "turn.py"],
 }
 
 
@@ -61,15 +73,15 @@ IMPORTS = {
 def test_what_is_imported_travels_and_an_edit_of_it_is_a_new_revision(tmp_path: Path, text: str) -> None:
     modules = dict.fromkeys(("lab/const", "bare/const", "flat"), "SCALE = 3.0\n")
     modules |= {"lab/__init__": "", "lab/deep/__init__": "", "lab/deep/inner": "from ..const import SCALE\n"}
+    modules |= {"ring": "import turn\ndef scale(): return turn.SCALE\n", "turn": "import ring\nSCALE = 3.0\n"}
     modules |= dict.fromkeys(("unrelated", "lab/unrelated"), "raise RuntimeError\n")
-    write(tmp_path, {"mine": HEAD + text + BODY, **modules})
-    (before,) = pool.expand(str(tmp_path / "mine.py"))
-    assert beside(tmp_path / "mine.py") == IMPORTS[text]
+    before = made(tmp_path, text, **modules)
+    assert beside(before) == IMPORTS[text]
     assert output(before) == 3.0
     for name in IMPORTS[text]:
         with (tmp_path / name).open("a", encoding="utf-8") as file:
             file.write("\n")
-        (after,) = pool.expand(str(tmp_path / "mine.py"))
+        after = read(tmp_path / "mine.py")
         assert after != before
         assert after.revision != before.revision
         before = after
@@ -77,8 +89,7 @@ def test_what_is_imported_travels_and_an_edit_of_it_is_a_new_revision(tmp_path: 
 
 def test_a_file_in_a_package_is_run_as_part_of_it(tmp_path: Path) -> None:
     write(tmp_path, {"lab/__init__": "", "lab/const": "SCALE = 5.0\n", "lab/pools/__init__": ""})
-    write(tmp_path, {"lab/pools/mine": HEAD + "from ..const import SCALE\nimport lab.const\n" + BODY})
-    (mine,) = pool.expand(str(tmp_path / "lab/pools/mine.py"))
+    mine = made(tmp_path, "from ..const import SCALE\nimport lab.const\n", "lab/pools/mine")
     assert mine.source
     assert mine.source.place == "lab/pools/mine.py"
     assert output(mine) == 5.0
@@ -86,9 +97,9 @@ def test_a_file_in_a_package_is_run_as_part_of_it(tmp_path: Path) -> None:
 
 def test_the_standard_library_is_never_a_sibling(tmp_path: Path) -> None:
     imports = "import random\nfrom typing import Optional\nSCALE = random.Random(0).random()\n"
-    write(tmp_path, {"mine": HEAD + imports + BODY, **dict.fromkeys(("typing", "random", "torch"), "1 / 0\n")})
-    assert beside(tmp_path / "mine.py") == []
-    assert 0 < output(pool.expand(str(tmp_path / "mine.py"))[0]) < 1
+    mine = made(tmp_path, imports, **dict.fromkeys(("typing", "random", "torch"), "1 / 0\n"))
+    assert beside(mine) == []
+    assert 0 < output(mine) < 1
 
 
 @pytest.mark.parametrize(
@@ -104,49 +115,59 @@ def test_data_whose_name_stands_in_the_text_travels(tmp_path: Path, said: str) -
     (tmp_path / "data").mkdir()
     for name in ("table.npy", "data/table.npy", "mine.npy", "other.npy"):
         np.save(tmp_path / name, np.full(1, 7.0))
-    text = (
-        f"{HEAD}import numpy as np\nfrom pathlib import Path\nHERE = Path(__file__).parent\n"
-        f"SCALE = float(np.load({said})[0])\n{BODY}"
-    )
-    write(tmp_path, {"mine": text})
-    (mine,) = pool.expand(str(tmp_path / "mine.py"))
-    names = beside(tmp_path / "mine.py")
+    head = "import numpy as np\nfrom pathlib import Path\nHERE = Path(__file__).parent\n"
+    mine = made(tmp_path, f"{head}SCALE = float(np.load({said})[0])\n")
+    names = beside(mine)
     assert names
     assert "other.npy" not in names
-    read = next(name for name in ("data/table.npy", "mine.npy", "table.npy") if name in names)
     for name in names:
         (tmp_path / name).unlink()  # as on another machine
     assert output(mine) == 7.0
     for name in names:
         np.save(tmp_path / name, np.full(1, 8.0))
-    assert pool.expand(str(tmp_path / "mine.py"))[0].revision != mine.revision, read
+    assert read(tmp_path / "mine.py").revision != mine.revision
 
 
 def test_what_is_never_run_needs_nothing(tmp_path: Path) -> None:
     (tmp_path / "big.pt").write_bytes(bytes(5 * 2**20))
     text = "SCALE = 1\nLINE = '*' * 3 + '**/*'\nif __name__ == '__main__':\n    import helper\n    print('big.pt')\n"
     write(tmp_path, {"mine": f'"""As in big.pt and helper.py."""\n{HEAD}{text}{BODY}', "helper": "1 / 0\n"})
-    assert beside(tmp_path / "mine.py") == []
+    assert beside(read(tmp_path / "mine.py")) == []
 
 
 def test_what_is_beside_must_be_small_enough_for_every_run_folder(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(bytes(5 * 2**20))
-    write(tmp_path, {"mine": HEAD + "SCALE = 1\nWHERE = 'weights.pt'\n" + BODY})
     with pytest.raises(RequestError, match=r"at most 4,194,304 bytes .* got 5,242,880, most of them in weights\.pt"):
-        pool.expand(str(tmp_path / "mine.py"))
+        made(tmp_path, "SCALE = 1\nWHERE = 'weights.pt'\n")
+
+
+def test_a_helper_that_is_not_python_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"helper\.py, line 1 is not Python"):
+        made(tmp_path, "from helper import SCALE\n", helper="def offset(:\n")
+
+
+def test_a_file_beside_the_folder_is_not_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "lab.py").touch()
+    assert beside(made(tmp_path / "lab", "from . import helper\nSCALE = 1\n", helper="")) == ["helper.py"]
 
 
 def test_what_somebody_has_imported_is_not_what_lies_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ray has its own psutil."""
     monkeypatch.setitem(sys.modules, "taken", type(sys)("taken"))
-    write(tmp_path, {"mine": HEAD + "from taken import SCALE\n" + BODY, "taken": "SCALE = 4.0\n"})
-    assert output(pool.expand(str(tmp_path / "mine.py"))[0]) == 4.0
+    assert output(made(tmp_path, "from taken import SCALE\n", taken="SCALE = 4.0\n")) == 4.0
 
 
 def test_a_link_is_where_it_leads(tmp_path: Path) -> None:
-    write(tmp_path / "real", {"mine": HEAD + "from helper import SCALE\n" + BODY, "helper": "SCALE = 6.0\n"})
+    made(tmp_path / "real", "from helper import SCALE\n", helper="SCALE = 6.0\n")
     (tmp_path / "link.py").symlink_to(tmp_path / "real" / "mine.py")
-    assert output(pool.expand(str(tmp_path / "link.py"))[0]) == 6.0
+    assert output(read(tmp_path / "link.py")) == 6.0
+
+
+def test_a_traceback_shows_the_line_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path, {"mine": HEAD + BODY.replace("SCALE", "x.nope")})
+    with pytest.raises(AttributeError) as caught:
+        output(read(tmp_path / "mine.py"))
+    assert "* x.nope" in "".join(traceback.format_exception(caught.value))
 
 
 def test_files_as_python_runs_them(tmp_path: Path) -> None:
@@ -162,30 +183,28 @@ def test_files_as_python_runs_them(tmp_path: Path) -> None:
     for name, content in forms.items():
         (tmp_path / name).write_bytes(content)
         subprocess.run([sys.executable, tmp_path / name], check=True)
-        (mine,) = pool.expand(str(tmp_path / name))
-        assert output(mine) == 1.0, name
+        assert output(read(tmp_path / name)) == 1.0, name
         (mine,) = pool.expand(name, root=tmp_path)
         assert mine.name == name.removesuffix(".py")
 
 
 def test_our_own_flags_do_not_leak_into_a_file(tmp_path: Path) -> None:
-    write(tmp_path, {"mine": HEAD + "def f(p: float = 2.0): ...\nSCALE = f.__annotations__['p'](3)\n" + BODY})
-    assert output(pool.expand(str(tmp_path / "mine.py"))[0]) == 3.0, "an annotation is the type, and no text"
+    mine = made(tmp_path, "def f(p: float = 2.0): ...\nSCALE = f.__annotations__['p'](3)\n")
+    assert output(mine) == 3.0, "an annotation is the type, and no text"
 
 
 def test_a_body_runs_once_a_process(tmp_path: Path) -> None:
-    text = (
-        f"{HEAD}import os\nSCALE = 1\nwith open({str(tmp_path / 'ran')!r}, 'a') as file: file.write('x')\n"
-        f"LIB = torch.library.Library('once_{os.getpid()}', 'DEF')\nLIB.define('f(Tensor x) -> Tensor')\n{BODY}"
+    mine = made(
+        tmp_path,
+        f"import os\nSCALE = 1\nwith open({str(tmp_path / 'ran')!r}, 'a') as file: file.write('x')\n"
+        f"LIB = torch.library.Library('once_{os.getpid()}', 'DEF')\nLIB.define('f(Tensor x) -> Tensor')\n",
     )
-    write(tmp_path, {"mine": text})
-    (mine,) = pool.expand(str(tmp_path / "mine.py"))
     assert [output(mine) for _ in range(3)] == [1.0, 1.0, 1.0]
     assert (tmp_path / "ran").read_text() == "x"
 
 
 def test_what_is_drawn_on_import_is_the_same_in_every_trial(tmp_path: Path) -> None:
-    write(tmp_path, {"mine": HEAD + "SCALE = torch.rand(()).item()\n" + BODY})
+    made(tmp_path, "SCALE = torch.rand(()).item()\n")
     code = (
         f"import sys, torch; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from search_spaces import pool\nfrom trainer import pools\n"
@@ -193,11 +212,8 @@ def test_what_is_drawn_on_import_is_the_same_in_every_trial(tmp_path: Path) -> N
         f"print(pools.build(pool.expand({str(tmp_path / 'mine.py')!r})[0], 1)(torch.ones(1, 1, 1, 1)).item())\n"
         "assert torch.equal(state, torch.get_rng_state())"
     )
-    run = [
-        subprocess.run([sys.executable, "-c", code, seed], check=True, capture_output=True).stdout
-        for seed in ("1", "2")
-    ]
-    assert run[0] == run[1]
+    first, second = (subprocess.check_output([sys.executable, "-c", code, seed]) for seed in ("1", "2"))
+    assert first == second
 
 
 def test_the_hash_of_a_single_file_is_what_it_always_was() -> None:
@@ -210,12 +226,9 @@ def test_the_hash_of_a_single_file_is_what_it_always_was() -> None:
 @pytest.mark.parametrize("name", ["../evil.py", "/etc/evil.py", "a//b.py", "a/./b.py", "a\\b.py", "c:b.py"])
 def test_what_a_stranger_wrote_is_no_path(name: str) -> None:
     data = Pool("own", (), Source("x = 1", beside=(("more.py", b""),))).to_dict()
-    data["source"]["helpers"] = {name: ""}
-    with pytest.raises(RequestError, match="below the pool file's folder"):
-        Pool.from_dict(data)
-    data["source"] |= {"helpers": {}, "place": name}
-    with pytest.raises(RequestError, match="below the pool file's folder"):
-        Pool.from_dict(data)
+    for wrong in ({"helpers": {name: ""}}, {"place": name}):
+        with pytest.raises(RequestError, match="below the pool file's folder"):
+            Pool.from_dict(data | {"source": data["source"] | wrong})
 
 
 def test_a_run_folder_of_before_is_read() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def train(tmp_path: Path, run: RunFolder) -> Train:
         (tmp_path / "mine.py").write_text(POOL + f"        self.revision = {revision}\n")
         (tmp_path / "other.py").write_text(POOL)
         (tmp_path / "space.yaml").write_text(text)
-        space = dataclasses.replace(spaces.load(tmp_path / "space.yaml"), **changes)
+        space = spaces.load(tmp_path / "space.yaml").model_copy(update=changes)
         run.write_grid(space.grid)
         for planned in make_plan(space, run, final=final).todo:
             measured = {"best_test_acc": 50.0 + planned.trial.seed, "final_test_acc": 50.0}
@@ -75,7 +74,7 @@ def test_an_entry_is_a_revision_not_a_file(train: Train, run: RunFolder) -> None
     with pytest.raises(RequestError, match=rf"names 2 of mine@{old.revision}, mine@.*write one of them"):
         submissions.submit(run, "mine")
     assert submissions.submit(run, f"mine@{old.revision[:5]}") == old
-    final = dataclasses.replace(space, grid=space.grid.with_candidates(p for p, _ in run.submissions.read().values()))
+    final = space.model_copy(update={"grid": space.grid.with_candidates(p for p, _ in run.submissions.read().values())})
     hidden = [one.trial.pool for one in make_plan(final, run, final=True).todo if one.hidden]
     assert [pool.key for pool in hidden if pool.name == "mine"] == [old.key] * 2
     assert [pool.source for pool in hidden if pool.name == "mine"] == [old.source] * 2, "with its text of then"

@@ -7,13 +7,12 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
-from search_spaces import architectures, datasets, machine, pool, process, strict_yaml
-from search_spaces.errors import RequestError, expected, first_line, gather, short
+from search_spaces import architectures, datasets, machine, pool, process
+from search_spaces.document import read_override
+from search_spaces.errors import RequestError, expected, gather
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
@@ -106,26 +105,14 @@ def request(
 
 def _one_pool(spec: str) -> Pool:
     found = pool.expand(spec)
-    if len(found) > 1:
-        raise RequestError.of(f"{spec} is a grid of {len(found)} pools; name one")
+    if found.count > 1:
+        raise RequestError.of(f"{spec} is a grid of {found.count} pools; name one")
     return found[0]
 
 
 def _recipe(overrides: Sequence[str]) -> Recipe:
-    malformed = [override for override in overrides if "=" not in override]
-    if malformed:
-        raise RequestError.of(f"expected KEY=VALUE, got {', '.join(map(repr, malformed))}")
-    pairs = [override.split("=", 1) for override in overrides]
-    values = gather(*((key, functools.partial(_value, text)) for key, text in pairs))
-    return Recipe.of(dict(zip([key for key, _ in pairs], values, strict=True)))
-
-
-def _value(text: str) -> Any:
-    """`200`, `5e-4`, `bf16`, `null`, as in a space file."""
-    try:
-        return strict_yaml.load(text)
-    except yaml.YAMLError as error:
-        raise RequestError.of(f"{short(text)} is not a YAML value: {first_line(error)}") from None
+    pairs = gather(*(("", functools.partial(read_override, override)) for override in overrides))
+    return Recipe.of(dict(pairs))
 
 
 def _at_least(least: int, number: int) -> int:
