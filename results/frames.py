@@ -18,6 +18,7 @@ from results.store.folder import RunFolder
 from results.store.s3 import ObjectStore, is_uri
 from results.table import leaderboard, render, topup
 from results.table.trials import METRICS, NEEDS, Selection
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import Problem, RequestError
 from search_spaces.grid import Grid
 
@@ -99,14 +100,14 @@ class Frames:
         trials = pa.concat_tables(tables).to_pandas()
         if len(tables) > 1:
             trials = trials.drop_duplicates("trial_id", ignore_index=True)
-        same = [one for folder in self.folders.values() for one in folder.equivalences()]
+        same = self._equivalences()
         frame = leaderboard.cells(trials, self.grids(), Selection(metric=metric, **selection), same)
         if format is None:
             return frame
-        wide = render.Wide(frame, metric, self.notes(), sort, every=bool(selection.get("baselines")))
+        wide = render.Wide(frame, metric, self.notes(same), sort, every=bool(selection.get("baselines")))
         text = render.FORMATS[format](wide)
         if output is not None:
-            _write(output, text)
+            write_output(output, text.encode())
         return text
 
     def grids(self) -> list[Grid]:
@@ -114,15 +115,17 @@ class Frames:
         found = [grid for folder in self.folders.values() if (grid := folder.grid()) is not None]
         return found if len({(grid.recipe, grid.protocol) for grid in found}) == 1 else []
 
-    def notes(self) -> list[str]:
-        """Return what a reader of the table should know that is not in it."""
-        folders = self.folders.values()
-        lines = [f"On {same}." for folder in folders for same in folder.equivalences()]
-        entries = [entry for folder in folders for entry in folder.submissions().values()]
-        submitted = [f"{submissions.spell(pool)} ({when})" for pool, when in entries]
-        lines += [f"Submitted: {', '.join(dict.fromkeys(submitted))}."] if submitted else []
-        lines += [line for folder in folders for line in topup.remark(folder)]
+    def notes(self, same: Sequence[Equivalence] | None = None) -> list[str]:
+        """Return what a reader of the table should know that is not in it; `same` are its equivalences, if read."""
+        entries = [entry for folder in self.folders.values() for entry in folder.submissions().values()]
+        submitted = dict.fromkeys(f"{submissions.spell(pool)} ({when})" for pool, when in entries)
+        lines = [f"On {one}." for one in (self._equivalences() if same is None else same)]
+        lines += [f"Submitted: {', '.join(submitted)}."] if submitted else []
+        lines += [line for folder in self.folders.values() for line in topup.remark(folder)]
         return list(dict.fromkeys(lines))
+
+    def _equivalences(self) -> list[Equivalence]:
+        return [one for folder in self.folders.values() for one in folder.equivalences()]
 
     def _repr_html_(self) -> str:
         """Show the leaderboard in a notebook's cell."""
@@ -147,12 +150,18 @@ class Frames:
         return pa.concat_tables(tables).to_pandas()
 
 
-def _write(output: Path, text: str) -> None:
+def write_output(output: Path, data: bytes) -> str:
+    """Write what a command makes to its `--output`, in a folder that is made if need be; return where it is.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        output.write_bytes(data)
     except OSError as error:
         raise RequestError.of(f"{output} cannot be written: {error.strerror or error}", "--output") from None
+    return str(output)
 
 
 def find(asked: Sequence[str]) -> dict[str, RunFolder]:
@@ -162,7 +171,7 @@ def find(asked: Sequence[str]) -> dict[str, RunFolder]:
         RequestError: with every path that is no run folder, and every pattern that finds none.
     """
     found: dict[str, RunFolder] = {}
-    problems = []
+    problems: list[Problem] = []
     for path in asked:
         try:
             here = _at(path)

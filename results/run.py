@@ -16,7 +16,7 @@ from results.status import Status
 from results.store import set_aside as aside
 from results.store import verify
 from results.store.verify import Audit
-from results.table import published, reproduce, topup
+from results.table import published, render, reproduce, topup
 from results.table.reproduce import MARGIN
 from results.table.trials import METRICS
 from search_spaces.pool import Pool
@@ -59,13 +59,14 @@ class Run(Frames):
         Args:
             against: the published table, as CSV; the benchmark's unless given.
             margin: how near is agreement, in points.
-            format: return it as a text of this format instead, one of `results.table.reproduce.FORMATS`.
+            format: return it as a text of this format instead, one of `results.table.render.FORMATS`.
         """
-        cells = reproduce.compare(self.trials(), published.load(against), metric, margin)
+        table = published.load(against)
+        frame = reproduce.compare(self.trials(), table, metric, margin)
         if format is None:
-            return reproduce.to_frame(cells)
+            return frame
         source = published.BENCHMARK if against == published.PUBLISHED else ""
-        return reproduce.FORMATS[format](cells, margin, source)
+        return render.FORMATS[format](reproduce.layout(frame, published.spreads(table), margin, source))
 
     def topup(self, target: float = topup.TARGET, most: int = topup.MOST) -> list[topup.Column]:
         """Return the columns that more seeds could settle, with the command that adds them, and record that it was."""

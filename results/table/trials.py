@@ -87,50 +87,40 @@ def on_record_and_planned(trials: pd.DataFrame, grids: Sequence[Grid]) -> pd.Dat
         grids: what was asked, of one recipe. A trial that a grid asks for and that has not ended is `missing`.
     """
     kept = ["trial_id", *CELL, "seed", "status", *METRICS, *IDENTITY]
-    recorded = trials.rename(columns={"pool_revision": "revision"})[kept]
+    found = trials.rename(columns={"pool_revision": "revision"})[kept]
     if grids:
         planned = pd.DataFrame(_planned_rows(grids), columns=["trial_id", *CELL, "seed", *IDENTITY])
         planned = planned.drop_duplicates("trial_id", ignore_index=True)
-        asked = planned.merge(recorded[["trial_id", "status", *METRICS]], on="trial_id", how="left")
-        beyond = recorded[~recorded["trial_id"].isin(planned["trial_id"])]
-        recorded = asked.fillna({"status": MISSING})
+        asked = planned.merge(found[["trial_id", "status", *METRICS]], on="trial_id", how="left")
+        beyond = found[~found["trial_id"].isin(planned["trial_id"])]
+        found = asked.fillna({"status": MISSING})
         if len(beyond):
-            recorded = pd.concat([recorded, _renamed(beyond, grids)], ignore_index=True)
-    return _with_distinct_labels(recorded)
+            found = pd.concat([found, beyond], ignore_index=True)
+        found = _renamed(found, grids)
+    return _with_distinct_labels(found)
 
 
 def _planned_rows(grids: Sequence[Grid]) -> Iterator[tuple[Any, ...]]:
-    entries, pairs = _entries(grids), _pairs(grids)
     for grid in grids:
         recipe = grid.recipe.to_json()
         for planned in grid:
-            trial = planned.trial
-            name, params, revision = trial.pool.key
-            label, role = entries[trial.pool.key]
-            cell = (label, revision or None, role, trial.arch, trial.dataset, pairs[trial.arch, trial.dataset])
+            trial, (name, params, revision) = planned.trial, planned.trial.pool.key
+            cell = (trial.pool.label, revision or None, planned.role, trial.arch, trial.dataset, planned.hidden)
             yield (trial.id, *cell, trial.seed, name, params, recipe, trial.protocol)
 
 
-def _renamed(recorded: pd.DataFrame, grids: Sequence[Grid]) -> pd.DataFrame:
-    """Give trials that no grid asks for any more the labels and roles that the grids have for their pools."""
-    entries, pairs = _entries(grids), _pairs(grids)
-    rows = []
-    for row in recorded.to_dict("records"):
-        key = (row["pool_name"], row["pool_params"], "" if pd.isna(row["revision"]) else row["revision"])
-        label, role = entries.get(key, (row["pool"], row["role"]))
-        hidden = pairs.get((row["arch"], row["dataset"]), row["hidden"])
-        rows.append({**row, "pool": label, "role": role, "hidden": hidden})
-    return pd.DataFrame(rows, columns=recorded.columns)
-
-
-def _entries(grids: Sequence[Grid]) -> dict[tuple[str, str, str], tuple[str, str]]:
-    """Return {pool's key: (label, role)}, as the first grid that has the pool says."""
-    return {entry.pool.key: (entry.pool.label, entry.role) for grid in reversed(grids) for entry in grid.entries}
-
-
-def _pairs(grids: Sequence[Grid]) -> dict[tuple[str, str], bool]:
-    """Return {(arch, dataset): whether it is hidden}, as the first grid that has the pair says."""
-    return {(pair.arch, pair.dataset): pair.hidden for grid in reversed(grids) for pair in grid.pairs}
+def _renamed(found: pd.DataFrame, grids: Sequence[Grid]) -> pd.DataFrame:
+    """Give all trials the labels and roles that the first grid with their pools has for them; and pairs, if hidden."""
+    entries = {entry.pool.key: (entry.pool.label, entry.role) for grid in reversed(grids) for entry in grid.entries}
+    hidden = {(pair.arch, pair.dataset): pair.hidden for grid in reversed(grids) for pair in grid.pairs}
+    pools = zip(found["pool_name"], found["pool_params"], found["revision"].fillna(""), strict=True)
+    labels = [entries.get(key, own) for key, *own in zip(pools, found["pool"], found["role"], strict=True)]
+    pairs = zip(found["arch"], found["dataset"], found["hidden"], strict=True)
+    return found.assign(
+        pool=[label for label, _ in labels],
+        role=[role for _, role in labels],
+        hidden=[hidden.get((arch, dataset), own) for arch, dataset, own in pairs],
+    )
 
 
 def _without_older(everything: pd.DataFrame, grids: Sequence[Grid]) -> pd.DataFrame:
