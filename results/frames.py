@@ -27,15 +27,10 @@ RUN = "run"  # the column that tells several folders apart
 
 @dataclass(frozen=True)
 class Frames:
-    """What run folders hold. Every call reads them anew, so a sweep may be running.
+    """What run folders hold. Every call reads them anew, so a sweep may be running."""
 
-    Attributes:
-        folders: {path as given: folder}.
-        tells_apart: whether frames have a column `run`, the path as given: yes where more than one was asked for.
-    """
-
-    folders: Mapping[str, RunFolder]
-    tells_apart: bool = False
+    folders: Mapping[str, RunFolder]  # by the path as given
+    tells_apart: bool = False  # whether frames have a column `run`, that path: yes where several were asked for
 
     @property
     def folder(self) -> RunFolder:
@@ -187,11 +182,6 @@ def find(asked: Sequence[str]) -> dict[str, RunFolder]:
 
 
 def _at(path: str) -> dict[str, RunFolder]:
-    """Return {path: the run folder} of all that are there.
-
-    Raises:
-        RequestError: there is none.
-    """
     if not is_pattern(path):
         folder = RunFolder(path)
         if not folder.exists():

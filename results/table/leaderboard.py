@@ -104,17 +104,11 @@ def groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple[Any, ..
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Cell:
-    """A pool on one architecture and dataset, under one recipe.
+    """A pool on one architecture and dataset, under one recipe."""
 
-    Attributes:
-        key: {name: value} of `CELL` and `IDENTITY`.
-        values: [n] accuracies of the completed trials in percent, by seed.
-        counts: {status: trials}.
-    """
-
-    key: Mapping[str, Any]
-    values: pd.Series
-    counts: Counter[str]
+    key: Mapping[str, Any]  # `CELL` and `IDENTITY`
+    values: pd.Series  # [n] accuracies of the completed trials in percent, by seed
+    counts: Counter[str]  # of trials, by status
 
     @property
     def column(self) -> tuple[Any, ...]:
@@ -197,9 +191,9 @@ def _judged(frame: pd.DataFrame) -> pd.DataFrame:
     p_holm = stats.holm(frame["p"].where(frame["role"] != BASELINE).to_numpy(np.float64))
     sure, strictest = p_holm < ALPHA, strictest_alpha(p_holm)
     gain = frame["diff"].to_numpy(np.float64)
-    pairs = zip(frame["typical"], frame["n_pairs"], strict=True)
-    found = [stats.detectable(std, n, alpha=strictest) for std, n in pairs]
-    return frame.assign(p_holm=p_holm, better=sure & (gain > 0), worse=sure & (gain < 0), detectable=found)
+    of_unit_spread = {n: stats.detectable(1.0, n, alpha=strictest) for n in frame["n_pairs"].unique()}
+    detectable = frame["typical"].where(frame["typical"] > 0) * frame["n_pairs"].map(of_unit_spread)
+    return frame.assign(p_holm=p_holm, better=sure & (gain > 0), worse=sure & (gain < 0), detectable=detectable)
 
 
 # What views ask of the frame
@@ -231,20 +225,17 @@ def names(frame: pd.DataFrame) -> Callable[[str, str | None], str]:
 def across(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the mean difference over pairs of each candidate that has two or more, and whether it is chance.
 
-    Returns:
-        One row a candidate: pool, baseline (the one with the highest mean over the pairs), pairs, diff, p of the exact
-        sign-flip test, and p_holm in the family of these rows.
+    One row a candidate: pool, baseline (the one with the highest mean over the pairs), pairs, diff, p of the exact
+    sign-flip test, and p_holm in the family of these rows.
     """
     finished = frame[(frame["role"] == BASELINE) & (frame["n"] > 0)].drop_duplicates(CELL)
-    rows = []
-    if not finished.empty:
-        overall = finished.groupby("pool")["mean"].agg(["size", "mean"])
-        baseline = str(overall.sort_values(["size", "mean"]).index[-1])
-        against = frame[(frame["role"] != BASELINE) & (frame["baseline"] == baseline) & frame["diff"].notna()]
-        name_of = names(against)
-        for (pool, revision), mine in groups(against, ["pool", "revision"]):
-            gaps = mine["diff"].to_numpy(np.float64)
-            if len(gaps) > 1:
-                rows.append((name_of(pool, revision), baseline, len(gaps), float(gaps.mean()), stats.sign_flip(gaps)))
+    overall = finished.groupby("pool")["mean"].agg(["size", "mean"]).sort_values(["size", "mean"])
+    against = frame[(frame["role"] != BASELINE) & frame["baseline"].isin(overall.index[-1:]) & frame["diff"].notna()]
+    name_of, rows = names(against), []
+    for (pool, revision), mine in groups(against, ["pool", "revision"]):
+        gaps = mine["diff"].to_numpy(np.float64)
+        if len(gaps) > 1:
+            baseline = mine["baseline"].iloc[0]
+            rows.append((name_of(pool, revision), baseline, len(gaps), gaps.mean(), stats.sign_flip(gaps)))
     found = pd.DataFrame(rows, columns=["pool", "baseline", "pairs", "diff", "p"])
     return found.assign(p_holm=stats.holm(found["p"].to_numpy(np.float64)))

@@ -41,36 +41,22 @@ Pair = tuple[str, str]  # (arch, dataset)
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The spread of runs of one function.
+    """The spread of runs of one function."""
 
-    Attributes:
-        std: the standard deviation within functions, in points; NaN if no function has two runs.
-        degrees: its degrees of freedom.
-        runs: the number of runs that it was taken from.
-    """
-
-    std: float
-    degrees: int
-    runs: int
+    std: float  # the standard deviation within functions, in points; NaN if no function has two runs
+    degrees: int  # of freedom
+    runs: int  # that it was taken from
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A published cell.
+    """A published cell."""
 
-    Attributes:
-        name: the label that the pool must have in a sweep.
-        values: [n] percent, of the runs of this function that learned.
-        far: its own runs that are left out, as they are far from their siblings.
-        lost: how many of its own runs diverged or collapsed, which a table of accuracies does not tell apart.
-        pooled: the entries whose runs are in `values` too, as the same function.
-    """
-
-    name: str
-    values: stats.Values
-    far: tuple[float, ...]
-    lost: int
-    pooled: tuple[str, ...]
+    name: str  # the label that the pool must have in a sweep
+    values: stats.Values  # [n] percent, of the runs of this function that learned
+    far: tuple[float, ...]  # its own runs that are left out, as they are far from their siblings
+    lost: int  # how many of its own diverged or collapsed, which a table of accuracies does not tell apart
+    pooled: tuple[str, ...]  # the entries whose runs are in `values` too, as the same function
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +106,7 @@ def _what_is_wrong(found: pd.DataFrame) -> str | None:
 def columns(published: pd.DataFrame) -> Iterator[Column]:
     """Yield the table by architecture and dataset."""
     for (arch, dataset), rows in published.groupby(["arch", "dataset"], sort=False):  # type: ignore[misc]
-        yield _column(arch, dataset, rows)
+        yield _column(str(arch), str(dataset), rows)
 
 
 def spreads(published: pd.DataFrame | None = None) -> dict[Pair, Spread]:

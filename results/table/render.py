@@ -39,50 +39,31 @@ Record = Mapping[Any, Any]  # a row of the tidy frame
 
 @dataclass
 class Layout:
-    """A table before it is drawn.
+    """A table before it is drawn. Its rows are in sections, a row is its cells, and a cell is its lines."""
 
-    Attributes:
-        frame: the same as a tidy frame, for CSV.
-        head: the names of the columns.
-        align: a letter for each column, `l` or `r`, as LaTeX has them.
-        sections: {what the rows of a section have in common: its rows}; a row is its cells, a cell its lines.
-        footer: what a reader has to know before believing the table, one line each.
-    """
-
-    frame: pd.DataFrame
+    frame: pd.DataFrame  # the same, tidy: CSV
     head: Sequence[str]
-    align: str
-    sections: Mapping[str, Sequence[Sequence[Sequence[str]]]]
-    footer: Sequence[str]
+    align: str  # `l` or `r` for each column, as LaTeX has them
+    sections: Mapping[str, Sequence[Sequence[Sequence[str]]]]  # by what the rows of each have in common
+    footer: Sequence[str]  # what a reader has to know before believing the table
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A line of a cell: `-0.74 [-1.14, -0.34] ▼`, or `best baseline`.
-
-    Attributes:
-        verdict: `better`, `worse`, or empty where the two cannot be told apart.
-    """
+    """A line of a cell: `-0.74 [-1.14, -0.34] ▼`, or `best baseline`."""
 
     text: str
-    verdict: str = ""
+    verdict: str = ""  # `better` or `worse`, where the two can be told apart
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in the table for a pool on a pair; empty where there is nothing to say.
+    """What stands in the table for a pool on a pair; empty where there is nothing to say."""
 
-    Attributes:
-        mean: `99.35`, of the completed trials.
-        spread: `± 0.16 (3) ⚑`: their standard deviation, how many they are, and whether a value is far off.
-        differences: to the best baseline, or to every one.
-        gaps: `3 diverged, 1 missing`: what is not in the mean; `withheld` for a hidden pair before the final run.
-    """
-
-    mean: str = ""
-    spread: str = ""
-    differences: tuple[Difference, ...] = ()
-    gaps: str = ""
+    mean: str = ""  # `99.35`, of the completed trials
+    spread: str = ""  # `± 0.16 (3) ⚑`: their standard deviation, how many they are, and whether a value is far off
+    differences: tuple[Difference, ...] = ()  # to the best baseline, or to every one
+    gaps: str = ""  # `3 diverged, 1 missing`: what is not in the mean; `withheld` before the final run
 
     @property
     def lines(self) -> list[str]:
@@ -100,19 +81,13 @@ class Row:
 
 
 class Wide(Layout):
-    """The leaderboard, laid out.
+    """The frame of `results.table.leaderboard.cells`, laid out: `rows`, baselines first, by `pairs`, (arch, dataset).
 
     Args:
-        frame: of `results.table.leaderboard.cells`.
-        metric: what its figures are.
         notes: lines to put below the footer.
         sort: how baselines and candidates are each ordered: `gain`, the mean difference to the best baseline of each
             column; `mean`, over the pairs that the pool has finished; or `name`.
         every: show the differences to all baselines of the frame, and not to the best one alone.
-
-    Attributes:
-        pairs: (arch, dataset) of the columns.
-        rows: baselines first, then candidates.
     """
 
     def __init__(
@@ -336,10 +311,9 @@ def _about_all_columns(frame: pd.DataFrame) -> list[str]:
     over = across(frame)
     if over.empty:
         return []
-    named = [
-        f"{row.pool} {row.diff:+.2f} over {row.pairs} (p {'< 0.01' if row.p_holm < 0.01 else f'{row.p_holm:.2f}'})"
-        for row in over.itertuples()
-    ]
+    ps = ("< 0.01" if p < 0.01 else f"{p:.2f}" for p in over["p_holm"])
+    rows = zip(over["pool"], over["diff"], over["pairs"], ps, strict=True)
+    named = [f"{pool} {diff:+.2f} over {pairs} (p {p})" for pool, diff, pairs, p in rows]
     pairs, baseline = over["pairs"].max(), over["baseline"].iloc[0]
     least = f"; {pairs} columns alone cannot go below {2 / 2**pairs:.2f}" if 2 / 2**pairs > ALPHA else ""
     return [

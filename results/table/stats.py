@@ -64,21 +64,15 @@ def mean_half_width(n: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference of means, its 95 % t interval and two-sided p; NaN where there are too few values to say.
+    """A difference of means, its 95 % t interval and two-sided p; NaN where there are too few values to say."""
 
-    Attributes:
-        n: pairs; where the seeds do not pair, the smaller number of values.
-        std: of the pairs' differences, n - 1; NaN where the seeds do not pair.
-        paired: whether the same seeds stand on both sides.
-    """
-
-    n: int
+    n: int  # pairs; where the seeds do not pair, the smaller number of values
     diff: float
     lo: float = math.nan
     hi: float = math.nan
     p: float = math.nan
-    std: float = math.nan
-    paired: bool = True
+    std: float = math.nan  # of the pairs' differences, n - 1; NaN where the seeds do not pair
+    paired: bool = True  # whether the same seeds stand on both sides
 
 
 def paired_difference(ours: Values, theirs: Values) -> Difference:
@@ -123,11 +117,7 @@ def welch_difference(ours: Values, theirs: Values) -> Difference:
 def known_spread_difference(ours: Values, theirs: Values, std: float, degrees: int) -> Difference:
     """Return the mean of ours [n] - the mean of theirs [m], n and m from 1, at a spread that is known from elsewhere.
 
-    The interval is Student's for two samples of one spread.
-
-    Args:
-        std: the standard deviation of a value, with that many degrees of freedom; there is no interval where it is NaN
-            or `degrees` is 0.
+    The interval is Student's for two samples of one spread; there is none where `std` is NaN or `degrees` is 0.
     """
     return _unpaired(ours, theirs, std * math.sqrt(1 / len(ours) + 1 / len(theirs)), degrees)
 

@@ -27,22 +27,16 @@ MOST = 20  # seeds of a cell
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A comparison that is not settled.
-
-    Attributes:
-        n: the pairs so far.
-        std: the standard deviation of their differences.
-        seeds: how many it takes to detect the target with 80 % power; None: more than can be had.
-    """
+    """A comparison that is not settled."""
 
     pool: str
     baseline: str
     arch: str
     dataset: str
-    n: int
+    n: int  # the pairs so far
     diff: float
-    std: float
-    seeds: int | None
+    std: float  # of their differences
+    seeds: int | None  # how many it takes to detect the target with 80 % power; None: more than can be had
 
     @property
     def lacks(self) -> int:
@@ -60,22 +54,15 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The open comparisons on one architecture and dataset.
-
-    Attributes:
-        seeds: those on record, and those to add: pools stay paired by them.
-        added: how many of the last of them are new; 0 where no number that can be had would settle anything.
-        pools: the baselines and candidates that need them.
-        run: the run folder, for the command.
-    """
+    """The open comparisons on one architecture and dataset."""
 
     arch: str
     dataset: str
     comparisons: Sequence[Open]
-    seeds: Sequence[int]
-    added: int
-    pools: Sequence[str]
-    run: str
+    seeds: Sequence[int]  # those on record, and those to add: pools stay paired by them
+    added: int  # how many of the last of them are new; 0 where no number that can be had would settle anything
+    pools: Sequence[str]  # the baselines and candidates that need them
+    run: str  # the run folder, for the command
 
     def __str__(self) -> str:
         """Spell the comparisons, and the one line that adds the seeds."""

@@ -29,25 +29,15 @@ NEEDS = [
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What of a run stands in a table; None is all of it.
+    """What of a run stands in a table; None is all of it."""
 
-    Attributes:
-        metric: `best_test_acc`, the benchmark's, or `final_test_acc`.
-        allow_mixed: let trials of several recipes or protocols stand in one table, each in rows of its own.
-        latest: of a candidate's revisions, keep only those that the newest sweep asks for.
-        baselines: compare with these baselines only. The family of tests shrinks with them.
-        pools: show these rows only. Baselines are compared with all the same.
-        pairs: keep these columns only, `arch-dataset` each.
-        seeds: keep these seeds only.
-    """
-
-    metric: str = METRICS[0]
-    allow_mixed: bool = False
-    latest: bool = False
-    baselines: Sequence[str] | None = None
-    pools: Sequence[str] | None = None
-    pairs: Sequence[str] | None = None
-    seeds: Sequence[int] | None = None
+    metric: str = METRICS[0]  # `best_test_acc`, the benchmark's, or `final_test_acc`
+    allow_mixed: bool = False  # let trials of several recipes or protocols stand in one table, each in rows of its own
+    latest: bool = False  # of a candidate's revisions, keep only those that the newest sweep asks for
+    baselines: Sequence[str] | None = None  # compare with these only; the family of tests shrinks with them
+    pools: Sequence[str] | None = None  # show these rows only; baselines are compared with all the same
+    pairs: Sequence[str] | None = None  # keep these columns only, `arch-dataset` each
+    seeds: Sequence[int] | None = None  # keep these only
 
 
 EVERYTHING = Selection()
@@ -80,11 +70,7 @@ def on_record_and_planned(trials: pd.DataFrame, grids: Sequence[Grid]) -> pd.Dat
     """Return one row for each trial on record or asked for: CELL, IDENTITY, seed, status, metrics.
 
     What the grid calls a pool, and the role it gives it, hold for all trials of that pool, whenever they ran. Of
-    several grids the first has the say.
-
-    Args:
-        trials: rows of `schema.TRIALS`, of which `NEEDS` are read.
-        grids: what was asked, of one recipe. A trial that a grid asks for and that has not ended is `missing`.
+    several grids the first has the say. A trial that a grid asks for and that has not ended is `missing`.
     """
     kept = ["trial_id", *CELL, "seed", "status", *METRICS, *IDENTITY]
     found = trials.rename(columns={"pool_revision": "revision"})[kept]
@@ -119,7 +105,7 @@ def _renamed(found: pd.DataFrame, grids: Sequence[Grid]) -> pd.DataFrame:
     return found.assign(
         pool=[label for label, _ in labels],
         role=[role for _, role in labels],
-        hidden=[hidden.get((arch, dataset), own) for arch, dataset, own in pairs],
+        hidden=[bool(hidden.get((arch, dataset), own)) for arch, dataset, own in pairs],
     )
 
 
@@ -169,10 +155,6 @@ def refuse_strange(trials: pd.DataFrame) -> None:
         raise RequestError([*problems, Problem("", "move the files that do not belong to this run away")])
 
 
-def _is_name(text: str) -> bool:
-    return unprintable(text) is None
-
-
 def _is_recipe(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
@@ -181,7 +163,7 @@ def _is_recipe(text: str) -> bool:
 
 
 _FINE: Mapping[str, Callable[[Any], object]] = {
-    **dict.fromkeys(["trial_id", "pool", "pool_params"], _is_name),
+    **dict.fromkeys(["trial_id", "pool", "pool_params"], lambda text: unprintable(text) is None),
     **dict.fromkeys(["arch", "dataset"], lambda name: re.fullmatch("[a-z0-9_]+", name)),  # parts of files' names
     "role": ROLES.__contains__,
     "status": schema.STATUSES.__contains__,
@@ -205,11 +187,6 @@ def refuse_mixed(trials: pd.DataFrame) -> None:
 
 
 def _refuse_unknown(everything: pd.DataFrame, pairs: pd.Series, selection: Selection) -> None:
-    """Refuse a selection of something that is not there.
-
-    Raises:
-        RequestError: with a problem for each value that was selected and is not in the table.
-    """
     baselines = set(everything.loc[everything["role"] == BASELINE, "pool"])
     candidates = set(everything["pool"]) - baselines
     chosen = {
