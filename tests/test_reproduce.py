@@ -46,11 +46,13 @@ def measure(tmp_path: Path) -> Measure:
         run.create()
         run.write_grid(grid)
         for planned in grid:
-            found = [*outcomes.get((planned.trial.pool.label, planned.trial.arch), [])]
-            outcome = dict(zip(SEEDS, found, strict=False)).get(planned.trial.seed)
-            if isinstance(outcome, str):
+            found = outcomes.get((planned.trial.pool.label, planned.trial.arch), [])
+            position = SEEDS.index(planned.trial.seed)
+            if position >= len(found):
+                continue
+            if isinstance(outcome := found[position], str):
                 run.write_trial(row(planned, outcome, (), None))
-            elif outcome is not None:
+            else:
                 accuracy = {"best_test_acc": outcome, "final_test_acc": outcome - 0.3}
                 run.write_trial(row(planned, schema.COMPLETED, (), None) | accuracy)
         return results.load(run.path)

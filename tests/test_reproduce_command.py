@@ -52,14 +52,14 @@ def test_a_piece_and_the_rest(tmp_path: Path, ray_address: str, capfd: pytest.Ca
 
 
 def test_on_another_machine_it_goes_on_from_what_was_packed(run: RunFolder, tmp_path: Path) -> None:
-    files = {"trials/a.parquet": b"row", "epochs/a.parquet": b"epochs", "logs/a.log": b"log", "space.yaml": b"name: a"}
-    left = {"checkpoints/b.pt": b"state", "weights/a.pt": b"weights", "trials/.tmp-1": b"half"}
-    for name, data in (files | left).items():
-        (tmp_path / "run" / name).write_bytes(data)
+    files = {"trials/a.parquet", "epochs/a.parquet", "logs/a.log", "space.yaml"}
+    for name in files | {"checkpoints/b.pt", "weights/a.pt", "trials/.tmp-1"}:
+        (tmp_path / "run" / name).write_text(name)
     reproduce.pack(tmp_path / "run", tmp_path / "packed.tar.gz")
-    reproduce.unpack(tmp_path / "packed.tar.gz", tmp_path / "elsewhere")
-    there = {str(p.relative_to(tmp_path / "elsewhere")): p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()}
-    assert {name: path.read_bytes() for name, path in there.items()} == files
+    elsewhere = tmp_path / "elsewhere"
+    reproduce.unpack(tmp_path / "packed.tar.gz", elsewhere)
+    there = {str(path.relative_to(elsewhere)): path for path in elsewhere.rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in there.items()} == {name: name for name in files}
 
 
 def test_what_is_missing_is_named_with_how_to_bring_it(
@@ -89,8 +89,7 @@ def test_wheels_are_unpacked_beside_them(tmp_path: Path, monkeypatch: pytest.Mon
         reproduce.provide(tmp_path / "wheels")
 
 
-def make_wheel(folder: Path, name: str) -> Path:
-    path = folder / f"{name}-1.0-py3-none-any.whl"
+def make_wheel(folder: Path, name: str) -> None:
     info = f"{name}-1.0.dist-info"
     files = {
         f"{name}.py": "answer = 42\n",
@@ -98,7 +97,6 @@ def make_wheel(folder: Path, name: str) -> Path:
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/RECORD": "",
     }
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
         for file, text in files.items():
             archive.writestr(file, text)
-    return path

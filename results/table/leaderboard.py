@@ -5,7 +5,6 @@ Trials become cells, cells become one row for each baseline, and some columns fo
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +133,7 @@ def _rows(
         alike = [other for one in same if one.arch == arch and pool in one.pools for other in one.pools]
         about = {
             **{name: cell.key[name] for name in CELL},
-            **dataclasses.asdict(stats.summary(cell.values.to_numpy())),
+            **stats.summary(cell.values.to_numpy()),
             **{status: cell.counts[status] for status in (*schema.STATUSES, MISSING)},
             **beside_siblings[cell],
             "same_as": ", ".join(other for other in alike if other != pool) or None,

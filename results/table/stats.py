@@ -28,24 +28,13 @@ ALPHA = 1 - CONFIDENCE
 POWER = 0.8
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Statistics of values [n]; NaN where n is too small to say (std needs two)."""
-
-    n: int
-    mean: float
-    std: float
-    min: float
-    max: float
-
-
-def summary(values: Values) -> Summary:
-    """Return mean, sample standard deviation (n - 1) and range of values [n]."""
+def summary(values: Values) -> dict[str, float]:
+    """Return n, mean, std (n - 1), min and max of values [n], by name; NaN where n is too small to say."""
     n = len(values)
     if n == 0:
-        return Summary(0, math.nan, math.nan, math.nan, math.nan)
+        return {"n": 0, **dict.fromkeys(("mean", "std", "min", "max"), math.nan)}
     std = float(values.std(ddof=1)) if n > 1 else math.nan
-    return Summary(n, float(values.mean()), std, float(values.min()), float(values.max()))
+    return {"n": n, "mean": float(values.mean()), "std": std, "min": float(values.min()), "max": float(values.max())}
 
 
 def mean_interval(values: Values) -> tuple[float, float]:
