@@ -17,8 +17,10 @@ from results.store import s3
 from results.store.folder import RunFolder
 from results.store.s3 import ObjectStore, is_uri
 from results.store.tables import Table
+from results.store.trial_files import StoredFile
 from results.table import leaderboard, render, topup
 from results.table.trials import METRICS, NEEDS, Selection
+from search_spaces.equivalence import Equivalence
 from search_spaces.errors import Problem, RequestError
 from search_spaces.grid import Grid
 
@@ -27,15 +29,10 @@ RUN = "run"  # the column that tells several folders apart
 
 @dataclass(frozen=True)
 class Frames:
-    """What run folders hold. Every call reads them anew, so a sweep may be running.
+    """What run folders hold. Every call reads them anew, so a sweep may be running."""
 
-    Attributes:
-        folders: {path as given: folder}.
-        tells_apart: whether frames have a column `run`, the path as given: yes where more than one was asked for.
-    """
-
-    folders: Mapping[str, RunFolder]
-    tells_apart: bool = False
+    folders: Mapping[str, RunFolder]  # by the path as given
+    tells_apart: bool = False  # whether frames have a column `run`, that path: yes where several were asked for
 
     @property
     def folder(self) -> RunFolder:
@@ -100,14 +97,14 @@ class Frames:
         trials = pa.concat_tables(tables).to_pandas()
         if len(tables) > 1:
             trials = trials.drop_duplicates("trial_id", ignore_index=True)
-        same = [one for folder in self.folders.values() for one in folder.equivalences.read()]
+        same = self._equivalences()
         frame = leaderboard.cells(trials, self.grids(), Selection(metric=metric, **selection), same)
         if format is None:
             return frame
-        wide = render.Wide(frame, metric, self.notes(), sort, every=bool(selection.get("baselines")))
+        wide = render.Wide(frame, metric, self.notes(same), sort, every=bool(selection.get("baselines")))
         text = render.FORMATS[format](wide)
         if output is not None:
-            _write(output, text)
+            write_output(output, text.encode())
         return text
 
     def grids(self) -> list[Grid]:
@@ -115,15 +112,17 @@ class Frames:
         found = [grid for folder in self.folders.values() if (grid := folder.space.read()) is not None]
         return found if len({(grid.recipe, grid.protocol) for grid in found}) == 1 else []
 
-    def notes(self) -> list[str]:
-        """Return what a reader of the table should know that is not in it."""
-        folders = self.folders.values()
-        lines = [f"On {same}." for folder in folders for same in folder.equivalences.read()]
-        entries = [entry for folder in folders for entry in folder.submissions.read().values()]
-        submitted = [f"{submissions.spell(pool)} ({when})" for pool, when in entries]
-        lines += [f"Submitted: {', '.join(dict.fromkeys(submitted))}."] if submitted else []
-        lines += [line for folder in folders for line in topup.remark(folder)]
+    def notes(self, same: Sequence[Equivalence] | None = None) -> list[str]:
+        """Return what a reader of the table should know that is not in it; `same` are its equivalences, if read."""
+        entries = [entry for folder in self.folders.values() for entry in folder.submissions.read().values()]
+        submitted = dict.fromkeys(f"{submissions.spell(pool)} ({when})" for pool, when in entries)
+        lines = [f"On {one}." for one in (self._equivalences() if same is None else same)]
+        lines += [f"Submitted: {', '.join(submitted)}."] if submitted else []
+        lines += [line for folder in self.folders.values() for line in topup.remark(folder)]
         return list(dict.fromkeys(lines))
+
+    def _equivalences(self) -> list[Equivalence]:
+        return [one for folder in self.folders.values() for one in folder.equivalences.read()]
 
     def _repr_html_(self) -> str:
         """Show the leaderboard in a notebook's cell."""
@@ -148,12 +147,24 @@ class Frames:
         return pa.concat_tables(tables).to_pandas()
 
 
-def _write(output: Path, text: str) -> None:
+def write_output(to: Path | StoredFile, data: bytes) -> str:
+    """Write what a command makes to its `--output`, in a folder that is made if need be, or into the run folder.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        if isinstance(to, Path):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(data)
+        else:
+            to.write(data)
     except OSError as error:
-        raise RequestError.of(f"{output} cannot be written: {error.strerror or error}", "--output") from None
+        raise RequestError.of(f"{to} cannot be written: {error.strerror or error}", "--output") from None
+    return str(to)
 
 
 def find(asked: Sequence[str]) -> dict[str, RunFolder]:
@@ -163,7 +174,7 @@ def find(asked: Sequence[str]) -> dict[str, RunFolder]:
         RequestError: with every path that is no run folder, and every pattern that finds none.
     """
     found: dict[str, RunFolder] = {}
-    problems = []
+    problems: list[Problem] = []
     for path in asked:
         try:
             here = _at(path)
@@ -179,11 +190,6 @@ def find(asked: Sequence[str]) -> dict[str, RunFolder]:
 
 
 def _at(path: str) -> dict[str, RunFolder]:
-    """Return {path: the run folder} of all that are there.
-
-    Raises:
-        RequestError: there is none.
-    """
     if not is_pattern(path):
         folder = RunFolder(path)
         if not folder.exists():

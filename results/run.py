@@ -16,7 +16,7 @@ from results.status import Status
 from results.store import set_aside as aside
 from results.store import verify
 from results.store.verify import Audit
-from results.table import published, reproduce, topup
+from results.table import published, render, reproduce, topup
 from results.table.reproduce import MARGIN
 from results.table.trials import METRICS
 from search_spaces.pool import Pool
@@ -59,13 +59,14 @@ class Run(Frames):
         Args:
             against: the published table, as CSV; the benchmark's unless given.
             margin: how near is agreement, in points.
-            format: return it as a text of this format instead, one of `results.table.reproduce.FORMATS`.
+            format: return it as a text of this format instead, one of `results.table.render.FORMATS`.
         """
-        cells = reproduce.compare(self.trials(), published.load(against), metric, margin)
+        table = published.load(against)
+        frame = reproduce.compare(self.trials(), table, metric, margin)
         if format is None:
-            return reproduce.to_frame(cells)
+            return frame
         source = published.BENCHMARK if against == published.PUBLISHED else ""
-        return reproduce.FORMATS[format](cells, margin, source)
+        return render.FORMATS[format](reproduce.layout(frame, published.spreads(table), margin, source))
 
     def topup(self, target: float = topup.TARGET, most: int = topup.MOST) -> list[topup.Column]:
         """Return the columns that more seeds could settle, with the command that adds them, and record that it was."""
@@ -78,9 +79,7 @@ class Run(Frames):
     def watch(self, every: float = 5.0, table: bool = False, **selection: Any) -> Iterator[Status]:
         """Show the status on the terminal, as the sweep itself does, until all has ended; yield it at each look.
 
-        Args:
-            every: seconds between two looks.
-            table: draw the leaderboard of this selection above it.
+        There is one every so many seconds, with the leaderboard of this selection above it if `table`.
         """
 
         def above() -> str:
@@ -102,8 +101,7 @@ class Run(Frames):
     def verify(self, set_aside: bool = False) -> tuple[Audit, list[str]]:
         """Audit every file; return what was found, and where the files are that were moved.
 
-        Args:
-            set_aside: move what is found out of the way, so that a rerun trains it again.
+        With `set_aside`, move what is found out of the way, so that a rerun trains it again.
         """
         audit = verify.verify(self.folder)
         found = [name for one in audit.findings for name in one.aside] if set_aside else []
@@ -129,13 +127,10 @@ class Run(Frames):
         return cam.draw(self.folder, trial, data_dir, images, wrong=wrong, trust=trust, output=output, say=print)
 
     def track(self, to: str, follow: bool = False, every: float = 5.0) -> bool:
-        """Log every epoch of the one folder with a tracker: `tensorboard`, `mlflow` or `wandb`; none of them twice.
+        """Log every epoch of the one folder with a tracker, `tensorboard`, `mlflow` or `wandb`; none of them twice.
 
-        Args:
-            follow: go on until the sweep is over, with a look every so many seconds.
-
-        Returns:
-            Whether all that is on record is logged.
+        Return whether all that is on record is logged. With `follow`, go on until the sweep is over, with a look every
+        so many seconds.
 
         Raises:
             RequestError: the tracker cannot be used, or no sweep has begun there.

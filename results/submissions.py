@@ -27,7 +27,9 @@ def submit(run: RunFolder, spec: str) -> Pool:
         RequestError: there is no such candidate, or several; or the hidden pairs have been asked already.
     """
     label, _, revision = spec.partition("@")
-    trained = _trained(run)
+    trials = _candidates(run)
+    keys, hidden = set(_keys(trials)), set(_keys(trials[trials["hidden"]]))
+    trained = [pool for pool in run.pools.read() if pool.key in keys]
     named = [pool for pool in trained if pool.label == label] or [pool for pool in trained if pool.name == label]
     if not named:
         known = did_you_mean(label, {pool.label for pool in trained}) if trained else "none has"
@@ -41,8 +43,10 @@ def submit(run: RunFolder, spec: str) -> Pool:
         which = ", ".join(map(spell, named))
         raise RequestError.of(f"{spec!r} names {len(found) or 'none'} of {which}; write one of them")
     (entry,) = found
-    if asked := _asked(run, entry.name):
-        raise RequestError.of(f"{asked} has been trained on the hidden pairs, so that is the entry of {entry.name!r}")
+    for pool in trained:
+        if pool.key in hidden and slug(pool.name) == slug(entry.name):
+            what = f"{spell(pool)} has been trained on the hidden pairs, so that is the entry of {entry.name!r}"
+            raise RequestError.of(what)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     run.submissions.write({**run.submissions.read(), entry.name: (entry, when)})
     return entry
@@ -56,19 +60,6 @@ def spell(pool: Pool) -> str:
 def revisions(run: RunFolder) -> set[tuple[str, str, str]]:
     """Return the keys (name, parameters, revision) of all candidates that have been trained."""
     return set(_keys(_candidates(run)))
-
-
-def _trained(run: RunFolder) -> list[Pool]:
-    """Return the candidates with trials on record."""
-    keys = set(_keys(_candidates(run)))
-    return [pool for pool in run.pools.read() if pool.key in keys]
-
-
-def _asked(run: RunFolder, name: str) -> str | None:
-    """Return the entry of a candidate if it has trials on hidden pairs."""
-    trials = _candidates(run)
-    keys = [key for key in _keys(trials[trials["hidden"]]) if key[0] == slug(name)]
-    return next((spell(pool) for pool in run.pools.read() if pool.key in keys), None)
 
 
 def _candidates(run: RunFolder) -> pd.DataFrame:

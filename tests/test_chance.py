@@ -15,7 +15,6 @@ from orchestrator.record import Job
 from orchestrator.worker import run_pack
 from results import __main__
 from results.store.folder import RunFolder
-from results.table import render
 from search_spaces import chance, pool
 from search_spaces import space as spaces
 from search_spaces.grid import BASELINE, Entry, Grid, Pair
@@ -60,9 +59,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     folder.create()
     grid = Grid("chance", entries, (Pair("resnet20", "digits"),), (1, 2), recipe)
     folder.write_grid(grid)
-    job = Job(folder.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
-    run_pack(list(grid), digits, job)
+    run_pack(list(grid), digits, job_of(folder))
     return folder.path
+
+
+def job_of(run: RunFolder) -> Job:
+    return Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
 
 
 @pytest.fixture
@@ -73,36 +75,25 @@ def run(made: Path, tmp_path: Path) -> RunFolder:
 
 
 def test_it_is_a_status_of_its_own(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trials = results.load(run.path).trials().set_index(["pool", "seed"])
-    assert trials["status"].to_dict() == {
-        ("gap", 1): "completed",
-        ("gap", 2): "completed",
-        ("dead", 1): "collapsed",
-        ("dead", 2): "collapsed",
-    }
-    assert (trials["test_images"] == 200).all()
+    trials = results.load(run.path).trials()
+    outcome = trials[["pool", "status", "epochs", "test_images"]].drop_duplicates().to_numpy().tolist()
+    assert sorted(outcome) == [["dead", "collapsed", 2, 200], ["gap", "completed", 2, 200]]
     assert trials["best_test_acc"].notna().all()
     assert trials["error"].isna().all()
-    dead = trials.loc["dead"]
-    assert (dead["epochs"] == 2).all()
-    log = run.trial(dead["trial_id"].iloc[0]).log_text() or ""
+    log = run.trial(trials.query("pool == 'dead'")["trial_id"].iloc[0]).log_text() or ""
     assert "collapsed: no epoch is better than guessing, the best has a test accuracy of " in log
     assert "Final metrics (resnet20-digits)" in log
     assert not list((run.path / "checkpoints").iterdir())
 
-    frame = results.load(run.path).leaderboard()
-    (row,) = frame[frame["pool"] == "dead"].to_dict("records")
+    (row,) = results.load(run.path).leaderboard().query("pool == 'dead'").to_dict("records")
     assert (row["n"], row["collapsed"], row["n_pairs"], row["completed"]) == (0, 2, 0, 0)
-    text = " ".join(render.to_text(render.Wide(frame)).split())
-    assert "2 collapsed" in text
-    assert "Collapsed, not in any mean: dead on resnet20-digits (2)." in text
     for command, says in (
         ("status", "2 completed, 2 collapsed"),
         ("verify", "all is well"),
-        ("leaderboard", "2 collapsed"),
+        ("leaderboard", "Collapsed, not in any mean: dead on resnet20-digits (2)."),
     ):
         assert __main__.main([command, str(run.path)]) == 0
-        assert says in capsys.readouterr().out
+        assert says in " ".join(capsys.readouterr().out.split())
     assert __main__.main(["report", str(run.path)]) == 0
     assert "collapsed" in (run.path / "report.html").read_text()
 
@@ -113,14 +104,10 @@ def test_it_is_never_trained_again(run: RunFolder, tmp_path: Path, digits: Datas
         "pairs: [{arch: resnet20, dataset: digits}]\npools: [{name: gap, role: baseline}, {file: dead.py}]\n"
         "seeds: [1, 2, 3]\n"
     )
-    space = spaces.load(tmp_path / "space.yaml")
-    plan = make_plan(space, run, retry_failed=True)
+    plan = make_plan(spaces.load(tmp_path / "space.yaml"), run, retry_failed=True)
     assert [planned.trial.seed for planned in plan.todo] == [3, 3]
     before = {path: path.stat().st_mtime_ns for path in (run.path / "trials").iterdir()}
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
-    old = [planned for planned in plan.planned if planned not in plan.todo]
-    run_pack(old, digits, job)
-    assert sorted(one.status for one in run.ended().values()) == ["collapsed", "collapsed", "completed", "completed"]
+    run_pack([planned for planned in plan.planned if planned not in plan.todo], digits, job_of(run))
     assert {path: path.stat().st_mtime_ns for path in (run.path / "trials").iterdir()} == before
 
 

@@ -241,11 +241,13 @@ def test_a_published_table_is_shown_and_does_nothing(run: RunFolder, tmp_path: P
     lines = [["entry", "arch", "dataset", "best_test_acc"], *([name, "resnet20", "digits", "51"] for name in names)]
     with (tmp_path / "theirs.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
-    cells = reproduce.compare(trials, published.load(tmp_path / "theirs.csv"))
-    assert {cell.published.name for cell in cells} == {*names}
-    rows = list(csv.DictReader(io.StringIO(reproduce.to_csv(cells))))
+    theirs = published.load(tmp_path / "theirs.csv")
+    frame = reproduce.compare(trials, theirs)
+    assert {*frame["entry"]} == {*names}
+    layout = reproduce.layout(frame, published.spreads(theirs))
+    rows = list(csv.DictReader(io.StringIO(render.to_csv(layout))))
     assert all(entry["entry"][:1] not in {*"=+-@"} for entry in rows)
-    said = reproduce.to_markdown(cells)
+    said = render.to_markdown(layout)
     assert {line.replace("\\|", "").count("|") for line in said.splitlines() if line.startswith("|")} == {8}
     (tmp_path / "theirs.csv").write_text("entry,arch,dataset,best_test_acc\n\x1b[2J,a,b,50\n")
     with pytest.raises(RequestError, match=r"expected text without U\+001B"):
@@ -399,7 +401,7 @@ def test_a_built_in_pool_is_one(tmp_path: Path) -> None:
 def test_the_views_of_one_frame_agree(run: RunFolder) -> None:
     """Who reads CSV again finds every label: what was put in front can be taken away."""
     frame = load(run.path).leaderboard()
-    again = csv.DictReader(io.StringIO(render.csv(frame)))
+    again = csv.DictReader(io.StringIO(render.to_csv(render.Wide(frame))))
     assert [entry["pool"].removeprefix("'") if entry["pool"][:2] in QUOTED else entry["pool"] for entry in again] == [
         *frame["pool"]
     ]

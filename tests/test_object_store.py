@@ -89,7 +89,7 @@ def test_everything_is_as_on_a_disk(s3: str, tmp_path: Path) -> None:
         assert stored.ended() == there.ended()
         assert stored.status(some_id) == schema.COMPLETED
         assert stored.status("nobody") is None
-    assert stored.grid() == GRID
+    assert stored.space.read() == GRID
     assert stored.pools.read() == there.pools.read()
 
 

@@ -274,6 +274,11 @@ def test_an_empty_run_folder_has_an_empty_table(tmp_path: Path) -> None:
     assert render.to_text(render.Wide(frame))
 
 
+def test_asking_results_never_imports_torch() -> None:
+    code = "import sys, results, results.__main__, search_spaces.space; assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
 # Merging small files
 
 

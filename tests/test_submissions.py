@@ -14,7 +14,6 @@ from results import submissions
 from results.__main__ import main
 from results.store import schema
 from results.store.folder import RunFolder
-from results.table import render
 from search_spaces import space as spaces
 from search_spaces.errors import RequestError
 from search_spaces.space import Space
@@ -100,12 +99,13 @@ def test_what_cannot_be_submitted(train: Train, run: RunFolder) -> None:
     with pytest.raises(RequestError, match="none has"):
         submissions.submit(run, "mine")
     train()
-    with pytest.raises(RequestError, match="did you mean 'mine'"):
-        submissions.submit(run, "mime")
-    with pytest.raises(RequestError, match=r"'mine@ffffffff' names none of mine@"):
-        submissions.submit(run, "mine@ffffffff")
-    with pytest.raises(RequestError, match="no candidate 'gap'"):
-        submissions.submit(run, "gap")
+    for spec, says in (
+        ("mime", "did you mean 'mine'"),
+        ("mine@ffffffff", "'mine@ffffffff' names none of mine@"),
+        ("gap", "no candidate 'gap'"),
+    ):
+        with pytest.raises(RequestError, match=says):
+            submissions.submit(run, spec)
 
 
 def test_a_budget_of_revisions(train: Train, run: RunFolder) -> None:
@@ -114,7 +114,7 @@ def test_a_budget_of_revisions(train: Train, run: RunFolder) -> None:
     train(revision=1, test_budget=2)  # nothing new
     with pytest.raises(RequestError, match=r"2 revisions of mine .* asks for 1 more, where 2 are allowed"):
         train(revision=3, test_budget=2)
-    with pytest.raises(RequestError, match=r"2 revisions of mine") as caught:
+    with pytest.raises(RequestError) as caught:
         train(revision=3, test_budget=1)
     assert any("of other" in problem.what for problem in caught.value.problems), "parameters are revisions too"
 
@@ -135,9 +135,7 @@ def test_the_latest_revision_alone(train: Train, run: RunFolder) -> None:
     train(revision=1)
     train(revision=2)
     loaded = results.load(run.path)
-    assert loaded.leaderboard().query("pool == 'mine'")["revision"].nunique() == 2
-    latest = loaded.leaderboard(latest=True)
-    assert set(latest["pool"]) == set(loaded.leaderboard()["pool"])
-    fewer, all_of_them = (render.to_text(render.Wide(frame)) for frame in (latest, loaded.leaderboard()))
-    assert fewer.count("mine") < all_of_them.count("mine")
-    assert latest.query("pool == 'mine'")["revision"].nunique() == 1
+    everything, latest = loaded.leaderboard(), loaded.leaderboard(latest=True)
+    assert set(latest["pool"]) == set(everything["pool"])
+    for frame, count in ((everything, 2), (latest, 1)):
+        assert frame.query("pool == 'mine'")["revision"].nunique() == count

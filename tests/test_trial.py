@@ -33,18 +33,12 @@ def test_every_field_of_the_recipe_is_part_of_the_id(field: str) -> None:
 
 
 def test_what_decides_the_result_is_part_of_the_id() -> None:
-    mine = Pool("mine", source=Source("class CustomPool: ..."))
-    edited = Pool("mine", source=Source("class CustomPool: pass"))
-    others = [
-        dataclasses.replace(BASE, pool=pool.expand("gem(p=1)")[0]),
-        dataclasses.replace(BASE, pool=mine),
-        dataclasses.replace(BASE, pool=edited),
-        dataclasses.replace(BASE, arch="resnet20"),
-        dataclasses.replace(BASE, dataset="cifar10"),
-        dataclasses.replace(BASE, seed=43),
-        dataclasses.replace(BASE, protocol=1),
-    ]
-    assert len({BASE.id, *(other.id for other in others)}) == 1 + len(others)
+    source, words = Source("class CustomPool: ..."), (("words", ["the seed"]),)
+    pools = [Pool("mine", (), source), Pool("mine", words, source), Pool("mine", (), Source("class CustomPool: pass"))]
+    changes = [{"pool": each} for each in (*pool.expand("gem(p=1)"), *pools)]
+    changes += [{"arch": "resnet20"}, {"dataset": "cifar10"}, {"seed": 43}, {"protocol": 1}]
+    others = {dataclasses.replace(BASE, **change).id for change in changes}
+    assert len(others | {BASE.id}) == 1 + len(changes)
 
 
 def test_a_trial_of_protocol_1_has_the_id_that_it_had() -> None:
@@ -53,27 +47,14 @@ def test_a_trial_of_protocol_1_has_the_id_that_it_had() -> None:
 
 
 def test_a_label_and_the_place_of_a_file_are_not() -> None:
-    source = Source("class CustomPool: ...", path="/here/mine.py")
-    moved = dataclasses.replace(source, path="/there/mine.py")
-    ids = {
-        Trial(p, "resnet20", "digits", 0, Recipe()).id
-        for p in (Pool("mine", source=source), Pool("mine", (), moved, "M"))
-    }
-    assert len(ids) == 1
-
-
-def test_a_parameter_may_say_what_it_likes() -> None:
-    odd = Pool("mine", (("words", ["the seed"]),), Source("class CustomPool: ..."))
-    assert len({Trial(odd, "resnet20", "digits", seed, Recipe()).id for seed in range(3)}) == 3
+    here, there = (Source("class CustomPool: ...", path=f"/{place}/mine.py") for place in ("here", "there"))
+    pools = (Pool("mine", (), here), Pool("mine", (), there, "M"))
+    assert len({dataclasses.replace(BASE, pool=each).id for each in pools}) == 1
 
 
 def test_spellings_of_one_pool_are_one_trial() -> None:
-    ids = {
-        dataclasses.replace(BASE, pool=p).id
-        for spec in ("gem(p=3)", "gem(p=3.0)", "gem(eps=1e-6)")
-        for p in pool.expand(spec)
-    }
-    assert ids == {BASE.id}
+    pools = [pool.expand(spec)[0] for spec in ("gem(p=3)", "gem(p=3.0)", "gem(eps=1e-6)")]
+    assert {dataclasses.replace(BASE, pool=each).id for each in pools} == {BASE.id}
 
 
 @given(name=st.text(min_size=1, max_size=400))
@@ -84,23 +65,16 @@ def test_an_id_is_a_harmless_file_name(name: str) -> None:
 
 
 def test_a_trial_survives_its_journey_to_a_worker() -> None:
-    custom = Trial(
-        Pool("mine", (("k", 3), ("sizes", (1, 2))), Source("class CustomPool: ..."), "M"),
-        "vgg11bn",
-        "digits",
-        0,
-        Recipe(),
-    )
-    for each in (BASE, custom):
-        assert Trial.from_dict(each.to_dict()) == each
-        assert Trial.from_dict(each.to_dict()).id == each.id
+    own = Pool("mine", (("k", 3), ("sizes", (1, 2))), Source("class CustomPool: ..."), "M")
+    for each in (BASE, dataclasses.replace(BASE, pool=own)):
+        again = Trial.from_dict(each.to_dict())
+        assert (again, again.id) == (each, each.id)
 
 
 def test_a_grid_survives_its_journey_through_the_run_folder() -> None:
     entries = (Entry(pool.expand("gap")[0], "baseline"), Entry(Pool("mine", source=Source("x = 1"))))
-    grid = Grid(
-        "g", entries, (Pair("resnet20", "digits"), Pair("vgg11bn", "digits", hidden=True)), (1, 2), Recipe(epochs=3)
-    )
+    pairs = (Pair("resnet20", "digits"), Pair("vgg11bn", "digits", hidden=True))
+    grid = Grid("g", entries, pairs, (1, 2), Recipe(epochs=3))
     again = Grid.from_dict(grid.to_dict())
     assert [p.trial.id for p in again] == [p.trial.id for p in grid]
     assert again == grid
@@ -110,27 +84,25 @@ def test_a_grid_survives_its_journey_through_the_run_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "where"),
+    ("field", "value"),
     [
-        ({"epochs": 0}, "epochs"),
-        ({"epochs": 2.5}, "epochs"),
-        ({"epochs": True}, "epochs"),
-        ({"batch_size": 1}, "batch_size"),
-        ({"lr": -1}, "lr"),
-        ({"lr": float("nan")}, "lr"),
-        ({"lr": "0.1"}, "lr"),
-        ({"momentum": 1}, "momentum"),
-        ({"weight_decay": float("inf")}, "weight_decay"),
-        ({"precision": "fp16"}, "precision"),
-        ({"train_samples": 0}, "train_samples"),
-        ({"epochs": 0, "lr": 0, "precison": "fp32"}, "epochs lr precison"),
+        *(("epochs", value) for value in (0, 2.5, True)),
+        *(("lr", value) for value in (-1, float("nan"), "0.1")),
+        *(("batch_size", 1), ("momentum", 1), ("weight_decay", float("inf")), ("precision", "fp16")),
+        *(("train_samples", 0), ("epoch", 3)),
     ],
 )
-def test_a_recipe_out_of_range_is_refused(values: dict[str, object], where: str) -> None:
+def test_a_recipe_out_of_range_is_refused(field: str, value: object) -> None:
     with pytest.raises(RequestError) as caught:
-        Recipe.of(values)
-    assert [problem.where for problem in caught.value.problems] == where.split()
-    assert ("did you mean 'precision'" in str(caught.value)) == ("precison" in values)
+        Recipe.of({field: value})
+    assert [problem.where for problem in caught.value.problems] == [field]
+
+
+def test_a_recipe_names_all_its_problems_at_once() -> None:
+    with pytest.raises(RequestError) as caught:
+        Recipe.of({"epochs": 0, "lr": 0, "precison": "fp32"})
+    assert {problem.where for problem in caught.value.problems} == {"epochs", "lr", "precison"}
+    assert "did you mean 'precision'" in str(caught.value)
 
 
 def test_the_schedule_is_the_benchmarks() -> None:

@@ -1,11 +1,8 @@
-"""The views of the table: each read back by what is made to read it."""
+"""The table and its views."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from io import StringIO
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -25,19 +22,17 @@ VALUES = {
 
 
 def trials() -> pd.DataFrame:
-    rows = []
-    for (pool, role), columns in VALUES.items():
-        for (arch, dataset), found in zip(PAIRS, columns, strict=True):
-            for seed, value in enumerate(found):
-                key = {"pool": pool, "role": role, "arch": arch, "dataset": dataset, "seed": seed, "hidden": False}
-                identity = {
-                    "trial_id": f"{pool}-{arch}-{dataset}-s{seed}-x",
-                    "pool_name": pool,
-                    "pool_params": "{}",
-                    "recipe": "{}",
-                }
-                measured = {"best_test_acc": value, "final_test_acc": value, "status": "completed", "protocol": 1}
-                rows.append({**key, **identity, **measured, "pool_revision": None})
+    rows = [
+        {
+            "trial_id": f"{pool}-{arch}-{dataset}-s{seed}-x",
+            **{"pool": pool, "role": role, "arch": arch, "dataset": dataset, "seed": seed, "hidden": False},
+            **{"pool_name": pool, "pool_params": "{}", "pool_revision": None, "recipe": "{}", "protocol": 1},
+            **{"best_test_acc": value, "final_test_acc": value, "status": "completed"},
+        }
+        for (pool, role), columns in VALUES.items()
+        for (arch, dataset), found in zip(PAIRS, columns, strict=True)
+        for seed, value in enumerate(found)
+    ]
     return pd.DataFrame(rows).astype({"pool_revision": "string"})
 
 
@@ -108,42 +103,19 @@ def test_sorts() -> None:
     assert [row.name for row in render.Wide(found, sort="mean").rows] == ["gem", "odd|<b>", "mine_50%"]
 
 
-def test_csv_reads_back() -> None:
+def test_csv_reads_back_every_digit() -> None:
     found = frame()
-    again = pd.read_csv(StringIO(render.csv(found))).astype(leaderboard.COLUMNS)
-    pd.testing.assert_frame_equal(again, found)
+    again = pd.read_csv(StringIO(render.to_csv(render.Wide(found)))).astype(leaderboard.COLUMNS)
+    pd.testing.assert_frame_equal(again, found, check_exact=True)
 
 
-def test_markdown_is_a_table() -> None:
-    lines = [line for line in render.to_markdown(render.Wide(frame())).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(VALUES)
-    assert {line.replace("\\|", "").count("|") for line in lines} == {len(PAIRS) + 3}
-
-
-def test_html_is_escaped() -> None:
-    page = render.to_html(render.Wide(frame(), notes=["a <note>"]))
-    assert "odd|&lt;b&gt;" in page
-    assert "<b>" not in page
-    assert "a &lt;note&gt;" in page
-
-
-def test_latex_compiles(tmp_path: Path) -> None:
-    engine = shutil.which("tectonic") or shutil.which("pdflatex")
+def test_latex_has_a_cell_for_each_column_and_rules_between_the_roles() -> None:
+    """`test_hostile` compiles it."""
     table = render.to_latex(render.Wide(frame(), notes=["50 % of this & that_"], every=True))
     assert r"mine\_50\% &" in table
     lines = [line for line in table.splitlines() if line.endswith(r"\\")]
     assert {line.count(" & ") for line in lines} == {len(PAIRS)}
-    if engine is None:
-        pytest.skip("no LaTeX here")
-    (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs,amssymb}\\begin{document}\n" + table + "\\end{document}\n"
-    )
-    command = (
-        [engine, "t.tex"] if "tectonic" in engine else [engine, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    )
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert (tmp_path / "t.pdf").stat().st_size > 1000
+    assert table.count(r"\midrule") == 2
 
 
 def test_a_cell_in_which_all_diverged_is_counted_and_compared_with_nothing() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from results.frames import write_output
 from results.page.figures import shorten, styled
 from results.store import schema
 from results.store.folder import RunFolder
@@ -107,14 +108,7 @@ def draw(
     with styled():
         picture = render(seen, title, f"{method}; {size}; final test accuracy {accuracy:.2f} %")
         picture.savefig(sink, format="png", dpi=DPI, facecolor="white")
-    try:
-        if output is None:
-            return run.trial(trial.id).write_picture(sink.getvalue())
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(sink.getvalue())
-        return str(output)
-    except OSError as error:
-        raise RequestError.of(f"the picture cannot be written: {error}; give another --output") from None
+    return write_output(output or run.trial(trial.id).picture(), sink.getvalue())
 
 
 def _activations(

@@ -19,15 +19,14 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from results.frames import Frames
+from results.frames import Frames, write_output
 from results.page import figures
 from results.page.figures import Measured
 from results.store import schema
 from results.store.folder import RunFolder
 from results.table.published import BENCHMARK
-from results.table.render import WITHHELD, is_withheld
+from results.table.render import WITHHELD
 from results.table.trials import MISSING
-from search_spaces.errors import RequestError
 from search_spaces.text import duration, first_line, visible
 
 UNDER_WAY, WAITING = "under way", "waiting"
@@ -60,15 +59,7 @@ def write(run: Frames, output: Path | None = None, **selection: Any) -> str:
         RequestError: as `Frames.leaderboard`, or the page cannot be written.
     """
     text = page(run, output.resolve().parent if output else None, **selection)
-    try:
-        if output is None:
-            run.folder.report.write(text.encode())
-            return str(run.folder.report)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
-        return str(output)
-    except OSError as error:
-        raise RequestError.of(f"the report cannot be written: {error}; give another --output") from None
+    return write_output(output or run.folder.report, text.encode())
 
 
 def page(run: Frames, beside: Path | None = None, **selection: Any) -> str:
@@ -121,14 +112,19 @@ def _trials(folder: RunFolder, measured: Measured, beside: Path | None) -> pd.Da
         epochs=("epoch", "max"), train_s=("epoch_s", "sum"), best_test_acc=("test_acc", "max")
     )
     trials = measured.trials.set_index("trial_id", drop=False)
-    withheld = {(row.name, row.arch, row.dataset) for row in measured.frame.itertuples() if is_withheld(row)}
+    withheld = {
+        (row.name, *pair)
+        for row in measured.table.rows
+        for pair, cell in zip(measured.table.pairs, row.cells, strict=True)
+        if cell.gaps == WITHHELD
+    }
     cell = pd.Series(list(zip(trials["name"], trials["arch"], trials["dataset"], strict=True)), index=trials.index)
     missing, begun = trials["status"] == MISSING, trials["trial_id"].isin(reached.index)
     status = trials["status"].mask(missing, WAITING).mask(missing & cell.isin(withheld), WITHHELD)
     logs = folder.logs()
     trials = trials.fillna(reached).assign(
         status=pd.Categorical(status.mask(missing & begun, UNDER_WAY), ORDER),
-        pair=pd.Categorical(trials["arch"] + "-" + trials["dataset"], measured.table.columns),
+        pair=pd.Categorical(trials["arch"] + "-" + trials["dataset"], [*measured.table.head[1:]]),
         name=pd.Categorical(trials["name"], [pool.name for pool in measured.pools]),
         host=trials["host"].fillna(""),
         error=[textwrap.shorten(first_line(one), ERROR, placeholder=" …") for one in trials["error"].fillna("")],

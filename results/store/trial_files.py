@@ -108,8 +108,7 @@ class TrialFiles:
         """Return the path or the URI of the log, for people."""
         return self._files.spell(self._log)
 
-    def write_picture(self, png: bytes) -> str:
-        """Write the trial's class activation maps; return where they are."""
+    def picture(self) -> StoredFile:
+        """Return the place of the trial's class activation maps, in a folder that is made."""
         self._files.create(["cam"])
-        self._files.write(self._picture, png)
-        return self._files.spell(self._picture)
+        return StoredFile(self._files, self._picture)

@@ -1,7 +1,6 @@
 """The leaderboard as one tidy frame; `results.table.render` shows it.
 
-Four steps: the trials on record and asked for (`results.table.trials`), the values of each cell, one row for each
-cell and baseline, and what follows from all rows together.
+Trials become cells, cells become one row for each baseline, and some columns follow from all rows together.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError, require
 from search_spaces.grid import BASELINE, Grid
 
-ALPHA = 1 - stats.CONFIDENCE
+ALPHA = stats.ALPHA
 GAPS = (*schema.STATUSES[1:], MISSING)  # what no mean is made of
 COLUMNS = {
     **dict.fromkeys(["pool", "revision", "role", "arch", "dataset"], "string"),
@@ -71,9 +70,20 @@ def cells(
         RequestError: an unknown metric, pool, pair or seed, or trials of several recipes without `allow_mixed`.
     """
     require("metric", selection.metric, METRICS)
+    keys, chosen = [*CELL, *IDENTITY], select(trials, grids, selection)
+    if (again := chosen[chosen.duplicated([*keys, "seed"])]).size:
+        pool, arch, dataset = again[["pool", "arch", "dataset"]].iloc[0]
+        raise RequestError.of(
+            f"{pool} on {arch}-{dataset} has two trials of one seed on record, which no sweep writes; move one of them "
+            "away"
+        )
     found = [
-        _Cell.of(dict(zip([*CELL, *IDENTITY], key, strict=True)), rows, selection.metric)
-        for key, rows in groups(select(trials, grids, selection), [*CELL, *IDENTITY])
+        _Cell(
+            dict(zip(keys, key, strict=True)),
+            rows[rows["status"] == schema.COMPLETED].set_index("seed")[selection.metric].dropna().astype(np.float64),
+            Counter(rows["status"]),
+        )
+        for key, rows in groups(chosen, keys)
     ]
     frame = pd.DataFrame(_rows(found, selection.baselines, same), columns=[*COLUMNS, "std_of_pairs"])
     frame["typical"] = _typical_spread(frame)
@@ -93,27 +103,11 @@ def groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple[Any, ..
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Cell:
-    """A pool on one architecture and dataset, under one recipe.
+    """A pool on one architecture and dataset, under one recipe."""
 
-    Attributes:
-        key: {name: value} of `CELL` and `IDENTITY`.
-        values: [n] accuracies of the completed trials in percent, by seed.
-        counts: {status: trials}.
-    """
-
-    key: Mapping[str, Any]
-    values: pd.Series
-    counts: Mapping[str, int]
-
-    @classmethod
-    def of(cls, key: Mapping[str, Any], trials: pd.DataFrame, metric: str) -> _Cell:
-        if trials["seed"].duplicated().any():
-            raise RequestError.of(
-                f"{key['pool']} on {key['arch']}-{key['dataset']} has two trials of one seed on record, which no sweep "
-                "writes; move one of them away"
-            )
-        values = trials[trials["status"] == schema.COMPLETED].set_index("seed")[metric].dropna().astype(np.float64)
-        return cls(key, values, Counter(trials["status"]))
+    key: Mapping[str, Any]  # `CELL` and `IDENTITY`
+    values: pd.Series  # [n] accuracies of the completed trials in percent, by seed
+    counts: Counter[str]  # of trials, by status
 
     @property
     def column(self) -> tuple[Any, ...]:
@@ -128,35 +122,27 @@ def _rows(
     columns: dict[tuple[Any, ...], list[_Cell]] = {}
     for cell in found:
         columns.setdefault(cell.column, []).append(cell)
-    beside_siblings = {cell: facts for members in columns.values() for cell, facts in _beside_siblings(members)}
+    beside_siblings = {}
+    for members in columns.values():
+        values = [cell.values.to_numpy() for cell in members]
+        for cell, is_far, rank in zip(members, stats.outliers(values), stats.ranks(values), strict=True):
+            flags = "; ".join(f"seed {seed}: {value:.2f}" for seed, value in cell.values[is_far].items())
+            beside_siblings[cell] = {"rank": rank, "flags": flags or None}
     for cell in found:
         arch, pool = cell.key["arch"], cell.key["pool"]
         alike = [other for one in same if one.arch == arch and pool in one.pools for other in one.pools]
-        same_as = ", ".join(other for other in alike if other != pool) or None
-        about = {**_summary(cell), **beside_siblings[cell], "same_as": same_as}
+        about = {
+            **{name: cell.key[name] for name in CELL},
+            **stats.summary(cell.values.to_numpy()),
+            **{status: cell.counts[status] for status in (*schema.STATUSES, MISSING)},
+            **beside_siblings[cell],
+            "same_as": ", ".join(other for other in alike if other != pool) or None,
+        }
         others = [one for one in columns[cell.column] if one.key["role"] == BASELINE and one is not cell]
         if baselines is not None:
             others = [one for one in others if one.key["pool"] in baselines]
         for baseline in others or [None]:
             yield {**about, **_comparison(cell, baseline, alike)}
-
-
-def _summary(cell: _Cell) -> dict[str, Any]:
-    """Return what a cell has by itself: its key, the statistics of its values, and its counts."""
-    summary = stats.summary(cell.values.to_numpy())
-    return {
-        **{name: cell.key[name] for name in CELL},
-        **{name: getattr(summary, name) for name in ("n", "mean", "std", "min", "max")},
-        **{status: cell.counts.get(status, 0) for status in (*schema.STATUSES, MISSING)},
-    }
-
-
-def _beside_siblings(column: Sequence[_Cell]) -> Iterator[tuple[_Cell, dict[str, Any]]]:
-    """Yield each cell of a column with its rank in it, and its values that are far from all others."""
-    values = [cell.values.to_numpy() for cell in column]
-    for cell, is_far, rank in zip(column, stats.outliers(values), stats.ranks(values), strict=True):
-        flags = "; ".join(f"seed {seed}: {value:.2f}" for seed, value in cell.values[is_far].items())
-        yield cell, {"rank": rank, "flags": flags or None}
 
 
 def _comparison(cell: _Cell, baseline: _Cell | None, alike: Sequence[str]) -> dict[str, Any]:
@@ -171,7 +157,10 @@ def _comparison(cell: _Cell, baseline: _Cell | None, alike: Sequence[str]) -> di
     return {
         "baseline": baseline.key["pool"],
         "n_pairs": found.n if found.paired else 0,
-        **{"diff": found.diff, "diff_lo": found.lo, "diff_hi": found.hi, "p": found.p},
+        "diff": found.diff,
+        "diff_lo": found.lo,
+        "diff_hi": found.hi,
+        "p": found.p,
         "paired": found.paired,
         "alike": baseline.key["pool"] in alike,
         "std_of_pairs": found.std,
@@ -198,15 +187,12 @@ def _typical_spread(frame: pd.DataFrame) -> pd.Series:
 
 def _judged(frame: pd.DataFrame) -> pd.DataFrame:
     """Add the p of the family, the marks, and the minimum detectable differences."""
-    family = frame["role"] != BASELINE
-    p_holm = np.full(len(frame), np.nan)
-    p_holm[family] = stats.holm(frame.loc[family, "p"].to_numpy(np.float64))
-    sure = p_holm < ALPHA
+    p_holm = stats.holm(frame["p"].where(frame["role"] != BASELINE).to_numpy(np.float64))
+    sure, strictest = p_holm < ALPHA, strictest_alpha(p_holm)
     gain = frame["diff"].to_numpy(np.float64)
-    strictest = strictest_alpha(p_holm)
-    pairs = zip(frame["typical"], frame["n_pairs"], strict=True)
-    found = [stats.detectable(std, n, alpha=strictest) for std, n in pairs]
-    return frame.assign(p_holm=p_holm, better=sure & (gain > 0), worse=sure & (gain < 0), detectable=found)
+    of_unit_spread = {n: stats.detectable(1.0, n, alpha=strictest) for n in frame["n_pairs"].unique()}
+    detectable = frame["typical"].where(frame["typical"] > 0) * frame["n_pairs"].map(of_unit_spread)
+    return frame.assign(p_holm=p_holm, better=sure & (gain > 0), worse=sure & (gain < 0), detectable=detectable)
 
 
 # What views ask of the frame
@@ -238,20 +224,17 @@ def names(frame: pd.DataFrame) -> Callable[[str, str | None], str]:
 def across(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the mean difference over pairs of each candidate that has two or more, and whether it is chance.
 
-    Returns:
-        One row a candidate: pool, baseline (the one with the highest mean over the pairs), pairs, diff, p of the exact
-        sign-flip test, and p_holm in the family of these rows.
+    One row a candidate: pool, baseline (the one with the highest mean over the pairs), pairs, diff, p of the exact
+    sign-flip test, and p_holm in the family of these rows.
     """
     finished = frame[(frame["role"] == BASELINE) & (frame["n"] > 0)].drop_duplicates(CELL)
-    rows = []
-    if not finished.empty:
-        overall = finished.groupby("pool")["mean"].agg(["size", "mean"])
-        baseline = str(overall.sort_values(["size", "mean"]).index[-1])
-        against = frame[(frame["role"] != BASELINE) & (frame["baseline"] == baseline) & frame["diff"].notna()]
-        name_of = names(against)
-        for (pool, revision), mine in groups(against, ["pool", "revision"]):
-            gaps = mine["diff"].to_numpy(np.float64)
-            if len(gaps) > 1:
-                rows.append((name_of(pool, revision), baseline, len(gaps), float(gaps.mean()), stats.sign_flip(gaps)))
+    overall = finished.groupby("pool")["mean"].agg(["size", "mean"]).sort_values(["size", "mean"])
+    against = frame[(frame["role"] != BASELINE) & frame["baseline"].isin(overall.index[-1:]) & frame["diff"].notna()]
+    name_of, rows = names(against), []
+    for (pool, revision), mine in groups(against, ["pool", "revision"]):
+        gaps = mine["diff"].to_numpy(np.float64)
+        if len(gaps) > 1:
+            baseline = mine["baseline"].iloc[0]
+            rows.append((name_of(pool, revision), baseline, len(gaps), gaps.mean(), stats.sign_flip(gaps)))
     found = pd.DataFrame(rows, columns=["pool", "baseline", "pairs", "diff", "p"])
     return found.assign(p_holm=stats.holm(found["p"].to_numpy(np.float64)))

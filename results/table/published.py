@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from results.table import stats
-from results.table.leaderboard import groups
 from search_spaces import datasets
 from search_spaces.architectures import ARCHS
 from search_spaces.chance import is_guessing
@@ -31,48 +29,34 @@ from search_spaces.text import unprintable
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 BENCHMARK = "MLS-Bench, cv-pooling-aggregation (arXiv 2605.08678)"
-NEEDED = ("entry", "arch", "dataset", "best_test_acc")
+NAMES, ACCURACY = ("entry", "arch", "dataset"), "best_test_acc"
 BASELINE, SISTER = "baseline", "sister"
 PROPOSED = ("vanilla", "agent")  # one entry has both, and they are two pools: `deepseek-reasoner agent`
 IDENTITIES = ("gap", "avg_max", "gem", "global_max")  # of a map of one position; gem to 3e-7
-
+IDENTITY = ""  # what they are then called together
 TEST_IMAGES = 10_000
 
-Values = npt.NDArray[np.float64]
+Pair = tuple[str, str]  # (arch, dataset)
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The spread of runs of one function.
+    """The spread of runs of one function."""
 
-    Attributes:
-        std: the standard deviation within functions, in points; NaN if no function has two runs.
-        degrees: its degrees of freedom.
-        runs: the number of runs that it was taken from.
-    """
-
-    std: float
-    degrees: int
-    runs: int
+    std: float  # the standard deviation within functions, in points; NaN if no function has two runs
+    degrees: int  # of freedom
+    runs: int  # that it was taken from
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A published cell.
+    """A published cell."""
 
-    Attributes:
-        name: the label that the pool must have in a sweep.
-        values: [n] percent, of the runs of this function that learned.
-        far: its own runs that are left out, as they are far from their siblings.
-        lost: how many of its own runs diverged or collapsed, which a table of accuracies does not tell apart.
-        pooled: the entries whose runs are in `values` too, as the same function.
-    """
-
-    name: str
-    values: Values
-    far: tuple[float, ...]
-    lost: int
-    pooled: tuple[str, ...]
+    name: str  # the label that the pool must have in a sweep
+    values: stats.Values  # [n] percent, of the runs of this function that learned
+    far: tuple[float, ...]  # its own runs that are left out, as they are far from their siblings
+    lost: int  # how many of its own diverged or collapsed, which a table of accuracies does not tell apart
+    pooled: tuple[str, ...]  # the entries whose runs are in `values` too, as the same function
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,89 +73,80 @@ def load(path: Path = PUBLISHED) -> pd.DataFrame:
     """Read a published table: entry, kind, arch, dataset, seed (NaN: not stated), best_test_acc, source.
 
     Raises:
-        RequestError: it cannot be read, or lacks a column.
+        RequestError: it cannot be read, or lacks a column, or has something else in it.
     """
     try:
         found = pd.read_csv(io.StringIO(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise RequestError.of(f"{path} cannot be read as CSV: {error}", "--against") from None
-    missing = [name for name in NEEDED if name not in found]
-    if missing:
-        expected = f"expected the columns {', '.join(NEEDED)}"
-        raise RequestError.of(f"{path}: {expected}, got no column {', '.join(missing)}", "--against")
-    for name in ("seed", "kind", "source"):
-        if name not in found:
-            found[name] = np.nan
-    values = pd.to_numeric(found["best_test_acc"], errors="coerce")
-    if values.isna().any():
-        row = int(values.index[values.isna()][0])
-        what = f"{path}, line {row + 2}: expected a percentage for best_test_acc, got {found['best_test_acc'][row]!r}"
-        raise RequestError.of(what, "--against")
-    if not values.between(0, 100).all():
-        raise RequestError.of(f"{path}: expected percentages, got a best_test_acc outside of 0 to 100", "--against")
+    if wrong := _what_is_wrong(found):
+        raise RequestError.of(f"{path}{wrong}", "--against")
+    unstated = {name: np.nan for name in ("seed", "kind", "source") if name not in found}
+    return found.astype(dict.fromkeys(NAMES, str) | {ACCURACY: float}).assign(**unstated)
+
+
+def _what_is_wrong(found: pd.DataFrame) -> str | None:
+    if missing := [name for name in (*NAMES, ACCURACY) if name not in found]:
+        return f": expected the columns {', '.join([*NAMES, ACCURACY])}, got no column {', '.join(missing)}"
+    values = pd.to_numeric(found[ACCURACY], errors="coerce")
+    for line, (value, number) in enumerate(zip(found[ACCURACY], values, strict=True), start=2):
+        if not 0 <= number <= 100:
+            return f", line {line}: expected a percentage (0 to 100) for {ACCURACY}, got {short(value)}"
     if len(values) and values.max() <= 1:
-        raise RequestError.of(
-            f"{path}: expected percentages, got no best_test_acc above 1: are they fractions?", "--against"
-        )
-    if found[list(NEEDED)].isna().any(axis=None):
-        raise RequestError.of(f"{path} has rows without {', '.join(NEEDED[:3])}", "--against")
-    found = found.astype(dict.fromkeys(NEEDED[:3], str))
-    for name in NEEDED[:3]:
-        if strange := [value for value in found[name] if unprintable(value)]:
+        return f": expected percentages, got no {ACCURACY} above 1: are they fractions?"
+    for name in NAMES:
+        if found[name].isna().any():
+            return f" has rows without {name}"
+        if strange := [value for value in found[name].map(str) if unprintable(value)]:
             expected = f"expected text without {unprintable(strange[0])}"
-            raise RequestError.of(f"{path}, column {name}: {expected}, got {short(strange[0])}", "--against")
-    return found.assign(best_test_acc=values)
+            return f", column {name}: {expected}, got {short(strange[0])}"
+    return None
 
 
 def columns(published: pd.DataFrame) -> Iterator[Column]:
     """Yield the table by architecture and dataset."""
-    for (arch, dataset), rows in groups(published, ["arch", "dataset"]):
-        yield _column(arch, dataset, rows)
+    for (arch, dataset), rows in published.groupby(["arch", "dataset"], sort=False):  # type: ignore[misc]
+        yield _column(str(arch), str(dataset), rows)
 
 
-def spreads() -> dict[tuple[str, str], Spread]:
-    """Return {(arch, dataset): the spread of runs of one function} for the benchmark's pairs and its sister tasks'."""
-    return {(column.arch, column.dataset): column.spread for column in columns(load())}
+def spreads(published: pd.DataFrame | None = None) -> dict[Pair, Spread]:
+    """Return the spread of runs of one function on each pair of a published table, the benchmark's unless given."""
+    table = load() if published is None else published
+    return {(column.arch, column.dataset): column.spread for column in columns(table)}
 
 
 def _column(arch: str, dataset: str, rows: pd.DataFrame) -> Column:
     full = rows["entry"] + " " + rows["kind"].astype(str)
     rows = rows.assign(name=rows["entry"].where(~rows["kind"].isin(PROPOSED), full))
     rows = rows.sort_values("kind", key=lambda kind: kind.map({BASELINE: 0, SISTER: 1}).fillna(2), kind="stable")
-    of_baselines = rows["kind"].isin([BASELINE, SISTER])
-    repeated = set(rows.loc[of_baselines, "name"]) or set(rows["name"])  # all, where a table does not tell them apart
+    repeated = set(rows.loc[rows["kind"].isin([BASELINE, SISTER]), "name"])
+    repeated = repeated or set(rows["name"])  # all, where a table does not tell them apart
     one_position = arch in ARCHS and ARCHS[arch].feature_map[1:] == (1, 1)
-    alike = {name for name in repeated if one_position and name in IDENTITIES}
-    learned = np.array([not _is_lost(float(value), dataset) for value in rows["best_test_acc"]], bool)
+    alike = [name for name in IDENTITIES if one_position and name in repeated]
+    rows["function"] = rows["name"].where(~rows["name"].isin(alike), IDENTITY)
+    rows["lost"] = [_is_lost(value, dataset) for value in rows[ACCURACY]]
 
-    runs: dict[str, list[tuple[str, float]]] = {}  # of each function
-    for name, value in rows.loc[learned, ["name", "best_test_acc"]].itertuples(index=False):
-        runs.setdefault("" if name in alike else name, []).append((name, value))
-    flags = stats.outliers([np.array([value for _, value in mine]) for mine in runs.values()])
-    far: dict[str, list[float]] = {}
-    kept: dict[str, Values] = {}
-    for (function, mine), is_far in zip(runs.items(), flags, strict=True):
-        kept[function] = np.array([value for (_, value), out in zip(mine, is_far, strict=True) if not out])
-        for (name, value), out in zip(mine, is_far, strict=True):
-            far.setdefault(name, []).extend([value] * bool(out))
-
+    runs = dict(list(rows[~rows["lost"]].groupby("function", sort=False)[ACCURACY]))
+    kept: dict[object, stats.Values] = {}
+    rows["far"] = False
+    for (function, mine), is_far in zip(runs.items(), stats.outliers([*map(np.array, runs.values())]), strict=True):
+        kept[function] = mine[~is_far].to_numpy()
+        rows.loc[mine.index[is_far], "far"] = True
     entries = []
-    for name in rows["name"].drop_duplicates():
-        values = kept.get("" if name in alike else name, np.array([]))
-        lost = int((rows["name"].eq(name) & ~learned).sum())
-        others = sorted(alike - {name}, key=IDENTITIES.index) if name in alike else ()
-        entries.append(Entry(name, values, tuple(far.get(name, ())), lost, tuple(others)))
-    several = [values for function, values in kept.items() if function in {"", *repeated}]
-    return Column(arch, dataset, tuple(entries), _spread(several))
+    for name, mine in rows.groupby("name", sort=False):
+        values = kept.get(mine["function"].iloc[0], np.array([]))
+        others = tuple(other for other in alike if other != name) if name in alike else ()
+        entries.append(
+            Entry(str(name), values, tuple(mine.loc[mine["far"], ACCURACY]), int(mine["lost"].sum()), others)
+        )
+
+    several = [values for function, values in kept.items() if function in {IDENTITY, *repeated} and len(values) > 1]
+    degrees = sum(len(values) - 1 for values in several)
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in several)
+    std = math.sqrt(squares / degrees) if degrees else math.nan
+    return Column(arch, dataset, tuple(entries), Spread(std, degrees, sum(map(len, several))))
 
 
 def _is_lost(value: float, dataset: str) -> bool:
     """Return whether an accuracy is no better than guessing, on the 10,000 test images of CIFAR and Fashion-MNIST."""
     return dataset in datasets.DATASETS and is_guessing(value, datasets.DATASETS[dataset].classes, TEST_IMAGES)
-
-
-def _spread(functions: Sequence[Values]) -> Spread:
-    several = [values for values in functions if len(values) > 1]
-    degrees = sum(len(values) - 1 for values in several)
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in several)
-    return Spread(math.sqrt(squares / degrees) if degrees else math.nan, degrees, sum(map(len, several)))

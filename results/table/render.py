@@ -1,7 +1,8 @@
 """The table laid out once, as `Wide`, and its views: text, Markdown, LaTeX, HTML; and CSV, which is the frame itself.
 
 Rows are pools, baselines first; columns are pairs. A cell is a few lines: mean ± standard deviation (seeds), the
-difference to each baseline, and what is not in the mean. `results.page.report` shows the same `Wide`.
+difference to each baseline, and what is not in the mean. `results.page.report` shows the same `Wide`, and
+`results.table.reproduce` has a `Layout` of its own for the same views.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
@@ -21,46 +22,48 @@ from rich.table import Table
 from rich.text import Text
 
 from results.store import schema
-from results.table.leaderboard import ALPHA, GAPS, across, best_baselines, groups, names
+from results.table.leaderboard import ALPHA, GAPS, across, best_baselines, names
 from results.table.trials import CELL, METRICS
-from search_spaces.grid import BASELINE
+from search_spaces.grid import BASELINE, ROLES
 from search_spaces.text import plain
 
 SORTS = ("gain", "mean", "name")
 BETTER, WORSE, ALIKE, FAR = "▲", "▼", "≡", "⚑"
 WITHHELD = "withheld"
 
+Record = Mapping[Any, Any]  # a row of the tidy frame
+
 
 # The layout
 
 
+@dataclass
+class Layout:
+    """A table before it is drawn. Its rows are in sections, a row is its cells, and a cell is its lines."""
+
+    frame: pd.DataFrame  # the same, tidy: CSV
+    head: Sequence[str]
+    align: str  # `l` or `r` for each column, as LaTeX has them
+    sections: Mapping[str, Sequence[Sequence[Sequence[str]]]]  # by what the rows of each have in common
+    footer: Sequence[str]  # what a reader has to know before believing the table
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A line of a cell: `-0.74 [-1.14, -0.34] ▼`, or `best baseline`.
-
-    Attributes:
-        verdict: `better`, `worse`, or empty where the two cannot be told apart.
-    """
+    """A line of a cell: `-0.74 [-1.14, -0.34] ▼`, or `best baseline`."""
 
     text: str
-    verdict: str = ""
+    verdict: str = ""  # `better` or `worse`, where the two can be told apart
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in the table for a pool on a pair; empty where there is nothing to say.
+    """What stands in the table for a pool on a pair; empty where there is nothing to say."""
 
-    Attributes:
-        mean: `99.35`, of the completed trials.
-        spread: `± 0.16 (3) ⚑`: their standard deviation, how many they are, and whether a value is far off.
-        differences: to the best baseline, or to every one.
-        gaps: `3 diverged, 1 missing`: what is not in the mean; `withheld` for a hidden pair before the final run.
-    """
-
-    mean: str = ""
-    spread: str = ""
-    differences: tuple[Difference, ...] = ()
-    gaps: str = ""
+    mean: str = ""  # `99.35`, of the completed trials
+    spread: str = ""  # `± 0.16 (3) ⚑`: their standard deviation, how many they are, and whether a value is far off
+    differences: tuple[Difference, ...] = ()  # to the best baseline, or to every one
+    gaps: str = ""  # `3 diverged, 1 missing`: what is not in the mean; `withheld` before the final run
 
     @property
     def lines(self) -> list[str]:
@@ -77,21 +80,14 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-class Wide:
-    """The table before it is drawn.
+class Wide(Layout):
+    """The frame of `results.table.leaderboard.cells`, laid out: `rows`, baselines first, by `pairs`, (arch, dataset).
 
     Args:
-        frame: of `results.table.leaderboard.cells`.
-        metric: what its figures are.
         notes: lines to put below the footer.
         sort: how baselines and candidates are each ordered: `gain`, the mean difference to the best baseline of each
             column; `mean`, over the pairs that the pool has finished; or `name`.
         every: show the differences to all baselines of the frame, and not to the best one alone.
-
-    Attributes:
-        pairs: (arch, dataset) of the columns.
-        rows: baselines first, then candidates.
-        footer: what a reader has to know before believing the table, one line each.
     """
 
     def __init__(
@@ -102,62 +98,77 @@ class Wide:
         sort: str = SORTS[0],
         every: bool = False,
     ):
-        self.frame = frame
-        self.pairs = list(frame[["arch", "dataset"]].drop_duplicates().itertuples(index=False, name=None))
-        self.footer = [*footer(frame, metric, every), *notes]
-        best, name_of = best_baselines(frame), names(frame)
-        ordered = []
-        for (pool, revision, role), mine in groups(frame, ["pool", "revision", "role"]):
-            row = Row(
-                name_of(pool, revision), role, tuple(_cell(mine, pair, best.get(pair), every) for pair in self.pairs)
-            )
-            ordered.append(((role != BASELINE, _order(sort, row.name, mine, best)), row))
+        known = _with_what_views_ask(frame)
+        self.pairs = list(dict.fromkeys(zip(known["arch"], known["dataset"], strict=True)))
+        pools: dict[tuple[str, str, str], dict[tuple[str, str], list[Record]]] = {}
+        for one in known.to_dict("records"):
+            cells = pools.setdefault((one["pool"], one["revision"], one["role"]), {})
+            cells.setdefault((one["arch"], one["dataset"]), []).append(one)
+        name_of, ordered = names(frame), []
+        for (pool, revision, role), cells in pools.items():
+            row = Row(name_of(pool, revision), role, tuple(_cell(cells.get(pair, ()), every) for pair in self.pairs))
+            ordered.append(((role != BASELINE, _order(sort, row.name, list(cells.values()))), row))
         self.rows: Sequence[Row] = [row for _, row in sorted(ordered, key=lambda item: item[0])]
+        super().__init__(
+            frame,
+            ["pool", *map("-".join, self.pairs)],
+            "l" + "r" * len(self.pairs),
+            {
+                role: [[[row.name], *(cell.lines for cell in row.cells)] for row in self.rows if row.role == role]
+                for role in ROLES
+            },
+            [*_footer(known, metric, every), *notes],
+        )
 
-    @property
-    def columns(self) -> list[str]:
-        """The pairs as a head of the table spells them, `arch-dataset`."""
-        return ["-".join(pair) for pair in self.pairs]
+
+def _with_what_views_ask(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the column, the cell in words, its column's best baseline, and whether it is hidden and not yet started."""
+    pair, best = frame["arch"] + "-" + frame["dataset"], best_baselines(frame)
+    filled = frame.fillna({"revision": "", "baseline": "", "flags": ""})
+    of_pairs = [best.get(key) for key in zip(frame["arch"], frame["dataset"], strict=True)]
+    of_column = pd.Series(of_pairs, index=frame.index, dtype=object)
+    return filled.assign(
+        pair=pair,
+        cell=frame["pool"] + " on " + pair,
+        best=of_column,
+        against_best=filled["baseline"].astype(object) == of_column,
+        withheld=frame["hidden"] & (frame["missing"] > 0) & (frame[list(schema.STATUSES)].sum(axis=1) == 0),
+    )
 
 
-def _order(sort: str, name: str, mine: pd.DataFrame, best: Mapping[tuple[str, str], str]) -> Any:
+def _order(sort: str, name: str, cells: Iterable[Sequence[Record]]) -> Any:
     """Return what a row is sorted by. More finished pairs come before fewer: half of them may be the easy half."""
     if sort == "name":
         return name
-    gains, means = [], []
-    for pair, here in mine.groupby(["arch", "dataset"], sort=False):
-        row = here.iloc[0]
-        if row["n"]:
-            means.append(row["mean"])
-            against = here.loc[here["baseline"] == best.get(pair), "diff"]  # type: ignore[arg-type]
-            gains.append(0.0 if row["pool"] == best.get(pair) or against.empty else against.iloc[0])  # type: ignore[arg-type]
-    if not means:
+    finished = [rows for rows in cells if rows[0]["n"]]
+    if not finished:
         return (math.inf, 0.0)
-    return (-len(means), -sum(gains if sort == "gain" else means) / len(means))
+    values = [rows[0]["mean"] if sort == "mean" else _gain(rows) for rows in finished]
+    return (-len(values), -sum(values) / len(values))
 
 
-def _cell(mine: pd.DataFrame, pair: tuple[str, str], best: str | None, every: bool) -> Cell:
-    here = mine[(mine["arch"] == pair[0]) & (mine["dataset"] == pair[1])]
-    if here.empty:
+def _gain(rows: Sequence[Record]) -> float:
+    """Return a cell's difference to the best baseline of its column; 0 for that baseline itself."""
+    return next((row["diff"] for row in rows if row["against_best"] and row["pool"] != row["best"]), 0.0)
+
+
+def _cell(rows: Sequence[Record], every: bool) -> Cell:
+    if not rows:
         return Cell()
-    row: Any = here.iloc[0]
-    gaps = WITHHELD if is_withheld(row) else ", ".join(f"{row[status]} {status}" for status in GAPS if row[status])
-    if not row["n"]:
+    one = rows[0]
+    gaps = WITHHELD if one["withheld"] else ", ".join(f"{one[status]} {status}" for status in GAPS if one[status])
+    if not one["n"]:
         return Cell(gaps=gaps)
-    deviation = f"± {row['std']:.2f} " if row["n"] > 1 else ""
-    far = f" {FAR}" if pd.notna(row["flags"]) else ""
-    return Cell(f"{row['mean']:.2f}", f"{deviation}({row['n']}){far}", _differences(here, best, every), gaps)
+    deviation = f"± {one['std']:.2f} " if one["n"] > 1 else ""
+    far = f" {FAR}" if one["flags"] else ""
+    compared = [row for row in rows if (every or row["against_best"]) and not math.isnan(row["diff"])]
+    differences = [_difference(row, f" {row['baseline']}" if every else "") for row in compared]
+    if not every and one["pool"] == one["best"]:
+        differences = [Difference("best baseline")]
+    return Cell(f"{one['mean']:.2f}", f"{deviation}({one['n']}){far}", tuple(differences), gaps)
 
 
-def _differences(here: pd.DataFrame, best: str | None, every: bool) -> tuple[Difference, ...]:
-    if not every and here["pool"].iloc[0] == best:
-        return (Difference("best baseline"),)
-    compared = here[here["diff"].notna() & (every | (here["baseline"] == best))]
-    rows = compared.to_dict("records")
-    return tuple(_difference(row, f" {row['baseline']}" if every else "") for row in rows)
-
-
-def _difference(row: Mapping[Any, Any], name: str) -> Difference:
+def _difference(row: Record, name: str) -> Difference:
     marks = [ALIKE] * row["alike"] + [BETTER] * row["better"] + [WORSE] * row["worse"]
     interval = [] if math.isnan(row["diff_lo"]) else [f"[{row['diff_lo']:+.2f}, {row['diff_hi']:+.2f}]"]
     fewer = [f"over {row['n_pairs']}"] if row["paired"] and row["n_pairs"] != row["n"] else []
@@ -165,108 +176,75 @@ def _difference(row: Mapping[Any, Any], name: str) -> Difference:
     return Difference(" ".join([f"{row['diff']:+.2f}", *interval, *fewer, *marks]) + name, verdict)
 
 
-def is_withheld(row: Any) -> bool:
-    """Return whether a hidden cell has not been started: nothing in it has ended."""
-    return bool(row.hidden and row.missing and not any(getattr(row, status) for status in schema.STATUSES))
-
-
 # The views
 
 
-def to_text(wide: Wide) -> str:
-    """Draw plain text, as wide as it needs to be, with the footer under it."""
-    cells = [[row.name, *("\n".join(cell.lines) for cell in row.cells)] for row in wide.rows]
-    ends = [above.role != below.role for above, below in pairwise(wide.rows)]
-    return text_table(["pool", *wide.columns], cells, range(1, 1 + len(wide.pairs)), wide.footer, ends)
-
-
-def text_table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    right: Iterable[int],
-    footer: Sequence[str],
-    ends: Sequence[bool] = (),
-) -> str:
-    """Draw rows of cells as plain text.
-
-    Args:
-        right: the columns, by position, whose cells stand to the right.
-        footer: what stands below, each line wrapped to the width of the table.
-        ends: whether a gap follows, row by row.
-    """
-    table, aligned = Table(box=box.SIMPLE_HEAD), set(right)
-    for at, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if at in aligned else "left", no_wrap=at > 0)
-    for at, row in enumerate(rows):
-        table.add_row(*map(Text, row), end_section=at < len(ends) and ends[at])
+def to_text(layout: Layout) -> str:
+    """Draw plain text, as wide as it needs to be, with the footer wrapped under it."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for at, (name, side) in enumerate(zip(layout.head, layout.align, strict=True)):
+        table.add_column(Text(name), justify="right" if side == "r" else "left", no_wrap=at > 0)
+    for rows in layout.sections.values():
+        for row in rows:
+            table.add_row(*(Text("\n".join(cell)) for cell in row))
+        table.add_section()
     lines = plain(table)
     width = max(80, *map(len, lines))
-    return "\n".join([*lines, *(textwrap.fill(line, width) for line in footer), ""])
+    return "\n".join([*lines, *(textwrap.fill(line, width) for line in layout.footer), ""])
 
 
-def to_markdown(wide: Wide) -> str:
-    """Draw GitHub's Markdown."""
-    rows = [[[row.name], [row.role], *(cell.lines for cell in row.cells)] for row in wide.rows]
-    return markdown_table(["pool", "role", *wide.columns], rows, range(2, 2 + len(wide.pairs)), wide.footer)
-
-
-def markdown_table(
-    head: Sequence[str], rows: Iterable[Sequence[Sequence[str]]], right: Iterable[int], footer: Sequence[str]
-) -> str:
-    """Draw rows of cells, a few lines each, as GitHub's Markdown; see `text_table`."""
-    aligned = set(right)
-    lines = [list(map(markdown, head)), ["---:" if at in aligned else "---" for at in range(len(head))]]
-    lines += [["<br>".join(map(markdown, cell)) for cell in row] for row in rows]
+def to_markdown(layout: Layout) -> str:
+    """Draw GitHub's Markdown, which has no sections: their names are a column."""
+    lines = [list(map(markdown, layout.head)), ["---:" if side == "r" else "---" for side in layout.align]]
+    sections = ["role", "---"]
+    for section, rows in layout.sections.items():
+        lines += [["<br>".join(map(markdown, cell)) for cell in row] for row in rows]
+        sections += [section] * len(rows)
+    if any(layout.sections):
+        lines = [[line[0], section, *line[1:]] for line, section in zip(lines, sections, strict=True)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    below = "\n\n".join(map(markdown, footer))
+    below = "\n\n".join(map(markdown, layout.footer))
     return f"{table}\n\n{below}\n"
 
 
-def to_latex(wide: Wide) -> str:
+def to_latex(layout: Layout) -> str:
     r"""Draw a `tabular` for booktabs (`\usepackage{booktabs}`), the footer as comments: a caption is the author's."""
-    lines = [f"% {line}" for line in wide.footer]
-    lines += [rf"\begin{{tabular}}{{l{'r' * len(wide.pairs)}}}", r"\toprule"]
-    lines.append(" & ".join(["pool", *map(_latex, wide.columns)]) + r" \\")
-    for above, row in zip([None, *wide.rows], wide.rows, strict=False):
-        if above is None or above.role != row.role:
-            lines.append(r"\midrule")
-        for depth in range(max((len(cell.lines) for cell in row.cells), default=1)):
-            texts = [_latex(cell.lines[depth]) if depth < len(cell.lines) else "" for cell in row.cells]
-            small = texts if depth == 0 else [text and rf"{{\footnotesize {text}}}" for text in texts]
-            lines.append(" & ".join([_latex(row.name) if depth == 0 else "", *small]) + r" \\")
+    lines = [f"% {line}" for line in layout.footer]
+    lines += [rf"\begin{{tabular}}{{{layout.align}}}", r"\toprule", " & ".join(map(_latex, layout.head)) + r" \\"]
+    for rows in layout.sections.values():
+        lines += [r"\midrule"] * bool(rows)
+        for row in rows:
+            first, *others = zip_longest(*(map(_latex, cell) for cell in row), fillvalue="")
+            small = [[text and rf"{{\footnotesize {text}}}" for text in texts] for texts in others]
+            lines += [" & ".join(texts) + r" \\" for texts in (first, *small)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def to_html(wide: Wide) -> str:
+def to_html(layout: Layout) -> str:
     """Draw a table for a notebook's cell, with its footer."""
 
-    def line(tag: str, texts: Sequence[str], style: str = "") -> str:
-        sides = ["left"] + ["right"] * len(wide.pairs)
-        cells = (f'<{tag} style="text-align: {side}">{t}</{tag}>' for side, t in zip(sides, texts, strict=True))
-        return f"<tr{style}>{''.join(cells)}</tr>"
+    def line(tag: str, cells: Sequence[Sequence[str]], style: str = "") -> str:
+        sides = ("right" if side == "r" else "left" for side in layout.align)
+        texts = ("<br>".join(map(html.escape, cell)) for cell in cells)
+        drawn = (f'<{tag} style="text-align: {side}">{t}</{tag}>' for side, t in zip(sides, texts, strict=True))
+        return f"<tr{style}>{''.join(drawn)}</tr>"
 
-    rows = [line("th", ["pool", *map(html.escape, wide.columns)])]
-    for above, row in zip([None, *wide.rows], wide.rows, strict=False):
-        first_of_role = above is not None and above.role != row.role
-        texts = [html.escape(row.name), *("<br>".join(map(html.escape, cell.lines)) for cell in row.cells)]
-        rows.append(line("td", texts, ' style="border-top: 1px solid"' if first_of_role else ""))
-    below = "<br>".join(map(html.escape, wide.footer))
-    return f"<table>{''.join(rows)}</table><p>{below}</p>"
-
-
-def to_csv(wide: Wide) -> str:
-    """Write the tidy frame, every digit of it."""
-    return csv(wide.frame)
+    lines = [line("th", [[name] for name in layout.head])]
+    for rows in layout.sections.values():
+        above = ' style="border-top: 1px solid"' if len(lines) > 1 else ""
+        lines += [line("td", row, above if at == 0 else "") for at, row in enumerate(rows)]
+    below = "<br>".join(map(html.escape, layout.footer))
+    return f"<table>{''.join(lines)}</table><p>{below}</p>"
 
 
-def csv(frame: pd.DataFrame) -> str:
-    """Write a frame, every digit of it, and no text in it that a spreadsheet takes for a formula."""
-    texts = frame.select_dtypes(["object", "string"])
+def to_csv(layout: Layout) -> str:
+    """Write the tidy frame, every digit of it, and no text in it that a spreadsheet takes for a formula."""
+    texts = layout.frame.select_dtypes(["object", "string"])
     safe = {str(name): column.map(csv_cell, na_action="ignore") for name, column in texts.items()}
-    return frame.assign(**safe).to_csv(index=False, lineterminator="\n")
+    return layout.frame.assign(**safe).to_csv(index=False, lineterminator="\n")
 
 
-FORMATS: Mapping[str, Callable[[Wide], str]] = {
+FORMATS: Mapping[str, Callable[[Layout], str]] = {
     "text": to_text,
     "markdown": to_markdown,
     "csv": to_csv,
@@ -278,34 +256,24 @@ FORMATS: Mapping[str, Callable[[Wide], str]] = {
 # The footer
 
 
-def footer(frame: pd.DataFrame, metric: str, every: bool) -> list[str]:
+def _footer(frame: pd.DataFrame, metric: str, every: bool) -> list[str]:
     """Return what a reader has to know before believing the table, and every gap in it by name."""
     one = frame.drop_duplicates(CELL)
     picked = "best epoch on the test set, as the benchmark publishes it" if metric == METRICS[0] else "last epoch"
     lines = [f"{metric} in percent ({picked}): mean ± standard deviation (seeds)."]
-    lines += [*_about_differences(frame, every), *_about_pairs(frame)]
-    if (found := one[one["flags"].notna()]).size:
-        named = [f"{row.pool} on {row.arch}-{row.dataset} ({row.flags})" for row in found.itertuples()]
-        lines.append(f"{FAR} far from its siblings, and in the mean all the same: {'; '.join(named)}.")
+    lines += [*_about_differences(frame, every), *_about_detectable(frame), *_about_all_columns(frame)]
+    named = [f"{row.cell} ({row.flags})" for row in one.itertuples() if row.flags]
+    lines += [f"{FAR} far from its siblings, and in the mean all the same: {'; '.join(named)}."] if named else []
+    started = one[~one["withheld"]]
     for status in GAPS:
-        named = [
-            f"{row.pool} on {row.arch}-{row.dataset} ({getattr(row, status)})"
-            for row in one.itertuples()
-            if getattr(row, status) and not is_withheld(row)
-        ]
-        if named:
-            lines.append(f"{status.capitalize()}, not in any mean: {'; '.join(named)}.")
-    withheld = dict.fromkeys(f"{row.arch}-{row.dataset}" for row in one.itertuples() if is_withheld(row))
-    if withheld:
-        lines.append(f"Withheld until the final run (--final): {', '.join(withheld)}.")
-    return lines
+        named = [f"{cell} ({n})" for cell, n in zip(started["cell"], started[status], strict=True) if n]
+        lines += [f"{status.capitalize()}, not in any mean: {'; '.join(named)}."] if named else []
+    withheld = one.loc[one["withheld"], "pair"].unique()
+    return [*lines, f"Withheld until the final run (--final): {', '.join(withheld)}."] if len(withheld) else lines
 
 
 def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
-    best = best_baselines(frame)
-    sides = zip(frame["arch"], frame["dataset"], frame["baseline"].fillna(""), strict=True)
-    is_shown = [every or best.get((arch, dataset)) == baseline for arch, dataset, baseline in sides]
-    shown = frame[frame["diff"].notna() & pd.Series(is_shown, index=frame.index, dtype=bool)]
+    shown = frame[(frame["against_best"] | every) & frame["diff"].notna()]
     if shown.empty:
         return []
     lines = [
@@ -324,38 +292,34 @@ def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
         )
     if shown["alike"].any():
         lines.append(f"{ALIKE}: it starts as the same function as that baseline.")
-    if unpaired := [f"{row.pool} on {row.arch}-{row.dataset}" for row in shown[~shown["paired"]].itertuples()]:
-        lines.append(f"Without a seed in common, so by Welch's test: {', '.join(dict.fromkeys(unpaired))}.")
+    if len(unpaired := shown.loc[~shown["paired"], "cell"].unique()):
+        lines.append(f"Without a seed in common, so by Welch's test: {', '.join(unpaired)}.")
     return lines
 
 
-def _about_pairs(frame: pd.DataFrame) -> list[str]:
-    """Return what so many seeds can find, and what all columns say together."""
-    lines = []
-    can = frame[frame["detectable"].notna()]
-    if not can.empty:
-        worst = can.groupby(["arch", "dataset"], sort=False)["detectable"].agg(["min", "max"])
-        named = [
-            f"{arch}-{dataset} {low:.2f}" + (f" to {high:.2f}" if high - low > 0.005 else "")
-            for (arch, dataset), low, high in worst.itertuples(name=None)  # type: ignore[misc]
-        ]
-        lines.append(
-            f"Minimum detectable difference (points, 80 % power, at the strictest step of Holm): {', '.join(named)}."
-        )
+def _about_detectable(frame: pd.DataFrame) -> list[str]:
+    can = frame[frame["detectable"].notna()].groupby("pair", sort=False)["detectable"].agg(["min", "max"])
+    named = [
+        f"{pair} {low:.2f}" + (f" to {high:.2f}" if high - low > 0.005 else "")
+        for pair, low, high in can.itertuples(name=None)
+    ]
+    what = "Minimum detectable difference (points, 80 % power, at the strictest step of Holm)"
+    return [f"{what}: {', '.join(named)}."] if named else []
+
+
+def _about_all_columns(frame: pd.DataFrame) -> list[str]:
     over = across(frame)
-    if not over.empty:
-        named = [
-            f"{row['pool']} {row['diff']:+.2f} over {row['pairs']} "
-            f"(p {'< 0.01' if row['p_holm'] < 0.01 else format(row['p_holm'], '.2f')})"
-            for row in over.to_dict("records")
-        ]
-        pairs, baseline = over["pairs"].max(), over["baseline"].iloc[0]
-        least = f"; {pairs} columns alone cannot go below {2 / 2**pairs:.2f}" if 2 / 2**pairs > ALPHA else ""
-        lines.append(
-            f"Mean over columns against {baseline}, by an exact sign-flip test, Holm over the candidates{least}: "
-            f"{', '.join(named)}."
-        )
-    return lines
+    if over.empty:
+        return []
+    ps = ("< 0.01" if p < 0.01 else f"{p:.2f}" for p in over["p_holm"])
+    rows = zip(over["pool"], over["diff"], over["pairs"], ps, strict=True)
+    named = [f"{pool} {diff:+.2f} over {pairs} (p {p})" for pool, diff, pairs, p in rows]
+    pairs, baseline = over["pairs"].max(), over["baseline"].iloc[0]
+    least = f"; {pairs} columns alone cannot go below {2 / 2**pairs:.2f}" if 2 / 2**pairs > ALPHA else ""
+    return [
+        f"Mean over columns against {baseline}, by an exact sign-flip test, Holm over the candidates{least}: "
+        f"{', '.join(named)}."
+    ]
 
 
 # Escapes
@@ -395,12 +359,9 @@ _LATEX = {
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character) or _letter(character) for character in text)
-
-
-def _letter(character: str) -> str:
-    """Keep what LaTeX has without a package; spell anything else by its number, in typewriter."""
-    return character if character.isascii() or character in _ACCENTED else rf"\texttt{{U+{ord(character):04X}}}"
+    """Keep what LaTeX has without a package; spell a character that it lacks by its number, in typewriter."""
+    known = {c: c if c.isascii() or c in _ACCENTED else rf"\texttt{{U+{ord(c):04X}}}" for c in text} | _LATEX
+    return "".join(known[c] for c in text)
 
 
 _ACCENTED = {*map(chr, range(0xC0, 0x180))} - {*"ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"}

@@ -11,6 +11,7 @@ pairs), so that `solve_power` answers 10.0 without a warning where 138 is right 
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,63 +24,47 @@ from scipy import optimize, special
 Values = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
+ALPHA = 1 - CONFIDENCE
 POWER = 0.8
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Statistics of values [n]; NaN where n is too small to say (std needs two)."""
-
-    n: int
-    mean: float
-    std: float
-    min: float
-    max: float
-
-
-def summary(values: Values) -> Summary:
-    """Return mean, sample standard deviation (n - 1) and range of values [n]."""
+def summary(values: Values) -> dict[str, float]:
+    """Return n, mean, std (n - 1), min and max of values [n], by name; NaN where n is too small to say."""
     n = len(values)
     if n == 0:
-        return Summary(0, math.nan, math.nan, math.nan, math.nan)
+        return {"n": 0, **dict.fromkeys(("mean", "std", "min", "max"), math.nan)}
     std = float(values.std(ddof=1)) if n > 1 else math.nan
-    return Summary(n, float(values.mean()), std, float(values.min()), float(values.max()))
+    return {"n": n, "mean": float(values.mean()), "std": std, "min": float(values.min()), "max": float(values.max())}
 
 
-def mean_interval(values: Values, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return Student's t interval of the mean of values [n]; NaN for fewer than two."""
+def mean_interval(values: Values) -> tuple[float, float]:
+    """Return Student's 95 % t interval of the mean of values [n]; NaN for fewer than two."""
     n = len(values)
     if n < 2:
         return math.nan, math.nan
-    half = float(values.std(ddof=1)) * mean_half_width(n, confidence)
+    half = float(values.std(ddof=1)) * mean_half_width(n)
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def mean_half_width(n: int, confidence: float = CONFIDENCE) -> float:
+def mean_half_width(n: int) -> float:
     """Return half the width of the interval of a mean of n values, in units of their standard deviation."""
-    return _critical(n - 1, confidence) / math.sqrt(n)
+    return _critical(n - 1) / math.sqrt(n)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference of means, its 95 % t interval and two-sided p; NaN where there are too few values to say.
+    """A difference of means, its 95 % t interval and two-sided p; NaN where there are too few values to say."""
 
-    Attributes:
-        n: pairs; where the seeds do not pair, the smaller number of values.
-        std: of the pairs' differences, n - 1; NaN where the seeds do not pair.
-        paired: whether the same seeds stand on both sides.
-    """
-
-    n: int
+    n: int  # pairs; where the seeds do not pair, the smaller number of values
     diff: float
     lo: float = math.nan
     hi: float = math.nan
     p: float = math.nan
-    std: float = math.nan
-    paired: bool = True
+    std: float = math.nan  # of the pairs' differences, n - 1; NaN where the seeds do not pair
+    paired: bool = True  # whether the same seeds stand on both sides
 
 
-def paired_difference(ours: Values, theirs: Values, confidence: float = CONFIDENCE) -> Difference:
+def paired_difference(ours: Values, theirs: Values) -> Difference:
     """Return the mean of ours [n] - theirs [n], paired by position, with Student's t interval.
 
     There is no interval for fewer than two pairs, and none either where all pairs differ by exactly the same amount, as
@@ -89,63 +74,55 @@ def paired_difference(ours: Values, theirs: Values, confidence: float = CONFIDEN
     n = len(gaps)
     if n < 2:
         return Difference(n, float(gaps.mean()) if n else math.nan)
-    mean, half, p, std = map(float, paired_test(gaps, confidence))
+    mean, half, p, std = map(float, paired_test(gaps))
     if not std > 1e-12 * max(1.0, abs(mean)):  # equal gaps: their spread is rounding
         return Difference(n, mean, std=std)
     return Difference(n, mean, mean - half, mean + half, p, std)
 
 
-def paired_test(gaps: Values, confidence: float = CONFIDENCE) -> tuple[Values, Values, Values, Values]:
+def paired_test(gaps: Values) -> tuple[Values, Values, Values, Values]:
     """Return mean, half of its interval's width, two-sided p, and spread, each [...], of gaps [..., n], n from 2."""
     n = gaps.shape[-1]
     mean, std = gaps.mean(-1), gaps.std(-1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * special.stdtr(n - 1, -np.abs(mean) / (std / math.sqrt(n)))
-    return mean, std * mean_half_width(n, confidence), p, std
+    return mean, std * mean_half_width(n), p, std
 
 
-def welch_difference(ours: Values, theirs: Values, confidence: float = CONFIDENCE) -> Difference:
+def welch_difference(ours: Values, theirs: Values) -> Difference:
     """Return the mean of ours [n] - the mean of theirs [m], which share no seed, with Welch's t interval.
 
     There is no interval where a side has fewer than two values. (B. L. Welch, Biometrika 34, 1947)
     """
-    n = min(len(ours), len(theirs))
-    mean = float(np.mean(ours) - np.mean(theirs)) if n else math.nan
-    if n < 2:
-        return Difference(n, mean, paired=False)
+    if min(len(ours), len(theirs)) < 2:
+        return _unpaired(ours, theirs)
     a, b = float(np.var(ours, ddof=1)) / len(ours), float(np.var(theirs, ddof=1)) / len(theirs)
     if not a + b > 0:
-        return Difference(n, mean, paired=False)
+        return _unpaired(ours, theirs)
     degrees = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1))
-    error = math.sqrt(a + b)
-    return _unpaired(n, mean, error, degrees, confidence)
+    return _unpaired(ours, theirs, math.sqrt(a + b), degrees)
 
 
-def known_spread_difference(
-    ours: Values, theirs: Values, std: float, degrees: int, confidence: float = CONFIDENCE
-) -> Difference:
+def known_spread_difference(ours: Values, theirs: Values, std: float, degrees: int) -> Difference:
     """Return the mean of ours [n] - the mean of theirs [m], n and m from 1, at a spread that is known from elsewhere.
 
-    The interval is Student's for two samples of one spread.
-
-    Args:
-        std: the standard deviation of a value, with that many degrees of freedom; there is no interval where it is NaN
-            or `degrees` is 0.
+    The interval is Student's for two samples of one spread; there is none where `std` is NaN or `degrees` is 0.
     """
-    mean, n = float(np.mean(ours) - np.mean(theirs)), min(len(ours), len(theirs))
-    if not std > 0 or not degrees > 0:
+    return _unpaired(ours, theirs, std * math.sqrt(1 / len(ours) + 1 / len(theirs)), degrees)
+
+
+def _unpaired(ours: Values, theirs: Values, error: float = math.nan, degrees: float = 0.0) -> Difference:
+    """Return the difference, by its standard error; without an interval where that is not known."""
+    n = min(len(ours), len(theirs))
+    mean = float(np.mean(ours) - np.mean(theirs)) if n else math.nan
+    if not error > 0 or not degrees > 0:
         return Difference(n, mean, paired=False)
-    error = std * math.sqrt(1 / len(ours) + 1 / len(theirs))
-    return _unpaired(n, mean, error, degrees, confidence)
-
-
-def _unpaired(n: int, mean: float, error: float, degrees: float, confidence: float) -> Difference:
-    half = error * _critical(degrees, confidence)
+    half = error * _critical(degrees)
     p = float(2 * special.stdtr(degrees, -abs(mean) / error))
     return Difference(n, mean, mean - half, mean + half, p, paired=False)
 
 
-def _critical(degrees: float, confidence: float) -> float:
+def _critical(degrees: float, confidence: float = CONFIDENCE) -> float:
     """Return Student's t that leaves (1 - confidence) / 2 above."""
     return float(special.stdtrit(degrees, (1 + confidence) / 2))
 
@@ -183,7 +160,7 @@ def sign_flip(gaps: Values) -> float:
     return float(np.mean(np.abs(sums) >= observed * (1 - 1e-12)))
 
 
-def power(difference: float, std: float, n: int, alpha: float = 1 - CONFIDENCE) -> float:
+def power(difference: float, std: float, n: int, alpha: float = ALPHA) -> float:
     """Return the probability that a two-sided paired t test over n pairs with that spread finds a difference."""
     if n < 2:
         return math.nan
@@ -193,32 +170,24 @@ def power(difference: float, std: float, n: int, alpha: float = 1 - CONFIDENCE) 
     return float(1 - missed + below)
 
 
-def detectable(std: float, n: int, wanted: float = POWER, alpha: float = 1 - CONFIDENCE) -> float:
-    """Return the minimum detectable difference: what n pairs with gaps of that spread find with the wanted power."""
+def detectable(std: float, n: int, alpha: float = ALPHA) -> float:
+    """Return the minimum detectable difference: what n pairs with gaps of that spread find with 80 % power."""
     if n < 2 or not std > 0:
         return math.nan
     most = 1e3
-    while power(most, 1.0, n, alpha) < wanted:  # two pairs in a family of 90 comparisons
+    while power(most, 1.0, n, alpha) < POWER:  # two pairs in a family of 90 comparisons
         most *= 10
-    effect: Any = optimize.brentq(lambda effect: power(effect, 1.0, n, alpha) - wanted, 1e-6, most, xtol=1e-12)
+    effect: Any = optimize.brentq(lambda effect: power(effect, 1.0, n, alpha) - POWER, 1e-6, most, xtol=1e-12)
     return std * float(effect)
 
 
-def seeds_needed(
-    difference: float, std: float, wanted: float = POWER, most: int = 10_000, alpha: float = 1 - CONFIDENCE
-) -> int | None:
-    """Return how many pairs it takes to find a difference with the wanted power; None beyond `most`."""
+def seeds_needed(difference: float, std: float, most: int = 10_000, alpha: float = ALPHA) -> int | None:
+    """Return how many pairs it takes to find a difference with 80 % power; None beyond `most`."""
     if not std > 0 or not abs(difference) > 0:
         return None
-    low, high = 1, 2
-    while power(difference, std, high, alpha) < wanted:
-        low, high = high, 2 * high
-        if high > 2 * most:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(difference, std, middle, alpha) >= wanted else (middle, high)
-    return high if high <= most else None
+    numbers = range(2, most + 1)
+    enough = bisect.bisect_left(numbers, POWER, key=lambda n: power(difference, std, n, alpha))
+    return numbers[enough] if enough < len(numbers) else None
 
 
 FAR = 10.0  # spreads of a column

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,49 +27,42 @@ MOST = 20  # seeds of a cell
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A comparison that is not settled.
-
-    Attributes:
-        n: the pairs so far.
-        std: the standard deviation of their differences.
-        seeds: how many it takes to detect the target with 80 % power; None: more than can be had.
-    """
+    """A comparison that is not settled."""
 
     pool: str
     baseline: str
     arch: str
     dataset: str
-    n: int
+    n: int  # the pairs so far
     diff: float
-    std: float
-    seeds: int | None
+    std: float  # of their differences
+    seeds: int | None  # how many it takes to detect the target with 80 % power; None: more than can be had
+
+    @property
+    def lacks(self) -> int:
+        """How many more pairs it needs, of those that can be had."""
+        return max(0, (self.seeds or 0) - self.n)
 
     def __str__(self) -> str:
+        needed = "more are needed than --most allows"
+        if self.seeds:
+            enough = "as many as are needed: 80 % of the time they would have detected the target"
+            needed = f"{self.seeds} are needed" if self.lacks else enough
         which = f"{self.pool} against {self.baseline} on {self.arch}-{self.dataset}"
-        needed = f"{self.seeds} are needed" if self.seeds else "more are needed than --most allows"
-        if self.seeds and self.seeds <= self.n:
-            needed = "as many as are needed: 80 % of the time they would have detected the target"
         return f"{which}: {self.diff:+.2f} over {self.n} seeds, {needed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The open comparisons on one architecture and dataset.
-
-    Attributes:
-        seeds: those on record, and those to add: pools stay paired by them.
-        added: how many of the last of them are new; 0 where no number that can be had would settle anything.
-        pools: the baselines and candidates that need them.
-        run: the run folder, for the command.
-    """
+    """The open comparisons on one architecture and dataset."""
 
     arch: str
     dataset: str
     comparisons: Sequence[Open]
-    seeds: Sequence[int]
-    added: int
-    pools: Sequence[str]
-    run: str
+    seeds: Sequence[int]  # those on record, and those to add: pools stay paired by them
+    added: int  # how many of the last of them are new; 0 where no number that can be had would settle anything
+    pools: Sequence[str]  # the baselines and candidates that need them
+    run: str  # the run folder, for the command
 
     def __str__(self) -> str:
         """Spell the comparisons, and the one line that adds the seeds."""
@@ -100,16 +92,21 @@ def topup(run: RunFolder, frame: pd.DataFrame, target: float = TARGET, most: int
         problems.append(Problem("--most", f"expected an integer from 2, got {most}"))
     if problems:
         raise RequestError(problems)
-    by_column: dict[tuple[str, str], list[Open]] = {}
+    open_ones: dict[tuple[str, str], list[Open]] = {}
     for one in still_open(frame, target, most, run.equivalences.read()):
-        by_column.setdefault((one.arch, one.dataset), []).append(one)
-    trained = run.trials.read(["arch", "dataset", "seed"]).to_pandas()
-    known = {pair: sorted(set(rows["seed"])) for pair, rows in trained.groupby(["arch", "dataset"])}
-    columns = [_column(pair, here, known[pair], str(run)) for pair, here in by_column.items()]
+        open_ones.setdefault((one.arch, one.dataset), []).append(one)
+    known = _seeds(run)
+    columns = [_column(pair, here, sorted(known["-".join(pair)]), str(run)) for pair, here in open_ones.items()]
     planned = {f"{c.arch}-{c.dataset}": {"target": target, "seeds": [*c.seeds[-c.added :]]} for c in columns if c.added}
     if planned:
         run.topups.write(run.topups.read() | planned)
     return columns
+
+
+def _seeds(run: RunFolder) -> dict[str, set[int]]:
+    """Return {arch-dataset: the seeds on record}."""
+    trained = run.trials.read(["arch", "dataset", "seed"]).to_pandas()
+    return trained.groupby(trained["arch"] + "-" + trained["dataset"])["seed"].agg(set).to_dict()
 
 
 def still_open(
@@ -125,44 +122,33 @@ def still_open(
     best = best_baselines(frame)
     strictest = strictest_alpha(frame["p_holm"].to_numpy(np.float64))
     found = []
-    for row in frame.to_dict("records"):
-        against_best = row["baseline"] == best.get((row["arch"], row["dataset"]))
-        if row["role"] == BASELINE or row["hidden"] or not against_best or row["n_pairs"] < 2:
+    for row in frame[(frame["role"] != BASELINE) & ~frame["hidden"] & (frame["n_pairs"] > 1)].to_dict("records"):
+        pool, baseline, arch, n = str(row["pool"]), row["baseline"], row["arch"], int(row["n_pairs"])
+        if baseline != best.get((arch, row["dataset"])) or not row["diff_lo"] <= 0 <= row["diff_hi"]:
             continue
-        if not row["diff_lo"] <= 0 <= row["diff_hi"] or _is_one_function(row, same):
+        two = {pool, baseline}
+        if any(one.arch == arch and two <= set(one.pools) and not two & set(one.parting) for one in same):
             continue
-        n = int(row["n_pairs"])
         std = (row["diff_hi"] - row["diff"]) / stats.mean_half_width(n)
         needed = stats.seeds_needed(target, std, most=most, alpha=strictest)
-        named = {name: str(row[name]) for name in ("pool", "baseline", "arch", "dataset")}
-        found.append(Open(**named, n=n, diff=float(row["diff"]), std=std, seeds=needed and max(needed, n)))
+        seeds = needed and max(needed, n)
+        found.append(Open(pool, baseline, arch, row["dataset"], n, float(row["diff"]), std, seeds))
     return found
-
-
-def _is_one_function(row: Mapping[Any, Any], same: Sequence[Equivalence]) -> bool:
-    pair = {row["pool"], row["baseline"]}
-    return any(one.arch == row["arch"] and pair <= set(one.pools) and not pair & set(one.parting) for one in same)
 
 
 def _column(pair: tuple[str, str], comparisons: Sequence[Open], known: Sequence[int], run: str) -> Column:
     """Add as many seeds as the pair that lacks most needs: not all known ones gave it a pair."""
-    lacking = [one for one in comparisons if (one.seeds or 0) > one.n]
-    added = max(((one.seeds or 0) - one.n for one in lacking), default=0)
+    lacking = [one for one in comparisons if one.lacks]
+    added = max((one.lacks for one in lacking), default=0)
     pools = dict.fromkeys([*(one.baseline for one in lacking), *(one.pool for one in lacking)])
-    seeds = [*map(int, known), *range(int(max(known)) + 1, int(max(known)) + 1 + added)]
+    seeds = [*known, *range(known[-1] + 1, known[-1] + 1 + added)]
     return Column(*pair, comparisons, seeds, added, tuple(pools), run)
 
 
 def remark(run: RunFolder) -> list[str]:
     """Return a note for the table: on which columns seeds that were added after looking are on record."""
     asked = run.topups.read()
-    if not asked:
-        return []
-    trained = run.trials.read(["arch", "dataset", "seed"]).to_pandas()
-    columns = trained["arch"] + "-" + trained["dataset"]
-    added = [name for name, what in asked.items() if set(what["seeds"]) & set(trained.loc[columns == name, "seed"])]
-    if not added:
-        return []
-    return [
-        f"Seeds were added after looking on {', '.join(added)}: intervals and p there err more often than they say."
-    ]
+    known = _seeds(run) if asked else {}
+    added = [pair for pair, what in asked.items() if known.get(pair, set()) & set(what["seeds"])]
+    said = f"Seeds were added after looking on {', '.join(added)}: intervals and p there err more often than they say."
+    return [said] if added else []

@@ -29,25 +29,15 @@ NEEDS = [
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What of a run stands in a table; None is all of it.
+    """What of a run stands in a table; None is all of it."""
 
-    Attributes:
-        metric: `best_test_acc`, the benchmark's, or `final_test_acc`.
-        allow_mixed: let trials of several recipes or protocols stand in one table, each in rows of its own.
-        latest: of a candidate's revisions, keep only those that the newest sweep asks for.
-        baselines: compare with these baselines only. The family of tests shrinks with them.
-        pools: show these rows only. Baselines are compared with all the same.
-        pairs: keep these columns only, `arch-dataset` each.
-        seeds: keep these seeds only.
-    """
-
-    metric: str = METRICS[0]
-    allow_mixed: bool = False
-    latest: bool = False
-    baselines: Sequence[str] | None = None
-    pools: Sequence[str] | None = None
-    pairs: Sequence[str] | None = None
-    seeds: Sequence[int] | None = None
+    metric: str = METRICS[0]  # `best_test_acc`, the benchmark's, or `final_test_acc`
+    allow_mixed: bool = False  # let trials of several recipes or protocols stand in one table, each in rows of its own
+    latest: bool = False  # of a candidate's revisions, keep only those that the newest sweep asks for
+    baselines: Sequence[str] | None = None  # compare with these only; the family of tests shrinks with them
+    pools: Sequence[str] | None = None  # show these rows only; baselines are compared with all the same
+    pairs: Sequence[str] | None = None  # keep these columns only, `arch-dataset` each
+    seeds: Sequence[int] | None = None  # keep these only
 
 
 EVERYTHING = Selection()
@@ -80,57 +70,43 @@ def on_record_and_planned(trials: pd.DataFrame, grids: Sequence[Grid]) -> pd.Dat
     """Return one row for each trial on record or asked for: CELL, IDENTITY, seed, status, metrics.
 
     What the grid calls a pool, and the role it gives it, hold for all trials of that pool, whenever they ran. Of
-    several grids the first has the say.
-
-    Args:
-        trials: rows of `schema.TRIALS`, of which `NEEDS` are read.
-        grids: what was asked, of one recipe. A trial that a grid asks for and that has not ended is `missing`.
+    several grids the first has the say. A trial that a grid asks for and that has not ended is `missing`.
     """
     kept = ["trial_id", *CELL, "seed", "status", *METRICS, *IDENTITY]
-    recorded = trials.rename(columns={"pool_revision": "revision"})[kept]
+    found = trials.rename(columns={"pool_revision": "revision"})[kept]
     if grids:
         planned = pd.DataFrame(_planned_rows(grids), columns=["trial_id", *CELL, "seed", *IDENTITY])
         planned = planned.drop_duplicates("trial_id", ignore_index=True)
-        asked = planned.merge(recorded[["trial_id", "status", *METRICS]], on="trial_id", how="left")
-        beyond = recorded[~recorded["trial_id"].isin(planned["trial_id"])]
-        recorded = asked.fillna({"status": MISSING})
+        asked = planned.merge(found[["trial_id", "status", *METRICS]], on="trial_id", how="left")
+        beyond = found[~found["trial_id"].isin(planned["trial_id"])]
+        found = asked.fillna({"status": MISSING})
         if len(beyond):
-            recorded = pd.concat([recorded, _renamed(beyond, grids)], ignore_index=True)
-    return _with_distinct_labels(recorded)
+            found = pd.concat([found, beyond], ignore_index=True)
+        found = _renamed(found, grids)
+    return _with_distinct_labels(found)
 
 
 def _planned_rows(grids: Sequence[Grid]) -> Iterator[tuple[Any, ...]]:
-    entries, pairs = _entries(grids), _pairs(grids)
     for grid in grids:
         recipe = grid.recipe.to_json()
         for planned in grid:
-            trial = planned.trial
-            name, params, revision = trial.pool.key
-            label, role = entries[trial.pool.key]
-            cell = (label, revision or None, role, trial.arch, trial.dataset, pairs[trial.arch, trial.dataset])
+            trial, (name, params, revision) = planned.trial, planned.trial.pool.key
+            cell = (trial.pool.label, revision or None, planned.role, trial.arch, trial.dataset, planned.hidden)
             yield (trial.id, *cell, trial.seed, name, params, recipe, trial.protocol)
 
 
-def _renamed(recorded: pd.DataFrame, grids: Sequence[Grid]) -> pd.DataFrame:
-    """Give trials that no grid asks for any more the labels and roles that the grids have for their pools."""
-    entries, pairs = _entries(grids), _pairs(grids)
-    rows = []
-    for row in recorded.to_dict("records"):
-        key = (row["pool_name"], row["pool_params"], "" if pd.isna(row["revision"]) else row["revision"])
-        label, role = entries.get(key, (row["pool"], row["role"]))
-        hidden = pairs.get((row["arch"], row["dataset"]), row["hidden"])
-        rows.append({**row, "pool": label, "role": role, "hidden": hidden})
-    return pd.DataFrame(rows, columns=recorded.columns)
-
-
-def _entries(grids: Sequence[Grid]) -> dict[tuple[str, str, str], tuple[str, str]]:
-    """Return {pool's key: (label, role)}, as the first grid that has the pool says."""
-    return {entry.pool.key: (entry.pool.label, entry.role) for grid in reversed(grids) for entry in grid.entries}
-
-
-def _pairs(grids: Sequence[Grid]) -> dict[tuple[str, str], bool]:
-    """Return {(arch, dataset): whether it is hidden}, as the first grid that has the pair says."""
-    return {(pair.arch, pair.dataset): pair.hidden for grid in reversed(grids) for pair in grid.pairs}
+def _renamed(found: pd.DataFrame, grids: Sequence[Grid]) -> pd.DataFrame:
+    """Give all trials the labels and roles that the first grid with their pools has for them; and pairs, if hidden."""
+    entries = {entry.pool.key: (entry.pool.label, entry.role) for grid in reversed(grids) for entry in grid.entries}
+    hidden = {(pair.arch, pair.dataset): pair.hidden for grid in reversed(grids) for pair in grid.pairs}
+    pools = zip(found["pool_name"], found["pool_params"], found["revision"].fillna(""), strict=True)
+    labels = [entries.get(key, own) for key, *own in zip(pools, found["pool"], found["role"], strict=True)]
+    pairs = zip(found["arch"], found["dataset"], found["hidden"], strict=True)
+    return found.assign(
+        pool=[label for label, _ in labels],
+        role=[role for _, role in labels],
+        hidden=[bool(hidden.get((arch, dataset), own)) for arch, dataset, own in pairs],
+    )
 
 
 def _without_older(everything: pd.DataFrame, grids: Sequence[Grid]) -> pd.DataFrame:
@@ -179,10 +155,6 @@ def refuse_strange(trials: pd.DataFrame) -> None:
         raise RequestError([*problems, Problem("", "move the files that do not belong to this run away")])
 
 
-def _is_name(text: str) -> bool:
-    return unprintable(text) is None
-
-
 def _is_recipe(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
@@ -191,7 +163,7 @@ def _is_recipe(text: str) -> bool:
 
 
 _FINE: Mapping[str, Callable[[Any], object]] = {
-    **dict.fromkeys(["trial_id", "pool", "pool_params"], _is_name),
+    **dict.fromkeys(["trial_id", "pool", "pool_params"], lambda text: unprintable(text) is None),
     **dict.fromkeys(["arch", "dataset"], lambda name: re.fullmatch("[a-z0-9_]+", name)),  # parts of files' names
     "role": ROLES.__contains__,
     "status": schema.STATUSES.__contains__,
@@ -215,11 +187,6 @@ def refuse_mixed(trials: pd.DataFrame) -> None:
 
 
 def _refuse_unknown(everything: pd.DataFrame, pairs: pd.Series, selection: Selection) -> None:
-    """Refuse a selection of something that is not there.
-
-    Raises:
-        RequestError: with a problem for each value that was selected and is not in the table.
-    """
     baselines = set(everything.loc[everything["role"] == BASELINE, "pool"])
     candidates = set(everything["pool"]) - baselines
     chosen = {
