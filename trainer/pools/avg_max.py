@@ -22,6 +22,3 @@ class AverageMaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (1 - self.weight) * x.mean(dim=(2, 3)) + self.weight * x.amax(dim=(2, 3))
-
-    def extra_repr(self) -> str:
-        return f"weight={self.weight}"

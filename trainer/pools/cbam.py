@@ -16,7 +16,6 @@ class CbamPool(nn.Module):
     """[B, C, H, W] -> [B, C]: channels and positions gated, then averaged.
 
     Args:
-        channels: C.
         ratio: the channels' perceptron has C / ratio hidden units, from 1 up; 16 in the paper. It has 4 at least: a
             single ReLU may well be dead from the start.
         kernel: side of the convolution, odd, from 1 up; 7 in the paper.

@@ -27,6 +27,3 @@ class LogSumExpPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return (log_mean_exp(self.r * x.float().flatten(2)) / self.r).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"r={self.r}"

@@ -35,6 +35,3 @@ class PowerMeanPool(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             p = 1 + (self.p_max - 1) * self.theta.sigmoid()
             return power_mean(x.float().flatten(2).clamp(min=self.eps), p).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"p={1 + (self.p_max - 1) * self.theta.sigmoid().item():.4g}, p_max={self.p_max}, eps={self.eps}"

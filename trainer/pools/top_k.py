@@ -36,6 +36,3 @@ class TopKPool(nn.Module):
             return largest
         smallest = flat.topk(min(self.k_min, positions), dim=2, largest=False).values.mean(dim=2)
         return largest + self.alpha * smallest
-
-    def extra_repr(self) -> str:
-        return f"k={self.k}, k_min={self.k_min}, alpha={self.alpha}"
