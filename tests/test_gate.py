@@ -101,8 +101,7 @@ def test_a_class_says_what_may_part_it() -> None:
 
 
 def test_costs(built_in: Report) -> None:
-    (concat,) = pool.expand("avg_max_concat")
-    cost = built_in.of(concat, "vgg16bn").cost
+    cost = {(one.pool.name, one.arch): one.cost for one in built_in.validations}["avg_max_concat", "vgg16bn"]
     assert cost is not None
     assert cost.parameters == 2 * 512 * 512 + 512
     assert cost.flops == 3 * 2 * 1024 * 512, "a product forward and two backward, two operations a weight"

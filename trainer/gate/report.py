@@ -131,9 +131,6 @@ class Report:
     cpu_bf16: bool = False
     missing: Sequence[str] = ()
 
-    def of(self, pool: Pool, arch: str) -> Validation:
-        return next(one for one in self.validations if one.pool == pool and one.arch == arch)
-
     @property
     def refused(self) -> list[Problem]:
         """Each once, however many architectures show it."""
