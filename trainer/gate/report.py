@@ -95,7 +95,7 @@ class Validation:
         return np.allclose(self.outputs, other.outputs, TOLERANCE, TOLERANCE)
 
     def with_findings(self, more: Sequence[Finding]) -> Validation:
-        """The same, and these beside; of a pool that is refused, only why."""
+        """Return the same, and these beside; of a pool that is refused, only why."""
         findings = (*self.findings, *more)
         if any(finding.refused for finding in more):
             return Validation(self.pool, self.arch, findings)

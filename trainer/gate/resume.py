@@ -115,7 +115,7 @@ class Resumed(_Training):
         self._trained = trained
 
     def run(self, pool: Pool, arch: str) -> list[Finding]:
-        """What differs."""
+        """Return what differs."""
         whole = self._trained[pool, arch]
         try:
             self.program(pool, arch, seed=1)

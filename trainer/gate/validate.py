@@ -26,7 +26,7 @@ from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
 from trainer.gate.report import Report, Validation
 
-TIME_LIMIT_S = 30.0  # of one validation, which takes 0.3 s; what it waits for a core of a busy machine does not count
+TIME_LIMIT_S = 30.0  # of its own for one validation, which takes 0.3 s
 
 Case = tuple[Pool, str]
 Answer = dict[str, Any]
@@ -42,7 +42,7 @@ class Gate:
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
         time_limit_s: float = TIME_LIMIT_S,
     ):
-        self._cases = list(itertools.product(pools, dict.fromkeys(archs)))
+        self._cases = list(itertools.product(dict.fromkeys(pools), dict.fromkeys(archs)))
         self._asked = {"recipe": dataclasses.asdict(recipe), "limit_s": time_limit_s}
         jobs: dict[str | Pool, list[Case]] = {}
         for pool, arch in self._cases:

@@ -37,7 +37,7 @@ Key = tuple[Pool, str]
 Step = Callable[[Pool, str], Any]
 
 COMPILES = 10  # times as long for what torch.compile has to compile first: 20 s a function on one core
-WAITS = 4  # times as long for what sleeps, or for a core that others want too
+WAITS = 4  # times as long for what sleeps, or has to wait for a core that others want too
 LATE = ("SIGPROF", "SIGALRM")
 
 
@@ -93,7 +93,8 @@ def _no_answer(arch: str, ended: str, limit_s: float, said: IO[str]) -> Finding:
     where = f"{arch}'s feature map"
     if ended in LATE:
         mend = "Look for a loop that depends on values; a step has milliseconds."
-        return Finding("time-limit", where, f"it has not come to an end after {limit_s:g} s", mend)
+        what = f"it has not come to an end after {limit_s:g} s of computing, or {WAITS} times as long of waiting"
+        return Finding("time-limit", where, what, mend)
     said.seek(0)
     last = (said.read().splitlines() or ["it said nothing"])[-1]
     return Finding("run", where, f"the process that runs it ended ({ended}): {last}", "It must return.")
