@@ -82,7 +82,7 @@ def _form(out: Any, maps: Tensor, where: str) -> Iterator[Finding]:
     if not isinstance(out, Tensor):
         yield Finding("shape", where, f"it returns a {type(out).__name__}", "Return one tensor, [B, C].")
     elif out.shape != wanted:
-        what = f"it returns {_spell(out.shape)}, and [B, C] is {_spell(wanted)}"
+        what = f"it returns {list(out.shape)}, and [B, C] is {list(wanted)}"
         yield Finding("shape", where, what, "Reduce both spatial dimensions and keep the channels: .flatten(1).")
     elif out.dtype != maps.dtype and not (maps.dtype == torch.bfloat16 and out.dtype == torch.float32):
         yield Finding("dtype", where, f"{maps.dtype} comes back as {out.dtype}", "End with .to(x.dtype).")
@@ -355,7 +355,7 @@ def _note(finding: Finding, check: str, why: str) -> Finding:
 
 
 def _place(case: Case, kind: str = "random", mode: str = "training", shape: Shape | None = None) -> str:
-    size = _spell((BATCH, *(shape or case.shape)))
+    size = [BATCH, *(shape or case.shape)]
     return f"{'a map' if shape else case.arch + chr(39) + 's feature map'} {size}, {kind} values, {mode}"
 
 
@@ -370,10 +370,6 @@ def _gap(one: Tensor, other: Tensor) -> float:
 def _same(one: Tensor, other: Tensor) -> bool:
     """To the bit, where NaN is NaN."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-
-
-def _spell(shape: tuple[int, ...] | torch.Size) -> str:
-    return f"[{', '.join(map(str, shape))}]"
 
 
 def _spell_error(error: BaseException) -> str:
