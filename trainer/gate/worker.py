@@ -37,7 +37,7 @@ Key = tuple[Pool, str]
 Step = Callable[[Pool, str], Any]
 
 COMPILES = 10  # times as long for what torch.compile has to compile first: 20 s a function on one core
-WAITS = 4  # times as long for what sleeps, or has to wait for a core that others want too
+WAITS = 10  # times as long for what sleeps, or has to wait for a core that others want too
 LATE = ("SIGPROF", "SIGALRM")
 
 
