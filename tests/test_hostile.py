@@ -253,7 +253,7 @@ def test_a_published_table_is_shown_and_does_nothing(run: RunFolder, tmp_path: P
 # Run folders
 
 
-def write_one(path: Path, label: str | None = None, **changed: Any) -> RunFolder:
+def write_one(path: Path, label: str = "gem", **changed: Any) -> RunFolder:
     """A run folder with one trial's row, in which some columns are changed."""
     grid = Grid("g", (Entry(Pool("gem", label=label)),), (Pair("resnet20", "digits"),), (1,), RECIPE)
     (planned,) = grid

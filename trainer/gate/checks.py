@@ -171,7 +171,8 @@ def _training(case: Case) -> Iterator[Finding]:
     module, where = case.build().train(), _place(case)
     saved, held = copy.deepcopy(module.state_dict()), attributes(module)
     known = set(map(id, module.parameters()))
-    outs = []
+    outs: list[Tensor] = []
+    drawn = on_host = ()
     for _ in range(3):
         module.load_state_dict(saved)
         with seeded(0, Purpose.NOISE):
