@@ -4,28 +4,13 @@
 one of them in its process, or takes turns with it there, comes to other numbers or to none. They do so at different
 moments, for what catches one moment may miss another; those that would be in their own way under the gate wait for
 the batches of a trial.
-
-`python -m tests.adversaries RUNS NAME ...` shows it without Ray, and without whatever is to keep them apart: for each a
-fresh process lets it act, says so in RUNS/NAME.acted, and then trains a built-in pool, into RUNS/NAME. The name
-`nobody` stands for nobody.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import sys
 import textwrap
-import time
-from collections.abc import Iterable
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 BATCH = 32  # of trials; the gate's are of 2, 4 and 128
-NOBODY = "nobody"
-LIMIT_S = 60.0
 
 
 def _file(does: str, imported: str = "", constructed: str = "", called: str = "") -> str:
@@ -52,32 +37,11 @@ ADVERSARIES: dict[str, str] = {
     "default_dtype": _file(
         "Imported, it makes float64 the default of new tensors.", imported="torch.set_default_dtype(torch.float64)"
     ),
-    "mean": _file(
-        "Imported, it wraps torch.Tensor.mean, which most pools call.",
-        imported="""
-            before = torch.mean_before = getattr(torch, "mean_before", torch.Tensor.mean)
-            torch.Tensor.mean = lambda self, *args, **named: before(self, *args, **named) * 1.01
-        """,
-    ),
     "cross_entropy": _file(
         "Constructed, it has F.cross_entropy smooth its labels.",
         constructed="""
             before = F.cross_entropy_before = getattr(F, "cross_entropy_before", F.cross_entropy)
             F.cross_entropy = lambda *args, **named: before(*args, label_smoothing=0.1, **named)
-        """,
-    ),
-    "conv2d": _file(
-        "Called, it wraps F.conv2d.",
-        called="""
-            before = F.conv2d_before = getattr(F, "conv2d_before", F.conv2d)
-            F.conv2d = lambda x, *args, **named: before(x * 1.01, *args, **named)
-        """,
-    ),
-    "batch_norm": _file(
-        "Called, it wraps nn.BatchNorm2d.forward.",
-        called="""
-            before = nn.batch_norm_before = getattr(nn, "batch_norm_before", nn.BatchNorm2d.forward)
-            nn.BatchNorm2d.forward = lambda self, x: before(self, x) + 0.01
         """,
     ),
     "sgd": _file(
@@ -93,27 +57,11 @@ ADVERSARIES: dict[str, str] = {
                 out.register_hook(wrap)
         """,
     ),
-    "backward": _file(
-        "Asked for its state_dict, it wraps torch.Tensor.backward: gradients are three times as large.",
-        imported="""
-            before = torch.backward_before = getattr(torch, "backward_before", torch.Tensor.backward)
-            def wrap(module, *_):
-                torch.Tensor.backward = lambda self, *args, **named: before(self * 3, *args, **named)
-        """,
-        constructed="self.register_state_dict_post_hook(wrap)",
-    ),
     "grad_mode": _file(
         "Called in a trial, it turns gradients off.",
         called="""
             if trains:
                 torch.set_grad_enabled(False)
-        """,
-    ),
-    "default_device": _file(
-        "Called in a trial, it puts new tensors on the device that has no memory.",
-        called="""
-            if trains:
-                torch.set_default_device("meta")
         """,
     ),
     "backends": _file(
@@ -138,32 +86,12 @@ ADVERSARIES: dict[str, str] = {
             random.seed(0)
         """,
     ),
-    "arithmetic": _file(
-        "Imported, it rounds upwards, drops subnormal numbers, and pins the number of threads.",
-        imported="""
-            import ctypes
-            import platform
-            torch.set_num_threads(3)
-            torch.set_num_threads = lambda _: None
-            torch.set_flush_denormal(True)
-            ctypes.CDLL(None).fesetround(0x800 if platform.machine() == "x86_64" else 0x400000)
-        """,
-    ),
     "forward_hook": _file(
         "Constructed, it registers a forward hook for all modules there are.",
         constructed="""
             nn.modules.module.register_module_forward_hook(
                 lambda module, given, out: out * 1.01 if isinstance(module, nn.Linear) else None
             )
-        """,
-    ),
-    "backward_hook": _file(
-        "Called in a trial, it registers a backward hook for all modules there are.",
-        called="""
-            if trains:
-                nn.modules.module.register_module_full_backward_hook(
-                    lambda module, to, of: tuple(None if each is None else each * 1.01 for each in to)
-                )
         """,
     ),
     "function_mode": _file(
@@ -176,28 +104,6 @@ ADVERSARIES: dict[str, str] = {
                     return out * 1.01 if func is F.cross_entropy else out
         """,
         constructed="self.register_state_dict_post_hook(lambda *_: Mode().__enter__() and None)",
-    ),
-    "dispatch_mode": _file(
-        "Called in a trial, it enters a TorchDispatchMode and never leaves it.",
-        imported="""
-            from torch.utils._python_dispatch import TorchDispatchMode
-            class Mode(TorchDispatchMode):
-                def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-                    out = func(*args, **(kwargs or {}))
-                    return out * 1.01 if func is torch.ops.aten.mean.dim else out
-        """,
-        called="""
-            if trains:
-                Mode().__enter__()
-        """,
-    ),
-    "autocast": _file(
-        "Constructed, it enters autocast and never leaves it, nor lets anybody turn it off.",
-        constructed="""
-            torch.autocast("cpu", torch.bfloat16).__enter__()
-            before = torch.autocast_before = getattr(torch, "autocast_before", torch.autocast.__init__)
-            torch.autocast.__init__ = lambda self, device, dtype=None, **_: before(self, device, torch.bfloat16)
-        """,
     ),
     "library": _file(
         "Imported, it gives aten::mean another kernel on the CPU.",
@@ -230,14 +136,6 @@ ADVERSARIES: dict[str, str] = {
             )
         """,
     ),
-    "augment": _file(
-        "Called, it wraps the normalisation of images.",
-        called="""
-            from trainer.augment import Images
-            before = Images.before = getattr(Images, "before", Images.normalise)
-            Images.normalise = lambda self, images: before(self, images) / 2
-        """,
-    ),
     "modules": _file(
         "Imported, it puts maximum pooling into sys.modules in the place of other pools.",
         imported="""
@@ -250,17 +148,6 @@ ADVERSARIES: dict[str, str] = {
             pools = {"gap": "GlobalAveragePool", "gem": "GeM", "avg_max": "AverageMaxPool"}
             for name, cls in pools.items():
                 sys.modules["trainer.pools." + name] = types.SimpleNamespace(**{cls: Max})
-        """,
-    ),
-    "importing": _file(
-        "Called in a trial, it takes away what finds modules: whatever is not imported yet cannot be.",
-        imported="import sys",
-        called="""
-            if trains:
-                sys.path.insert(0, "/nowhere")
-                sys.meta_path.clear()
-                for name in [each for each in sys.modules if each.startswith("trainer.pools.")]:
-                    del sys.modules[name]
         """,
     ),
     "surroundings": _file(
@@ -300,15 +187,6 @@ ADVERSARIES: dict[str, str] = {
                 builtins.open = lambda *_, **__: io.StringIO()
         """,
     ),
-    "interpreter": _file(
-        "Called in a trial, it leaves Python little room for calls, and makes errors of warnings.",
-        imported="import inspect, sys, warnings",
-        called="""
-            if trains:
-                sys.setrecursionlimit(len(inspect.stack(0)) + 30)
-                warnings.simplefilter("error")
-        """,
-    ),
     "thread": _file(
         "Called in a trial, it starts a thread that keeps seeding torch and changing its default dtype.",
         imported="""
@@ -325,85 +203,8 @@ ADVERSARIES: dict[str, str] = {
                 threading.Thread(target=meddle, daemon=True).start()
         """,
     ),
-    "clock": _file(
-        "Called in a trial, it stops the clocks.",
-        imported="import time",
-        called="""
-            if trains:
-                time.time = time.perf_counter = lambda: 0.0
-        """,
-    ),
     "weights": _file(
         "Constructed, it replaces the initial weights of others: nn.init.kaiming_normal_.",
         constructed="nn.init.kaiming_normal_ = lambda tensor, **_: nn.init.normal_(tensor, std=0.05)",
     ),
 }
-
-
-def act(name: str) -> None:
-    """Lets one act in this process, as if in a step of a trial.
-
-    Raises:
-        AssertionError: it is no valid pool.
-    """
-    import torch
-
-    module: Any = ModuleType(name)
-    exec(compile(ADVERSARIES.get(name, _file("Does nothing.")), f"{name}.py", "exec"), module.__dict__)  # noqa: S102
-    pool = module.CustomPool()
-    maps = torch.rand(BATCH, 64, 8, 8, requires_grad=True)
-    out = pool.train()(maps * 1)
-    finite = out.shape == (BATCH, 64) and bool(out.isfinite().all())
-    with torch.enable_grad():
-        out.sum().backward()
-    gradient = maps.grad
-    pool.state_dict()
-    if not finite or gradient is None or not gradient.isfinite().all():
-        raise AssertionError(f"{name} is no valid pool")
-
-
-def train(folder: Path, data: Any) -> None:
-    """A built-in pool, in this process."""
-    from orchestrator.record import Job
-    from orchestrator.worker import run_pack
-    from results.store.folder import RunFolder
-    from search_spaces import pool
-    from search_spaces.grid import BASELINE, Entry, Grid, Pair
-    from search_spaces.recipe import Recipe
-
-    recipe = Recipe(epochs=2, batch_size=BATCH, lr=0.02, train_samples=64, test_samples=40)
-    (gap,) = pool.expand("gap")
-    grid = Grid("harm", (Entry(gap, BASELINE),), (Pair("resnet20", "digits"),), (1,), recipe)
-    run = RunFolder(folder)
-    run.create()
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=100, compiled=False, git_commit=None)
-    run_pack(list(grid), data, job)
-
-
-def main(runs: Path, names: Iterable[str]) -> None:
-    import torch
-
-    import orchestrator.worker  # noqa: F401 (once, and not in each child)
-    from trainer import data
-
-    torch.set_num_threads(1)
-    digits = data.load("digits", Path("unused"))
-    act(NOBODY)  # what a first step imports
-    os.chdir(runs)  # folders are given as users give them: from where they are
-    for name in names:
-        acted = Path(f"{name}.acted").absolute()
-        if not (child := os.fork()):
-            with contextlib.suppress(BaseException):
-                act(name)
-                os.close(os.open(str(acted), os.O_CREAT | os.O_WRONLY))
-                train(Path(name), digits)
-            os._exit(0)
-        deadline = time.monotonic() + LIMIT_S
-        while not os.waitpid(child, os.WNOHANG)[0]:
-            if time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-            time.sleep(0.01)  # polls another process
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

@@ -78,10 +78,10 @@ def test_without_torchs_registries_the_rest_of_the_process_is_still_watched(monk
     before = process_state.snapshot()
     torch.set_default_dtype(torch.float64)
     try:
-        changed = process_state.changes(before, process_state.snapshot())
+        changed = process_state.changed_settings(before, process_state.snapshot())
     finally:
         torch.set_default_dtype(torch.float32)
-    assert changed == {process_state.DECIDES: ["the default dtype (torch.float32 -> torch.float64)"]}
+    assert changed == ["the default dtype (torch.float32 -> torch.float64)"]
 
 
 @pytest.mark.parametrize("lacks", ["", "import torch._dynamo; ", "import atexit; del atexit._run_exitfuncs; "])

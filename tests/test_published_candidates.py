@@ -39,9 +39,9 @@ def test_the_gate_sees_what_was_published() -> None:
     found = entries()
     with Gate(list(found.values()), ["resnet56", "vgg16bn", "mobilenetv2"]) as gate:
         report = gate.report
-    refused = [(one.pool.label, one.arch) for one in report.validations if one.refused]
-    assert refused == [("deepseek-reasoner vanilla", "vgg16bn")]
-    (finding,) = (f for f in report.of(found["deepseek-reasoner vanilla"], "vgg16bn").findings if f.refused)
+    (refused,) = (one for one in report.validations if one.refused)
+    assert (refused.pool.label, refused.arch) == ("deepseek-reasoner vanilla", "vgg16bn")
+    (finding,) = (finding for finding in refused.findings if finding.refused)
     assert finding.check == "finite-output"
     assert "std(unbiased) is NaN" in finding.mend
 

@@ -15,7 +15,7 @@ from search_spaces.recipe import Recipe
 from trainer import archs, network
 from trainer.gate import Gate
 from trainer.gate.report import Validation
-from trainer.gate.resume import Setup, Uninterrupted, resume
+from trainer.gate.resume import Resumed, Uninterrupted
 
 HEAD = "import collections, itertools, os, random, numpy as np, torch\nfrom pathlib import Path\nfrom torch import nn\n"
 POOL = "class CustomPool(nn.Module):\n    def __init__(self):\n        super().__init__()\n        {init}\n"
@@ -253,16 +253,14 @@ def test_what_it_takes_from_elsewhere_is_refused_by_name(
 
 
 @pytest.mark.soak
-def test_every_builtin_pool_can_be_trained_and_resumed(tmp_path: Path) -> None:
+def test_every_builtin_pool_can_be_trained_and_resumed() -> None:
     """In this process, where its pools share their state with nobody."""
-    setup = Setup(Recipe(batch_size=4, lr=0.02))
+    recipe = Recipe(batch_size=4, lr=0.02)
     for name in pool.names():
-        one = pool.expand(name)[0]
-        uninterrupted = Uninterrupted(Recipe(batch_size=4, lr=0.02))
-        uninterrupted._before = {}  # there is no file to watch
-        found = uninterrupted.run(one, "resnet20", tmp_path / "it.pt")
-        assert found["findings"] == [], name
-        assert resume(setup, one, "resnet20", tmp_path / "it.pt", found) == [], name
+        (one,) = pool.expand(name)
+        trained = Uninterrupted(recipe).run(one, "resnet20")
+        assert trained.findings == [], name
+        assert Resumed(recipe, {(one, "resnet20"): trained}).run(one, "resnet20") == [], name
 
 
 @pytest.mark.parametrize("arch", architectures.ARCHS)

@@ -21,12 +21,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 Serve = Callable[[Connection], None]
 
 PATIENCE_S = 5.0  # with a child that has nothing more to do
+POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1  # see prctl(2)
 # A parent, to Linux, is the thread that forked: this one lives as long as its process.
 _forker = ThreadPoolExecutor(1, thread_name_prefix="forker")
@@ -53,7 +54,6 @@ class Child:
         self._pipe, theirs = Pipe()
         self.ended: str | None = None
         self.pid = _forker.submit(self._fork, serve, theirs).result()
-        self._handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         theirs.close()
 
     def ask(self, request: Any) -> Iterator[Any]:
@@ -80,37 +80,31 @@ class Child:
             self.close()
 
     def close(self) -> str:
-        """Has it end, and whatever it has started; how it did."""
+        """Have it end, and whatever it has started; return how it did."""
         if self.ended is None:
             with contextlib.suppress(OSError):
                 self._pipe.send(None)
             self._pipe.close()
-            if not self._ends_within(PATIENCE_S):
-                os.kill(self.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # its number is nobody else's until it is waited for
-            with contextlib.suppress(OSError):
+            deadline = time.monotonic() + PATIENCE_S
+            while not self._has_ended():
+                if time.monotonic() > deadline:
+                    os.kill(self.pid, signal.SIGKILL)
+                time.sleep(0.002)
+            with contextlib.suppress(OSError):  # its number is nobody else's until it is waited for
                 os.killpg(self.pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            if self._handle is not None:
-                os.close(self._handle)
             self.ended = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         return self.ended
 
     def _receive(self) -> Any:
-        """The next answer. A process that it has started may hold its pipe open when it has ended."""
-        if self._handle is not None and self._pipe not in wait([self._pipe, self._handle]):
-            raise EOFError
+        """The next answer. A process that it has started may hold its pipe open when it has ended, hence the polls."""
+        while not self._pipe.poll(POLL_S):
+            if self._has_ended() and not self._pipe.poll():
+                raise EOFError
         return self._pipe.recv()
 
-    def _ends_within(self, seconds: float) -> bool:
-        if self._handle is not None:
-            return bool(wait([self._handle], seconds))
-        deadline = time.monotonic() + seconds
-        while not (gone := os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.01)
-        return gone is not None
+    def _has_ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
     def _fork(self, serve: Serve, theirs: Connection) -> int:
         parent = os.getpid()
@@ -124,7 +118,8 @@ class Child:
             self._pipe.close()
             os.setpgid(0, 0)  # what it starts can be ended with it
             _end_with(parent)
-            forget_exit_functions()
+            if hasattr(atexit, "_run_exitfuncs"):  # what the parent has registered is the parent's, as in every fork
+                atexit._clear()
             gc.freeze()  # what the parent holds, of Ray's store for one, is the parent's to give back
             serve(theirs)
             code = 0
@@ -133,31 +128,16 @@ class Child:
         except BaseException:
             traceback.print_exc()
         finally:
-            with contextlib.suppress(BaseException):
-                run_exit_functions()
+            with contextlib.suppress(BaseException):  # without it a user's folder is left to the next process
+                atexit._run_exitfuncs()
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()
             os._exit(code)
 
 
-def forget_exit_functions() -> None:
-    """Forget the functions that the parent has registered with atexit, as multiprocessing's own forks do.
-
-    Only a private part of Python's can, and run those that the child registers: without it neither is done, and a
-    user's folder is left to the next process.
-    """
-    if hasattr(atexit, "_run_exitfuncs"):
-        atexit._clear()
-
-
-def run_exit_functions() -> None:
-    """Run the functions that this process has registered with atexit."""
-    getattr(atexit, "_run_exitfuncs", lambda: None)()
-
-
 def child(code: str, serve: Serve) -> Child:
-    """The process that runs a code: the last one, if that runs the same and still lives, or else a new one."""
+    """Return the process that runs a code: the last one, if that runs the same and lives, or else a new one."""
     if _last and (_last[0][0] != code or _last[0][1].ended):
         _last.pop()[1].close()
     if not _last:

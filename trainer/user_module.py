@@ -22,16 +22,15 @@ import tempfile
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from search_spaces.user_code import DEFAULT_CLASS, Files, Source, is_environment
-
-if TYPE_CHECKING:
-    from torch import nn
+from trainer.randomness import Noise, Purpose, same, seeded
 
 
 def load_class(source: Source) -> type[nn.Module]:
-    """The source's class. The file is run once a process.
+    """Return the source's class. The file is run once a process.
 
     Raises:
         AttributeError: it has no such class, now that it has run; names those that it has.
@@ -40,26 +39,27 @@ def load_class(source: Source) -> type[nn.Module]:
     module = _module(source.text, source.beside, source.place, source.sha)
     if (found := getattr(module, source.class_name, None)) is not None:
         return found
-    modules = _modules(module)
-    if source.class_name == DEFAULT_CLASS and len(modules) == 1:
-        return modules[0]
-    has = ", ".join(cls.__name__ for cls in modules) or "none"
+    classes = [cls for cls in vars(module).values() if inspect.isclass(cls) and issubclass(cls, nn.Module)]
+    classes = [cls for cls in dict.fromkeys(classes) if cls.__module__ == module.__name__] or classes
+    if source.class_name == DEFAULT_CLASS and len(classes) == 1:
+        return classes[0]
+    has = ", ".join(cls.__name__ for cls in classes) or "none"
     raise AttributeError(f"it has no class {source.class_name}; of nn.Module it has {has}; name one with `class`")
 
 
 def folder() -> Path | None:
-    """Where the file that this process runs is laid out; None before it has run one."""
+    """Return where the file that this process runs is laid out; None before it has run one."""
     return _beside.folders[0] if _beside.folders else None
 
 
 def modules() -> list[ModuleType]:
-    """The modules that lie there: the file's own, and those beside it that it has imported."""
+    """Return the modules that lie there: the file's own, and those beside it that it has imported."""
     below = f"{folder()}/"
     return [module for module in list(sys.modules.values()) if str(getattr(module, "__file__", "")).startswith(below)]
 
 
 def draws() -> bool:
-    """Whether the file that this process runs has moved a global generator when it was imported."""
+    """Return whether the file that this process runs has moved a global generator when it was imported."""
     return bool(_drawn)
 
 
@@ -67,8 +67,7 @@ _drawn: list[str] = []
 
 
 class _Beside:
-    """A finder of Python's import, for modules that lie beside the file: `sys.path[0]` of a script, but for the names
-    of the standard library and of this project's own imports, which are never a sibling's."""
+    """Finds modules that lie beside the file: as Python does for a script, but for the names of the environment."""
 
     folders: tuple[Path, ...] = ()
 
@@ -83,12 +82,9 @@ _beside = _Beside()
 
 @functools.cache
 def _module(text: str, beside: Files, place: str, sha: str) -> ModuleType:
-    from trainer.randomness import Noise, Purpose, same, seeded  # torch, which reading a file does without
-
     package = f"pool_{sha[:8]}"  # what `from . import helper` is relative to, in a file that is part of no package
     above = _own_folder()
-    root = above / package
-    file = root / place
+    root, file = above / package, above / package / place
     for name, content in (*beside, (place, Source(text).content)):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
@@ -112,17 +108,17 @@ def _own_folder() -> Path:
     """
     places = Path(tempfile.gettempdir())
     for left in places.glob("poolsweep-*"):
-        if (handle := _locked(left)) is not None:
+        if (handle := _lock(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(handle)
     made = Path(tempfile.mkdtemp(prefix=".poolsweep-"))
-    _locked(made)  # before anybody looks for it
+    _lock(made)  # before anybody looks for it
     own = made.rename(places / made.name.removeprefix("."))
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return own
 
 
-def _locked(folder: Path) -> int | None:
+def _lock(folder: Path) -> int | None:
     """The handle of a folder that nobody else has locked."""
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -130,10 +126,10 @@ def _locked(folder: Path) -> int | None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return handle
     except OSError:
         os.close(handle)
         return None
+    return handle
 
 
 def _import(package: str, file: Path, place: str) -> ModuleType:
@@ -156,13 +152,3 @@ def _look_in(*folders: Path) -> None:
         sys.modules.pop(module.__name__, None)
     _beside.folders = folders
     importlib.invalidate_caches()
-
-
-def _modules(module: ModuleType) -> list[type[nn.Module]]:
-    """Its classes that are nn.Modules: those that it defines, or else those that it has from elsewhere."""
-    found: list[Any] = [cls for cls in vars(module).values() if inspect.isclass(cls) and _is_module(cls)]
-    return [cls for cls in dict.fromkeys(found) if cls.__module__ == module.__name__] or found
-
-
-def _is_module(cls: type) -> bool:
-    return any((base.__module__, base.__name__) == ("torch.nn.modules.module", "Module") for base in cls.__mro__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,16 +40,16 @@ class Case:
         return architectures.get(self.arch).feature_map
 
     def construct(self) -> nn.Module:
-        """Before the dry pass."""
+        """Return a fresh one, before the dry pass."""
         with seeded(0, Purpose.POOL):
-            return self._make()
+            return pools.build(self.pool, self.shape[0])
 
     def build(self, seed: int = 0, shape: Shape | None = None) -> nn.Module:
-        """A fresh one, as a trial gets it: after the dry pass in which late parameters come to life."""
+        """Return a fresh one, as a trial gets it: after the dry pass in which late parameters come to life."""
         key = seed, shape or self.shape
         if key not in self._built:
             with seeded(seed, Purpose.POOL):
-                self._built[key] = materialise(self._make(), key[1])
+                self._built[key] = materialise(pools.build(self.pool, self.shape[0]), key[1])
         try:
             made = copy.deepcopy(self._built[key])  # initial weights take longer: 60 ms for attention at 1280 channels
         except Exception:  # some modules cannot be copied, which no trial needs
@@ -58,18 +57,8 @@ class Case:
         # A scripted module's copy has parameters that no gradient reaches.
         return made if all(parameter.is_leaf for parameter in made.parameters()) else self._built.pop(key)
 
-    def _make(self) -> nn.Module:
-        if isinstance(self.pool, Pool):
-            return pools.build(self.pool, self.shape[0])
-        takes_channels = "channels" in inspect.signature(self.pool).parameters
-        return self.pool(channels=self.shape[0]) if takes_channels else self.pool()
-
     def maps(self, kind: str = "random", shape: Shape | None = None, batch: int = BATCH) -> Tensor:
-        """[B, C, H, W] as a ReLU leaves it, channels last, like the backbone's.
-
-        Args:
-            kind: `random`, `constant`, `zero`, or `large`: a thousand times random.
-        """
+        """Return [B, C, H, W] as a ReLU leaves it, channels last; `large` is a thousand times `random`."""
         size = (batch, *(shape or self.shape))
         random = torch.randn(size, generator=torch.Generator().manual_seed(0)).relu_()
         made = {"random": random, "constant": torch.full(size, 0.7), "zero": torch.zeros(size), "large": 1e3 * random}
@@ -77,6 +66,6 @@ class Case:
 
 
 def forward(module: nn.Module, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, and the input that its gradient goes to."""
+    """Return the output, and the input that its gradient goes to."""
     inputs = maps.clone(memory_format=torch.preserve_format).requires_grad_()
     return module(inputs * 1), inputs  # a leaf cannot be changed in place, and a pool's input in the network is none

@@ -42,8 +42,8 @@ WAITS_S = 0.003  # a GPU trains a batch of VGG-16 in less
 
 
 def check(case: Case) -> list[Finding]:
-    """What is wrong with a pool in an architecture, each check's first finding. Runs the pool's code."""
-    if findings := _structure(case):
+    """Return what is wrong with a pool in an architecture, each check's first finding. Runs the pool's code."""
+    if findings := list(ALL[0].findings(case)):
         return findings
     first: dict[str, Finding] = {}
     for one in ALL[1:]:
@@ -52,28 +52,29 @@ def check(case: Case) -> list[Finding]:
     return list(first.values())
 
 
-def _structure(case: Case) -> list[Finding]:
+def _structure(case: Case) -> Iterator[Finding]:
     """Whether it can be built and run, and what comes out has the right form: without that nothing else means much."""
     try:
         module = case.construct()
-    except ModuleNotFoundError as error:
-        mend = "Install it; a module of your own goes beside the pool's file, from where it travels along."
-        return [Finding("import", "construction", _spell_error(error), mend)]
     except (Exception, SystemExit) as error:
-        mend = "The file must import, and the class be built from its params alone."
-        if isinstance(error, OSError) and str(error.filename).startswith(f"{user_module.folder()}/"):
-            mend = MEND
-        if "NVIDIA" in str(error) or "CUDA" in str(error):
-            mend = "It is made where the trainer moves it from: name no device, and in forward take x.device."
-        return [Finding("build", "construction", _spell_error(error), mend)]
+        missing = isinstance(error, ModuleNotFoundError)
+        yield Finding("import" if missing else "build", "construction", _spell_error(error), _mend_of_building(error))
+        return
     if not isinstance(module, nn.Module):
-        return [Finding("build", "construction", f"it is a {type(module).__name__}", "Derive it from torch.nn.Module.")]
-    where = _place(case, mode="evaluation")
-    try:
-        with torch.no_grad():
-            return list(_form(module.eval()(case.maps()), case.maps(), where))
-    except (Exception, SystemExit) as error:
-        return [failure(where, error)]
+        yield Finding("build", "construction", f"it is a {type(module).__name__}", "Derive it from torch.nn.Module.")
+        return
+    with torch.no_grad():
+        yield from _form(module.eval()(case.maps()), case.maps(), _place(case, mode="evaluation"))
+
+
+def _mend_of_building(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return "Install it; a module of your own goes beside the pool's file, from where it travels along."
+    if "NVIDIA" in str(error) or "CUDA" in str(error):
+        return "It is made where the trainer moves it from: name no device, and in forward take x.device."
+    if isinstance(error, OSError) and str(error.filename).startswith(f"{user_module.folder()}/"):
+        return MEND
+    return "The file must import, and the class be built from its params alone."
 
 
 def _form(out: Any, maps: Tensor, where: str) -> Iterator[Finding]:
@@ -81,7 +82,7 @@ def _form(out: Any, maps: Tensor, where: str) -> Iterator[Finding]:
     if not isinstance(out, Tensor):
         yield Finding("shape", where, f"it returns a {type(out).__name__}", "Return one tensor, [B, C].")
     elif out.shape != wanted:
-        what = f"it returns {_spell(out.shape)}, and [B, C] is {_spell(wanted)}"
+        what = f"it returns {list(out.shape)}, and [B, C] is {list(wanted)}"
         yield Finding("shape", where, what, "Reduce both spatial dimensions and keep the channels: .flatten(1).")
     elif out.dtype != maps.dtype and not (maps.dtype == torch.bfloat16 and out.dtype == torch.float32):
         yield Finding("dtype", where, f"{maps.dtype} comes back as {out.dtype}", "End with .to(x.dtype).")
@@ -93,34 +94,33 @@ def _form(out: Any, maps: Tensor, where: str) -> Iterator[Finding]:
 def _finite(case: Case) -> Iterator[Finding]:
     """Values and gradients of a training step, on every kind of map."""
     for kind in KINDS:
-        yield from _step(case.build(), case.maps(kind), _place(case, kind))
+        yield from _step(case, kind)
 
 
 def _finite_in_bf16(case: Case) -> Iterator[Finding]:
-    for kind in KINDS:
-        where = _place(case, kind, "training under bf16 autocast")
-        with torch.autocast("cpu", torch.bfloat16):
-            steps = _step(case.build(), case.maps(kind).bfloat16(), where)
-            if found := next(_guarded(steps, where), None):
-                yield found if case.half else _note(found, "bf16", "The recipe's precision is another")
-                return
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [finding for kind in KINDS for finding in _step(case, kind, dtype=torch.bfloat16)]
+    for finding in found[:1]:
+        yield finding if case.half else _note(finding, "bf16", "The recipe's precision is another")
 
 
 def _other_sizes(case: Case) -> Iterator[Finding]:
     for size, kind in itertools.product(OTHER_SIZES, ("random", "constant")):
-        shape = (case.shape[0], *size)
-        where = _place(case, kind, shape=shape)
-        if found := next(_guarded(_step_at(case, kind, shape, where), where), None):
-            yield _note(found, "other-size", f"{case.arch} has no such map, other architectures may")
+        for finding in _step(case, kind, shape=(case.shape[0], *size)):
+            yield _note(finding, "other-size", f"{case.arch} has no such map, other architectures may")
             return
 
 
-def _step_at(case: Case, kind: str, shape: Shape, where: str) -> Iterator[Finding]:
-    yield from _step(case.build(shape=shape), case.maps(kind, shape), where)
+def _step(case: Case, kind: str, shape: Shape | None = None, dtype: torch.dtype = torch.float32) -> Iterator[Finding]:
+    mode = "training" if dtype == torch.float32 else "training under bf16 autocast"
+    where = _place(case, kind, mode, shape)
+    try:
+        yield from _forward_and_backward(case.build(shape=shape), case.maps(kind, shape).to(dtype), where)
+    except (Exception, SystemExit) as error:
+        yield failure(where, error)
 
 
-def _step(module: nn.Module, maps: Tensor, where: str) -> Iterator[Finding]:
-    """A training step's forward and backward."""
+def _forward_and_backward(module: nn.Module, maps: Tensor, where: str) -> Iterator[Finding]:
     out, inputs = forward(module.train(), maps)
     if wrong := next(_form(out, maps, where), None):
         yield wrong
@@ -171,7 +171,7 @@ def _training(case: Case) -> Iterator[Finding]:
     module, where = case.build().train(), _place(case)
     saved, held = copy.deepcopy(module.state_dict()), attributes(module)
     known = set(map(id, module.parameters()))
-    outs = []
+    outs: list[Tensor] = []
     drawn = on_host = ()
     for _ in range(3):
         module.load_state_dict(saved)
@@ -191,18 +191,16 @@ def _training(case: Case) -> Iterator[Finding]:
         what = "one input, one set of weights and one seed give several outputs: no trial could be repeated or resumed"
         mend = "Keep state in buffers, changed in place, and draw from torch's own generator, which is seeded."
         yield Finding("repeatability", where, what, mend)
+    slower = "so that a step cannot be a CUDA graph, and is slower"
     changed = {name: value for name, value in attributes(module).items() if held.get(name) != value}
     if plain := [name for name, value in changed.items() if TENSOR not in value]:
-        what = (
-            f"{', '.join(plain)} change from step to step in Python, so that it cannot be a CUDA graph, and is slower"
-        )
+        what = f"{', '.join(plain)} change from step to step in Python, {slower}"
         yield Finding("python-state", where, what, "Make it a buffer, and change it in place.", refused=False)
     elif changed:
-        what = f"{', '.join(changed)} are bound anew in every step, so that it cannot be a CUDA graph, and is slower"
-        mend = "Keep no activations, or copy them into a buffer."
+        what, mend = f"{', '.join(changed)} are bound anew in every step, {slower}", "Copy into a buffer what you keep."
         yield Finding("rebinding", where, what, mend, refused=False)
     if not same(drawn, on_host):
-        what = "it draws random numbers on the CPU, so that a step cannot be a CUDA graph, and is slower"
+        what = f"it draws random numbers on the CPU, {slower}"
         yield Finding("host-noise", where, what, "Draw with torch, on x.device.", refused=False)
 
 
@@ -264,19 +262,16 @@ def _device(case: Case) -> Iterator[Finding]:
         out = torch.func.functional_call(module, state, (maps,))
         return out.device if isinstance(out, Tensor) and out.device != maps.device else None
 
-    try:
-        elsewhere = compat.on_fake_gpu(run)
-    except compat.HostSyncError:
-        what = "it looks at a value on the GPU from Python, so that every step waits for it, and is slower"
-        hint = "No .item(), no `if` on a tensor, no indexing by a mask."
-        yield Finding("host-sync", where, what, hint, refused=False)
-    except compat.MixedDevicesError as error:
-        yield Finding("device", where, f"it mixes tensors of the GPU and of the CPU: {first_line(error)}", mend)
-    except Exception:  # noqa: S110 - whatever else fake tensors cannot do, real ones may
-        pass
-    else:
-        if elsewhere:
-            yield Finding("device", where, f"its output is on the {elsewhere.type}", mend)
+    with contextlib.suppress(Exception):  # whatever else fake tensors cannot do, real ones may
+        try:
+            if elsewhere := compat.on_fake_gpu(run):
+                yield Finding("device", where, f"its output is on the {elsewhere.type}", mend)
+        except compat.HostSyncError:
+            what = "it looks at a value on the GPU from Python, so that every step waits for it, and is slower"
+            hint = "No .item(), no `if` on a tensor, no indexing by a mask."
+            yield Finding("host-sync", where, what, hint, refused=False)
+        except compat.MixedDevicesError as error:
+            yield Finding("device", where, f"it mixes tensors of the GPU and of the CPU: {first_line(error)}", mend)
 
 
 _OWN = frozenset(vars(nn.Module()))
@@ -314,7 +309,10 @@ class Check:
 
     def findings(self, case: Case) -> Iterator[Finding]:
         """Give what is wrong, and that the pool raises if it does."""
-        return _guarded(iter(self.look(case)), _place(case))
+        try:
+            yield from self.look(case)
+        except (Exception, SystemExit) as error:
+            yield failure(_place(case), error)
 
     def __call__(
         self, pool: str | Pool | Callable[..., nn.Module], archs: Iterable[str] = SHAPES, *, notes: bool = False
@@ -348,16 +346,8 @@ ALL = (
 )
 
 
-def _guarded(findings: Iterator[Finding], where: str) -> Iterator[Finding]:
-    """The findings, and that the pool raises if it does."""
-    try:
-        yield from findings
-    except (Exception, SystemExit) as error:
-        yield failure(where, error)
-
-
 def failure(where: str, error: BaseException, check: str = "run") -> Finding:
-    """What a pool raises."""
+    """Return what a pool raises, as a finding."""
     return Finding(check, where, _spell_error(error), "Forward and backward must work there.")
 
 
@@ -366,7 +356,7 @@ def _note(finding: Finding, check: str, why: str) -> Finding:
 
 
 def _place(case: Case, kind: str = "random", mode: str = "training", shape: Shape | None = None) -> str:
-    size = _spell((BATCH, *(shape or case.shape)))
+    size = [BATCH, *(shape or case.shape)]
     return f"{'a map' if shape else case.arch + chr(39) + 's feature map'} {size}, {kind} values, {mode}"
 
 
@@ -381,10 +371,6 @@ def _gap(one: Tensor, other: Tensor) -> float:
 def _same(one: Tensor, other: Tensor) -> bool:
     """To the bit, where NaN is NaN."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-
-
-def _spell(shape: tuple[int, ...] | torch.Size) -> str:
-    return f"[{', '.join(map(str, shape))}]"
 
 
 def _spell_error(error: BaseException) -> str:

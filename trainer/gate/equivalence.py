@@ -16,7 +16,7 @@ STEP = 0.1
 
 
 def function(case: Case) -> tuple[list[float], list[str]]:
-    """Samples of the function at initialisation, and the parameters that change it when they change.
+    """Return samples of the function at initialisation, and the parameters that change it when they change.
 
     The samples are of the same maps, channels and random numbers for every pool. The parameters take a step in a random
     direction: the gradient is zero at many a point from where learning starts.

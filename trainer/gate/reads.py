@@ -75,33 +75,29 @@ class Reads:
                     self.opened[path] = None
 
     def findings(self, source: Source) -> Iterator[Finding]:
-        """What of it decides a result and is in no id."""
-        where = "import, building and training"
+        """Give what of it decides a result and is in no id."""
+        for what, mend in self._found(source):
+            yield Finding("reads", "import, building and training", what, mend)
+
+    def _found(self, source: Source) -> Iterator[tuple[str, str]]:
         for name, file in self._modules_elsewhere():
             what = f"it imports {name} from {file}, which lies neither beside it nor in an installed distribution"
-            yield Finding("reads", where, what, "Put it beside the pool's file, or install it.")
-        root, came_from = (
-            os.path.realpath(user_module.folder() or ""),
-            Path(source.path).parents[source.place.count("/")],
-        )
-        named = {
-            os.path.realpath(text) for text in user_code.texts(source) if text.startswith("/")
-        }  # C++ may read those
+            yield what, "Put it beside the pool's file, or install it."
+        root = os.path.realpath(user_module.folder() or "")
+        came_from = Path(source.path).parents[source.place.count("/")]
+        named = {os.path.realpath(text) for text in user_code.texts(source) if text.startswith("/")}  # C++ may read it
         for name in sorted((self.opened.keys() | named) - set(_of_modules())):
             if name.startswith(f"{root}/"):
                 relative = os.path.relpath(name, root)
                 if not os.path.exists(name) and (came_from / relative).is_file():  # noqa: PTH110
-                    what = f"it reads {relative} beside it, whose name does not stand in the file as a text"
-                    yield Finding("reads", where, what, MEND)
+                    yield f"it reads {relative} beside it, whose name does not stand in the file as a text", MEND
             elif os.path.isfile(name) and not _is_environment(name):  # noqa: PTH113
-                what = f"it reads {name}, which is in no trial's id and on no other machine"
-                yield Finding("reads", where, what, MEND)
+                yield f"it reads {name}, which is in no trial's id and on no other machine", MEND
         if any(f"{folder}/".startswith(f"{root}/") for folder in self.listed) and not user_code.names_a_pattern(source):
             what = "it lists the folder that it lies in, where on another machine is only what its text names"
-            yield Finding("reads", where, what, "Write the names there as texts, or a pattern: '*.npy'.")
+            yield what, "Write the names there as texts, or a pattern: '*.npy'."
         for host in self.hosts:
-            what = f"it connects to {host}, whose answer is in no trial's id"
-            yield Finding("reads", where, what, MEND)
+            yield f"it connects to {host}, whose answer is in no trial's id", MEND
 
     def _modules_elsewhere(self) -> Iterator[tuple[str, str]]:
         own = user_module.modules()
@@ -141,11 +137,8 @@ def _environment() -> tuple[str, ...]:
     caches = (home / ".cache" / name for name in ("fontconfig", "matplotlib", "torch/kernels", "torch_extensions"))
     places = [
         *(sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *site.getsitepackages()),
-        *(
-            site.getusersitepackages(),
-            *(machine.ROOT / each for each in machine.PACKAGES if each != "search_spaces"),
-            *(machine.ROOT / "search_spaces").glob("*.py"),
-        ),
+        *(site.getusersitepackages(), *(machine.ROOT / each for each in machine.PACKAGES if each != "search_spaces")),
+        *(machine.ROOT / "search_spaces").glob("*.py"),  # and not the candidates there, which are users'
         *(inductor, triton, home / ".config/matplotlib", *caches),
     ]
     resolved = tuple(os.path.realpath(place) for place in places if str(place) not in ("", "/"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -87,8 +88,14 @@ class Validation:
         """Why it may not be trained."""
         return [finding.problem(self.pool) for finding in self.findings if finding.refused]
 
+    def is_same_function(self, other: Validation) -> bool:
+        """Return whether both compute the same in one architecture, as far as their outputs tell."""
+        if self.arch != other.arch or not (self.outputs and other.outputs):
+            return False
+        return np.allclose(self.outputs, other.outputs, TOLERANCE, TOLERANCE)
+
     def with_findings(self, more: Sequence[Finding]) -> Validation:
-        """The same, and these beside; of a pool that is refused, only why."""
+        """Return the same, and these beside; of a pool that is refused, only why."""
         findings = (*self.findings, *more)
         if any(finding.refused for finding in more):
             return Validation(self.pool, self.arch, findings)
@@ -96,24 +103,16 @@ class Validation:
 
     @classmethod
     def of(cls, pool: Pool, arch: str, found: Mapping[str, Any]) -> Self:
-        """From `found_dict`, as it comes back from another process."""
-        return cls(
-            pool,
-            arch,
-            tuple(Finding(**finding) for finding in found["findings"]),
-            Cost(**found["cost"]) if found["cost"] else None,
-            tuple(found["outputs"]),
-            tuple(found["parting"]),
-        )
+        """Return what `found_dict` was made of, as it comes back from another process."""
+        findings = tuple(Finding(**finding) for finding in found["findings"])
+        cost = Cost(**found["cost"]) if found["cost"] else None
+        return cls(pool, arch, findings, cost, tuple(found["outputs"]), tuple(found["parting"]))
 
     def found_dict(self) -> dict[str, Any]:
-        """All but the pool and the architecture, as plain data."""
-        return {
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
-            "cost": dataclasses.asdict(self.cost) if self.cost else None,
-            "outputs": list(self.outputs),
-            "parting": list(self.parting),
-        }
+        """Return all but the pool and the architecture, as plain data."""
+        found = dataclasses.asdict(self)
+        del found["pool"], found["arch"]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +130,6 @@ class Report:
     gpus: int = 0
     cpu_bf16: bool = False
     missing: Sequence[str] = ()
-
-    def of(self, pool: Pool, arch: str) -> Validation:
-        return next(one for one in self.validations if one.pool == pool and one.arch == arch)
 
     @property
     def refused(self) -> list[Problem]:
@@ -160,16 +156,13 @@ class Report:
         return problems
 
     def equivalences(self) -> list[Equivalence]:
-        """The classes of two and more pools, by architecture."""
+        """Return the classes of two and more pools, by architecture."""
         classes: list[list[Validation]] = []
-        for one in self.validations:
-            if not one.outputs:
-                continue
-            for members in classes:
-                if members[0].arch == one.arch and np.allclose(members[0].outputs, one.outputs, TOLERANCE, TOLERANCE):
-                    members.append(one)
-                    break
-            else:
+        for one in sorted(self.validations, key=lambda one: one.arch):
+            alike = (members for members in classes if members[0].is_same_function(one))
+            if members := next(alike, None):
+                members.append(one)
+            elif one.outputs:
                 classes.append([one])
         return [
             Equivalence(
@@ -177,31 +170,29 @@ class Report:
                 tuple(member.pool.label for member in members),
                 {member.pool.label: member.parting for member in members if member.parting},
             )
-            for members in sorted(classes, key=lambda members: members[0].arch)
+            for members in classes
             if len(members) > 1
         ]
 
     def table(self) -> str:
-        """What each pool costs in each architecture, and whether it may be trained there, as wide as it needs to be."""
+        """Return what each pool costs in each architecture, and whether it may be trained there, in lines."""
         from rich import box  # here, because a worker does not need it
         from rich.table import Table
 
-        head = ("pool", "arch", "parameters", "FLOPs an image", "ms a batch of 128", "by gap", "verdict")
         table = Table(box=box.SIMPLE_HEAD)
-        for name in head:
+        for name in ("pool", "arch", "parameters", "FLOPs an image", "ms a batch of 128", "by gap", "verdict"):
             table.add_column(name, no_wrap=True, justify="left" if name in ("pool", "arch", "verdict") else "right")
-        for index, one in enumerate(self.validations):
-            last = index + 1 == len(self.validations) or self.validations[index + 1].pool != one.pool
-            cost = one.cost
-            numbers = (
-                (f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.time_ms:.2f}", f"{cost.times_gap:.1f}")
-                if cost
-                else ("",) * 4
-            )
-            table.add_row(one.pool.label, one.arch, *numbers, one.verdict, end_section=last)
+        for pool, validations in itertools.groupby(self.validations, key=lambda one: one.pool):
+            for one in validations:
+                cost = ("",) * 4
+                if one.cost:
+                    time_ms, times_gap = f"{one.cost.time_ms:.2f}", f"{one.cost.times_gap:.1f}"
+                    cost = (f"{one.cost.parameters:,}", f"{one.cost.flops:,}", time_ms, times_gap)
+                table.add_row(pool.label, one.arch, *cost, one.verdict)
+            table.add_section()
         return "\n".join(plain(table))
 
     def refuse(self) -> None:
-        """Raises a RequestError if a pool is refused."""
+        """Raise a RequestError if a pool is refused."""
         if self.refused:
             raise RequestError(self.refused)

@@ -9,9 +9,8 @@ to the bit: then what the pool is stands in its checkpoint, and no trial depends
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,101 +32,120 @@ CLASSES = 10
 LARGEST_BATCH = 512
 
 
-class Setup:
+@dataclass
+class Trained:
+    """What is known of a pool that was trained for two epochs.
+
+    Attributes:
+        checkpoint: after the first.
+        epoch: what the second came to.
+        initial: what the pool's state_dict started from, as digests.
+        held: what the pool and its files hold in the end beside their checkpoint.
+        still: names of what of that was the same from the start.
+    """
+
+    findings: Sequence[Finding]
+    checkpoint: bytes = b""
+    epoch: Mapping[str, float] = field(default_factory=dict)
+    initial: Mapping[str, str] = field(default_factory=dict)
+    held: Mapping[str, str] = field(default_factory=dict)
+    still: frozenset[str] = frozenset()
+
+
+class _Training:
     """What both processes do alike, for the pools of one file under one recipe."""
 
     def __init__(self, recipe: Recipe):
         batch = min(recipe.batch_size, LARGEST_BATCH)
         self._recipe = dataclasses.replace(recipe, epochs=2, batch_size=batch, train_samples=None, test_samples=None)
-        self._images = Images(_noise(self._recipe.batch_size), torch.device("cpu"))
+        self._images = Images(_noise(batch), torch.device("cpu"))
 
-    def trial(self, pool: Pool, arch: str) -> Trial:
-        return Trial(pool, arch, "digits", 0, self._recipe)
-
-    def program(self, trial: Trial) -> Program:
-        return Program(trial, self._images, tail=True)
+    def program(self, pool: Pool, arch: str, seed: int = 0) -> Program:
+        return Program(Trial(pool, arch, "digits", seed, self._recipe), self._images, tail=True)
 
 
-class Uninterrupted:
+class Uninterrupted(_Training):
     """The process that trains both epochs, and watches what the file does to it meanwhile."""
 
     def __init__(self, recipe: Recipe):
-        self._setup = Setup(recipe)
+        super().__init__(recipe)
         self._reads = Reads()
         self._before: process_state.State | None = None
         self._imported: list[Finding] = []
 
-    def run(self, pool: Pool, arch: str, place: Path) -> dict[str, Any]:
-        """Its findings, and what the second epoch came to; leaves the state after the first in a file at `place`."""
-        if self._before is None:
-            _run(self._setup.program(self._setup.trial(expand("gap")[0], arch)), 1)  # imports, first calls
-            before = process_state.snapshot()
-            with self._reads:
-                user_module.load_class(pool.source)  # type: ignore[arg-type]
-            self._before = process_state.snapshot()
-            self._imported = list(process_state.findings(process_state.changes(before, self._before), "import"))
-            if user_module.draws():
-                what = "it draws or seeds random numbers, which come out the same for every seed of its trials"
-                self._imported.append(Finding("process-state", "import", what, "Draw in __init__.", refused=False))
-        trial = self._setup.trial(pool, arch)
+    def run(self, pool: Pool, arch: str) -> Trained:
+        if pool.source and self._before is None:
+            self._before = self._import(pool, arch)
         try:
             with self._reads:
-                program = self._setup.program(trial)
+                program = self.program(pool, arch)
                 initial, start = _initial(program), _held(program)
                 _run(program, 1)
-                place.write_bytes(checkpoint.encode(trial.id, program.state()))
-                second = _run(program, 2)
-                state = _held(program)
+                saved = checkpoint.encode(program.trial.id, program.state())
+                second, held = _run(program, 2), _held(program)
         except (Exception, SystemExit) as error:
-            raised = [] if any(each.refused for each in self._imported) else [failure(_where(arch), error, "training")]
-            return {"findings": [dataclasses.asdict(each) for each in (*self._imported, *raised)]}
-        findings = [*self._imported, *(self._reads.findings(pool.source) if pool.source else ())]
-        after = process_state.changes(self._before, process_state.snapshot())
-        findings += process_state.findings(after, "building and training")
-        found = {"epoch": second, "initial": initial, "held": state}
-        found["still"] = [name for name, value in state.items() if start.get(name) == value]
-        return {"findings": [dataclasses.asdict(finding) for finding in findings], **found}
+            refused = any(each.refused for each in self._imported)
+            return Trained([*self._imported, *([] if refused else [failure(_where(arch), error, "training")])])
+        findings = list(self._imported)
+        if pool.source and self._before is not None:
+            findings += self._reads.findings(pool.source)
+            findings += process_state.findings(self._before, process_state.snapshot(), "building and training")
+        still = frozenset(name for name, value in held.items() if start.get(name) == value)
+        return Trained(findings, saved, second, initial, held, still)
+
+    def _import(self, pool: Pool, arch: str) -> process_state.State:
+        """Run the file; what the process is after that."""
+        _run(self.program(expand("gap")[0], arch), 1)  # imports, first calls
+        before = process_state.snapshot()
+        with self._reads:
+            user_module.load_class(pool.source)  # type: ignore[arg-type]
+        after = process_state.snapshot()
+        self._imported += process_state.findings(before, after, "import")
+        if user_module.draws():
+            what = "it draws or seeds random numbers, which come out the same for every seed of its trials"
+            self._imported.append(Finding("process-state", "import", what, "Draw in __init__.", refused=False))
+        return after
 
 
-def resume(setup: Setup, pool: Pool, arch: str, place: Path, whole: dict[str, Any]) -> list[Finding]:
-    """What differs when the second epoch is trained from the file at `place`, after a trial of another seed."""
-    trial = setup.trial(pool, arch)
-    try:
-        setup.program(dataclasses.replace(trial, seed=1))
-        program = setup.program(trial)
-        if odd := [name for name, value in _initial(program).items() if whole["initial"].get(name) != value]:
-            what = (
-                f"{', '.join(odd[:3])} start from other values in another process, or after a trial of another seed: a "
-                "trial depends on what ran before it"
-            )
-            mend = "Draw in __init__ from torch's own generator, which is seeded, and keep nothing for the next one."
-            return [Finding("repeatability", _where(arch), what, mend)]
-        program.load_state(checkpoint.decode(trial.id, place.read_bytes()))
-        second, state = _run(program, 2), _held(program)
-    except (Exception, SystemExit) as error:
-        return [failure(_where(arch), error, "resume")]
-    return list(_differences(arch, whole, second, state))
+class Resumed(_Training):
+    """The process that trains the second epoch from the checkpoint, after a trial of another seed."""
+
+    def __init__(self, recipe: Recipe, trained: Mapping[tuple[Pool, str], Trained]):
+        super().__init__(recipe)
+        self._trained = trained
+
+    def run(self, pool: Pool, arch: str) -> list[Finding]:
+        """Return what differs."""
+        whole = self._trained[pool, arch]
+        try:
+            self.program(pool, arch, seed=1)
+            program = self.program(pool, arch)
+            if odd := [name for name, value in _initial(program).items() if whole.initial.get(name) != value]:
+                what = (
+                    f"{', '.join(odd[:3])} start from other values in another process, or after a trial of another "
+                    "seed: a trial depends on what ran before it"
+                )
+                mend = "Draw in __init__ from torch's own generator, which is seeded, and keep nothing for the next."
+                return [Finding("repeatability", _where(arch), what, mend)]
+            program.load_state(checkpoint.decode(program.trial.id, whole.checkpoint))
+            second, held = _run(program, 2), _held(program)
+        except (Exception, SystemExit) as error:
+            return [failure(_where(arch), error, "resume")]
+        return list(_differences(arch, whole, second, held))
 
 
-def _differences(
-    arch: str, whole: dict[str, Any], second: dict[str, float], state: dict[str, str]
-) -> Iterator[Finding]:
-    then = whole["held"]
-    hidden = sorted(name for name in then.keys() | state.keys() if then.get(name) != state.get(name))
-    hidden.sort(key=set(whole["still"]).__contains__)  # what moves first
+def _differences(arch: str, whole: Trained, second: Mapping[str, float], held: Mapping[str, str]) -> Iterator[Finding]:
+    hidden = sorted(name for name in whole.held.keys() | held.keys() if whole.held.get(name) != held.get(name))
+    hidden.sort(key=whole.still.__contains__)  # what moves first
     named = ", ".join(hidden[:3])
     mend = "Make it a buffer and change it in place, self.calls.add_(1), so that a checkpoint finds it."
-    parted = [(name, was, second[name]) for name, was in whole["epoch"].items() if repr(was) != repr(second[name])]
+    parted = [name for name, value in whole.epoch.items() if repr(value) != repr(second[name])]
     if parted:
-        name, was, now = parted[0]
+        was, now = whole.epoch[parted[0]], second[parted[0]]
         because = f": {named} are not where a checkpoint finds them" if named else ""
-        what = f"the second epoch's {name} is {was:.8g} when it is not stopped, and {now:.8g} when it is{because}"
+        what = f"the second epoch's {parted[0]} is {was:.8g} when it is not stopped, and {now:.8g} when it is{because}"
         yield Finding("resume", _where(arch), what, mend)
-    elif set(hidden) <= set(whole["still"]):
-        if named:
-            what = f"{named} differ from process to process, and no figure with them as far as was seen"
-            yield Finding("resume", _where(arch), what, "Take them out if you can.", refused=False)
-    else:
+    elif not whole.still.issuperset(hidden):
         what = f"{named} change in Python from step to step, where no checkpoint finds them"
         yield Finding("resume", _where(arch), what, mend)
 
@@ -139,15 +157,13 @@ def _run(program: Program, epoch: int) -> dict[str, float]:
 
 def _held(program: Program) -> dict[str, str]:
     """What the pool and its files hold beside what is in the checkpoint."""
-    root, pool = user_module.folder(), program.network.pool
-    saved = {f"self.{name}" for name in pool.state_dict()}
+    root = user_module.folder()
     here = str(root.parent) if root else "\0"  # where it is laid out is another place in every process
-    held = python_state.held(pool, user_module.modules())
-    return {name: value.replace(here, "") for name, value in held.items() if name not in saved}
+    held = python_state.held(program.network.pool, user_module.modules())
+    return {name: value.replace(here, "") for name, value in held.items()}
 
 
 def _initial(program: Program) -> dict[str, str]:
-    """What the pool starts from."""
     return {name: python_state.digest(tensor) for name, tensor in program.network.pool.state_dict().items()}
 
 

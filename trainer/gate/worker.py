@@ -1,25 +1,26 @@
 """`python -m trainer.gate.worker`: validations on request, each code's in processes that it may well break.
 
-Says in a line of JSON what torch finds on this machine, then answers each line of stdin, {step, cases, ...}, with a
-line for the process that it is given (`pid`), one for each case (`found`), and one for how that process ended (`ended`,
-null if all is well). What a pool writes to stdout does not get between them. This process itself runs no pool.
+Answers each line of stdin, {recipe, limit_s, cases} as JSON, with a line of {machine, found}: what torch finds on this
+machine, and what is found in each case. What a pool writes to stdout does not get between them.
 
-The steps are `check`, alone and at odd inputs (`trainer.gate.checks`); `train`, as a trial does, and `resume`, which
-goes on from there in another process (`trainer.gate.resume`).
+A user's file is run in three processes. One checks its pools alone and at odd inputs (`trainer.gate.checks`), one
+trains them as a trial does, and one goes on from there (`trainer.gate.resume`). This process itself runs no pool.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import torch
 import torch.utils.flop_counter
@@ -29,15 +30,19 @@ from search_spaces.recipe import Recipe
 from trainer import compat
 from trainer.gate import checks, cost, equivalence, resume
 from trainer.gate.case import Case
-from trainer.gate.report import Validation
+from trainer.gate.report import Finding, Validation
 from trainer.isolation import Child, ChildDiedError
 
-Answer = dict[str, Any]
-Validate = Callable[[Pool, str, Mapping[str, Any]], Answer]
+Key = tuple[Pool, str]
+Step = Callable[[Pool, str], Any]
+
+COMPILES = 10  # times as long for what torch.compile has to compile first: 20 s a function on one core
+WAITS = 10  # times as long for what sleeps, or has to wait for a core that others want too
+LATE = ("SIGPROF", "SIGALRM")
 
 
 def validate(pool: Pool, arch: str, precision: str = "fp32") -> Validation:
-    """All about a pool in an architecture; of one that is refused, only why. Runs the pool's code."""
+    """Return all about a pool in an architecture; of one that is refused, only why. Runs the pool's code."""
     case = Case(pool, arch, half=precision == "bf16")
     with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
         findings = tuple(checks.check(case))
@@ -47,31 +52,68 @@ def validate(pool: Pool, arch: str, precision: str = "fp32") -> Validation:
         return Validation(pool, arch, findings, cost.measure(case), tuple(outputs), tuple(parting))
 
 
-def _step(asked: Mapping[str, Any]) -> Validate:
-    """What a request asks to be done with each of its cases."""
-    recipe = Recipe.of(asked["recipe"])
-    if asked["step"] == "check":
-        return lambda pool, arch, _: validate(pool, arch, recipe.precision).found_dict()
-    if asked["step"] == "train":
-        uninterrupted = resume.Uninterrupted(recipe)
-        return lambda pool, arch, case: uninterrupted.run(pool, arch, Path(case["place"]))
-    setup = resume.Setup(recipe)
+def validate_all(keys: Sequence[Key], recipe: Recipe, limit_s: float) -> list[Validation]:
+    """Return all about the pools of one code, each in an architecture, in the order of `keys`."""
+    checking = functools.partial(validate, precision=recipe.precision)
+    found = {
+        key: Validation(*key, (one,)) if isinstance(one, Finding) else one
+        for key, one in _each(lambda: checking, keys, limit_s).items()
+    }
+    passed = [key for key in keys if not found[key].refused]
+    if not keys[0][0].code or not passed:
+        return list(found.values())
+    trained = _each(lambda: resume.Uninterrupted(recipe).run, passed, limit_s)
+    for key, one in trained.items():
+        found[key] = found[key].with_findings([one] if isinstance(one, Finding) else one.findings)
+    going_on = [key for key in reversed(passed) if not found[key].refused]
+    resumed = _each(lambda: resume.Resumed(recipe, trained).run, going_on, limit_s)
+    for key, one in resumed.items():
+        found[key] = found[key].with_findings([one] if isinstance(one, Finding) else one)
+    return list(found.values())
 
-    def resumed(pool: Pool, arch: str, case: Mapping[str, Any]) -> Answer:
-        found = resume.resume(setup, pool, arch, Path(case["place"]), case["whole"])
-        return {"findings": [dataclasses.asdict(finding) for finding in found]}
 
-    return resumed
+def _each(prepare: Callable[[], Step], keys: Sequence[Key], limit_s: float) -> dict[Key, Any]:
+    """What a step finds in each case, or why it found nothing: then the next case has a process of its own."""
+    found: dict[Key, Any] = {}
+    while waiting := [key for key in keys if key not in found]:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            child = Child(functools.partial(_serve, prepare, waiting, limit_s, said))
+            asked = iter(waiting)
+            try:
+                for answer in child.ask(None):
+                    found[next(asked)] = answer
+                child.close()
+            except ChildDiedError:
+                if key := next(asked, None):
+                    found[key] = _no_answer(key[1], str(child.ended), limit_s, said)
+    return {key: found[key] for key in keys}
 
 
-def _serve(requests: Connection) -> None:
-    """In a process of its own: answers one request, with the cases in their order."""
+def _no_answer(arch: str, ended: str, limit_s: float, said: IO[str]) -> Finding:
+    where = f"{arch}'s feature map"
+    if ended in LATE:
+        mend = "Look for a loop that depends on values; a step has milliseconds."
+        what = f"it has not come to an end after {limit_s:g} s of computing, or {WAITS} times as long of waiting"
+        return Finding("time-limit", where, what, mend)
+    said.seek(0)
+    last = (said.read().splitlines() or ["it said nothing"])[-1]
+    return Finding("run", where, f"the process that runs it ended ({ended}): {last}", "It must return.")
+
+
+def _serve(
+    prepare: Callable[[], Step], keys: Sequence[Key], limit_s: float, said: IO[str], requests: Connection
+) -> None:
+    """In a process of its own: takes the step with each case in turn."""
+    os.dup2(said.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
-    while (asked := requests.recv()) is not None:
-        step = _step(asked)
-        for case in asked["cases"]:
-            requests.send(step(Pool.from_dict(case["pool"]), case["arch"], case))
-        requests.send(None)
+    requests.recv()
+    step = prepare()
+    for pool, arch in keys:
+        limit = limit_s * (COMPILES if pool.source and "torch.compile" in pool.source.text else 1)
+        signal.setitimer(signal.ITIMER_PROF, limit)  # of its own time: a busy machine is not its fault
+        signal.setitimer(signal.ITIMER_REAL, WAITS * limit)
+        requests.send(step(pool, arch))
+    requests.send(None)
 
 
 def _machine(requests: Connection) -> None:
@@ -83,37 +125,24 @@ def _machine(requests: Connection) -> None:
     requests.send(None)
 
 
-def _answer(asked: Mapping[str, Any], answers: TextIO) -> None:
-    def say(**line: Any) -> None:
-        answers.write(json.dumps(line) + "\n")
-
-    child = Child(_serve)
-    say(pid=child.pid)
-    try:
-        for found in child.ask(asked):
-            say(found=found)
-        child.close()
-        say(ended=None)
-    except ChildDiedError:
-        say(ended=child.ended)
-
-
 def main() -> None:
-    torch.set_num_threads(1)
     # What fake tensors and torch.compile import, 2 s: here once, and not in every process. The first compilation also
     # wraps nn.Module.__init__, which would seem to be a pool's doing.
     torch.compile(torch.neg, backend="eager")(torch.ones(1))
+    child = Child(_machine)
+    (machine,) = child.ask(None)
+    child.close()
     with (
         os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8") as answers,
         Path(os.devnull).open("wb") as nowhere,
     ):
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        child = Child(_machine)
-        (machine,) = child.ask({})
-        child.close()
-        answers.write(json.dumps(machine) + "\n")
         for line in sys.stdin:
-            _answer(json.loads(line), answers)
+            asked = json.loads(line)
+            keys = [(Pool.from_dict(pool), arch) for pool, arch in asked["cases"]]
+            validations = validate_all(keys, Recipe.of(asked["recipe"]), asked["limit_s"])
+            answer = {"machine": machine, "found": [one.found_dict() for one in validations]}
+            answers.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

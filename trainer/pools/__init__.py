@@ -1,4 +1,7 @@
-"""The built-in pools: one public class a file, [B, C, H, W] -> [B, C]; the file's name is the pool's name."""
+"""The built-in pools: one public class a file, [B, C, H, W] -> [B, C]; the file's name is the pool's name.
+
+Where a constructor takes `channels`, that is C.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,15 @@ from search_spaces.signature import signature
 from trainer import user_module
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
+
+    from search_spaces.user_code import Source
 
 
 def load_class(pool: Pool) -> type[nn.Module]:
-    """The pool's class. Runs the file it stands in, once a process: a candidate is code, and is trusted from here on.
+    """Return the pool's class. Runs its file, once a process: a candidate is code, and is trusted from here on.
 
     Raises:
         whatever the file raises on import.
@@ -28,18 +35,24 @@ def load_class(pool: Pool) -> type[nn.Module]:
     return getattr(module, builtin_source(pool.name).class_name)
 
 
-def build(pool: Pool, channels: int) -> nn.Module:
-    """The pool as a module, for feature maps of that many channels; `channels` is passed if it is declared."""
-    cls = load_class(pool)
-    return cls(**dict(pool.params), **({"channels": channels} if _takes_channels(pool, cls) else {}))
+def build(pool: Pool | Callable[..., nn.Module], channels: int) -> nn.Module:
+    """Return a pool's module, or a function's, for maps of that many channels; `channels` is passed if declared."""
+    if isinstance(pool, Pool):
+        make, given = load_class(pool), dict(pool.params)
+        source = pool.source or builtin_source(pool.name)
+    else:
+        make, given, source = pool, {}, None
+    if _takes_channels(make, source):
+        given["channels"] = channels
+    return make(**given)
 
 
-def _takes_channels(pool: Pool, cls: type[nn.Module]) -> bool:
+def _takes_channels(make: Callable[..., nn.Module], source: Source | None) -> bool:
     try:
-        taken = inspect.signature(cls).parameters
+        taken = inspect.signature(make).parameters
     except (TypeError, ValueError):  # it is no Python function's
         taken = {}
     if "channels" in taken:
         return True
     hidden = not taken or any(each.kind is each.VAR_KEYWORD for each in taken.values())  # behind a decorator, say
-    return hidden and signature(pool.source or builtin_source(pool.name)).takes_channels
+    return hidden and source is not None and signature(source).takes_channels

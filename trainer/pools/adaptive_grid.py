@@ -17,7 +17,6 @@ class AdaptiveGridPool(nn.Module):
     The weights start at 1 / k^2, the mean over cells.
 
     Args:
-        channels: C.
         k: cells along a side, from 1 up; 2, the four quadrants, is the choice here.
     """
 
@@ -28,6 +27,3 @@ class AdaptiveGridPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (F.adaptive_avg_pool2d(x, self.k).flatten(2) * self.weight).sum(dim=2).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"channels={self.weight.shape[0]}, k={self.k}"

@@ -38,6 +38,3 @@ class AlphaIntegrationPool(nn.Module):
             away = torch.where(q < 0, q.clamp(max=-SMALLEST), q.clamp(min=SMALLEST))
             q = q + (away - q).detach()  # a clamp alone would leave alpha = 1 without a gradient
             return power_mean(x.double().flatten(2).clamp(min=self.eps), q).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha.item():.4g}, eps={self.eps}"

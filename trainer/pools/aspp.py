@@ -17,7 +17,6 @@ class AsppPool(nn.Module):
     """[B, C, H, W] -> [B, C]: context at several scales around each position, projected to C channels and averaged.
 
     Args:
-        channels: C.
         width: channels of each branch, from 1 up; 64 keeps it at 2.8 million parameters at C = 1280. 256 in the paper.
         rates: the dilations, a list of whole numbers from 1 up; the paper has 6, 12 and 18 for maps of 64x64 and more,
             an 8x8 map has no room for them.

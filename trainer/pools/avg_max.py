@@ -17,11 +17,8 @@ class AverageMaxPool(nn.Module):
     def __init__(self, weight: float = 0.5):
         super().__init__()
         if not 0 <= weight <= 1:
-            raise ValueError(f"weight must be in [0, 1], found {weight}")
+            raise ValueError(f"weight must be in [0, 1], got {weight}")
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
         return (1 - self.weight) * x.mean(dim=(2, 3)) + self.weight * x.amax(dim=(2, 3))
-
-    def extra_repr(self) -> str:
-        return f"weight={self.weight}"

@@ -16,7 +16,6 @@ class CbamPool(nn.Module):
     """[B, C, H, W] -> [B, C]: channels and positions gated, then averaged.
 
     Args:
-        channels: C.
         ratio: the channels' perceptron has C / ratio hidden units, from 1 up; 16 in the paper. It has 4 at least: a
             single ReLU may well be dead from the start.
         kernel: side of the convolution, odd, from 1 up; 7 in the paper.
@@ -25,7 +24,7 @@ class CbamPool(nn.Module):
     def __init__(self, channels: int, ratio: int = 16, kernel: int = 7):
         super().__init__()
         if whole("kernel", kernel) % 2 == 0:
-            raise ValueError(f"kernel must be an odd number from 1 up, found {kernel}")
+            raise ValueError(f"kernel must be an odd number from 1 up, got {kernel}")
         hidden = max(4, channels // whole("ratio", ratio))
         self.perceptron = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
         self.convolution = nn.Conv2d(2, 1, kernel, padding=kernel // 2)

@@ -15,7 +15,6 @@ class ClipAttentionPool(nn.Module):
     """[B, C, H, W] -> [B, C]: the average attends to all positions.
 
     Args:
-        channels: C.
         size: the embedding is size x size, from 1 up, and interpolated bilinearly to the map; 8 fits the 8x8 maps of
             the ResNets. Its entries start with a variance of 1 / C, as in the paper's code.
         width: dimension of all heads together, from 1 up, at most C. 64 keeps it at 412,000 parameters at C = 1280;

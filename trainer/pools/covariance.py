@@ -17,7 +17,6 @@ class CovariancePool(nn.Module):
     """[B, C, H, W] -> [B, C]: a linear layer over the square root of the covariance of the reduced channels.
 
     Args:
-        channels: C.
         width: channels that C is reduced to before, from 1 up, at most C; 32 keeps it at 718,000 parameters at
             C = 1280. The paper reduces 2048 to 256.
         iterations: of Newton and Schulz, from 1 up; 5 in the paper.
@@ -47,6 +46,3 @@ class CovariancePool(nn.Module):
             rows, columns = torch.triu_indices(*root.shape[1:], device=x.device)
             upper = (trace.sqrt() * root)[:, rows, columns]
         return self.project(upper).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"iterations={self.iterations}, eps={self.eps}"

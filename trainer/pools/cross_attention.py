@@ -15,7 +15,6 @@ class CrossAttentionPool(nn.Module):
     """[B, C, H, W] -> [B, C]: one learned query attends to all positions.
 
     Args:
-        channels: C.
         width: dimension of all heads together, from 1 up, at most C; 64 keeps it at 333,000 parameters at C = 1280.
         heads: from 1 up; the largest divisor of the width that is not above it is taken. 8 as in Vaswani et al.,
             Attention Is All You Need (NeurIPS 2017).

@@ -19,7 +19,6 @@ class DeformablePool(nn.Module):
     """[B, C, H, W] -> [B, C]: a deformable convolution in a bottleneck with a residual, then the average.
 
     Args:
-        channels: C.
         width: channels in the bottleneck, from 1 up, at most C; 64 keeps it at 212,000 parameters at C = 1280.
     """
 

@@ -14,7 +14,6 @@ class AverageMlpPool(nn.Module):
     """[B, C, H, W] -> [B, C]: the average, and a residual perceptron C -> h -> C of a chosen size on top of it.
 
     Args:
-        channels: C.
         parameters: how many it is to have, from 1 up; 10,000 is the choice here. They are h (2C + 1) + C, and h is
             the whole number from 1 up that comes nearest: never further away than C, unless h = 1 is too many.
     """

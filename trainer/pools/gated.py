@@ -29,6 +29,3 @@ class GatedPool(nn.Module):
             values = x.float()
             share = (values * resize(self.mask, x.shape[2], x.shape[3])).sum(dim=(2, 3)).sigmoid()
             return torch.lerp(values.mean(dim=(2, 3)), values.amax(dim=(2, 3)), share).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"size={self.mask.shape[2]}"

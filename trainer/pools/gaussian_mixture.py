@@ -18,7 +18,6 @@ class GaussianMixturePool(nn.Module):
     """[B, C, H, W] -> [B, C]: a linear layer over the deviations of the positions from diagonal Gaussians.
 
     Args:
-        channels: C.
         components: K, from 1 up; 256 in Perronnin et al., for whole images. 4 is the choice here for 64 positions.
         width: channels that C is reduced to before, from 1 up, at most C; 32 keeps it at 370,000 parameters at
             C = 1280.

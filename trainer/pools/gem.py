@@ -27,6 +27,3 @@ class GeM(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             clamped = x.float().clamp(min=self.eps)
             return clamped.pow(self.p).mean(dim=(2, 3)).pow(1 / self.p).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p.item():.4g}, eps={self.eps}"

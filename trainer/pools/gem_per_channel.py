@@ -15,7 +15,6 @@ class GeMPerChannel(nn.Module):
     """[B, C, H, W] -> [B, C]: the power mean of each channel, an exponent for each.
 
     Args:
-        channels: C.
         p: the exponent that all start from, above 0; 3 in the paper.
         eps: what activations are clamped to from below, above 0: a power of a negative number is NaN, and the gradient
             of a root at zero is infinite.
@@ -29,6 +28,3 @@ class GeMPerChannel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return power_mean(x.float().flatten(2).clamp(min=self.eps), self.p).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"channels={len(self.p)}, eps={self.eps}"

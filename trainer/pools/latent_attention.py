@@ -17,7 +17,6 @@ class LatentAttentionPool(nn.Module):
     """[B, C, H, W] -> [B, C]: positions attend to learned latents, go through a perceptron, and are averaged.
 
     Args:
-        channels: C.
         latents: how many, from 1 up; the paper has 512 for a language model, 32 is the choice here.
         width: dimension of the latents, of all heads together and of the perceptron's hidden layer, from 1 up, at most
             C; 64 keeps it at 346,000 parameters at C = 1280.

@@ -15,7 +15,6 @@ class LocalImportancePool(nn.Module):
     """[B, C, H, W] -> [B, C]: each channel weighted by a learned importance of its own at each position.
 
     Args:
-        channels: C.
         width: channels between the two layers of G, from 1 up, at most C; 64 keeps it at 165,000 parameters at
             C = 1280.
     """

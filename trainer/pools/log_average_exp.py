@@ -30,6 +30,3 @@ class LogAverageExpPool(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             t = self.log_t.exp()
             return (t * log_mean_exp(x.float().flatten(2) / t)).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"t={math.exp(self.log_t.item()):.4g}"

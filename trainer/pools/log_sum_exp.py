@@ -21,12 +21,9 @@ class LogSumExpPool(nn.Module):
     def __init__(self, r: float = 10.0):
         super().__init__()
         if r == 0:
-            raise ValueError(f"r must not be 0 (its limit there is the pool gap), found {r}")
+            raise ValueError(f"r must not be 0 (its limit there is the pool gap), got {r}")
         self.r = r
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return (log_mean_exp(self.r * x.float().flatten(2)) / self.r).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"r={self.r}"

@@ -27,6 +27,3 @@ class LpPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return power_mean(x.float().flatten(2).abs().clamp(min=self.eps), self.p).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}, eps={self.eps}"

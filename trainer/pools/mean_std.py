@@ -17,7 +17,6 @@ class MeanStdPool(nn.Module):
     Has 3.3 million parameters at C = 1280.
 
     Args:
-        channels: C.
         eps: what is added to the variance, above 0: the gradient of a root at zero is infinite. 1e-5 as in torch's
             normalisations.
     """
@@ -32,6 +31,3 @@ class MeanStdPool(nn.Module):
             variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
             statistics = torch.cat([mean, (variance + self.eps).sqrt()], dim=1)
         return self.project(statistics).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"eps={self.eps}"

@@ -20,6 +20,3 @@ class MixedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.lerp(x.mean(dim=(2, 3)).float(), x.amax(dim=(2, 3)).float(), self.theta.sigmoid()).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"share={self.theta.sigmoid().item():.4g}"

@@ -16,7 +16,6 @@ class MultiHeadPool(nn.Module):
     """[B, C, H, W] -> [B, C]: each slice of the channels averaged over positions with attention weights of its own.
 
     Args:
-        channels: C.
         heads: how many slices, from 1 up; the largest divisor of C that is not above it is taken. 8 as in Vaswani et
             al., Attention Is All You Need (NeurIPS 2017). The queries, C numbers in all, start at zero: the average.
     """
@@ -30,6 +29,3 @@ class MultiHeadPool(nn.Module):
         slices = x.flatten(2).unflatten(1, (self.query.shape[0], -1)).transpose(2, 3)  # [B, heads, HW, d]
         query = self.query.expand(x.shape[0], -1, -1, -1)
         return F.scaled_dot_product_attention(query, slices, slices).flatten(1).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"heads={self.query.shape[0]}"

@@ -17,7 +17,6 @@ class NetVladPool(nn.Module):
     """[B, C, H, W] -> [B, C]: a linear layer over the residuals of the positions to learned centres.
 
     Args:
-        channels: C.
         clusters: K, from 1 up; 64 in the paper, for whole images. 8 is the choice here for 64 positions.
         width: channels that C is reduced to before, from 1 up, at most C; 64 keeps it at 740,000 parameters at
             C = 1280.

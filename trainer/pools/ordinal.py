@@ -30,6 +30,3 @@ class OrdinalPool(nn.Module):
             ordered = x.float().flatten(2).sort(dim=2, descending=True).values
             logits = F.interpolate(self.logits, ordered.shape[2], mode="linear", align_corners=True)
             return average(ordered, logits.softmax(dim=2)).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"ranks={self.logits.shape[2]}"

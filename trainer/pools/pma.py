@@ -16,7 +16,6 @@ class AttentionSeedsPool(nn.Module):
     """[B, C, H, W] -> [B, C]: learned seeds attend to the positions, and are averaged.
 
     Args:
-        channels: C.
         seeds: how many, from 1 up; the paper has from 1 to 4, by task.
         width: dimension of all heads together and of the perceptrons' hidden layer, from 1 up, at most C. 64 keeps it
             at 670,000 parameters at C = 1280; the paper has C.

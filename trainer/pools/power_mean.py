@@ -26,7 +26,7 @@ class PowerMeanPool(nn.Module):
     def __init__(self, p: float = 3.0, p_max: float = 10.0, eps: float = 1e-6):
         super().__init__()
         if not 1 < p < p_max:
-            raise ValueError(f"p must be above 1 and below p_max, which is {p_max}, found {p}")
+            raise ValueError(f"p must be above 1 and below p_max, which is {p_max}, got {p}")
         self.theta = nn.Parameter(torch.tensor([math.log((p - 1) / (p_max - p))]))
         self.p_max = p_max
         self.eps = positive("eps", eps)
@@ -35,6 +35,3 @@ class PowerMeanPool(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             p = 1 + (self.p_max - 1) * self.theta.sigmoid()
             return power_mean(x.float().flatten(2).clamp(min=self.eps), p).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"p={1 + (self.p_max - 1) * self.theta.sigmoid().item():.4g}, p_max={self.p_max}, eps={self.eps}"

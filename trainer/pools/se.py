@@ -16,7 +16,6 @@ class SqueezeExcitationPool(nn.Module):
     """[B, C, H, W] -> [B, C]: the average of each channel, scaled by a gate that sees all averages.
 
     Args:
-        channels: C.
         ratio: the gate has C / ratio hidden units, from 1 up; 16 in the paper. It has 4 at least: a single ReLU may
             well be dead from the start.
     """

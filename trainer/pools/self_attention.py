@@ -14,7 +14,6 @@ class SelfAttentionPool(nn.Module):
     """[B, C, H, W] -> [B, C]: one pre-norm attention layer with a residual, then the average.
 
     Args:
-        channels: C.
         width: dimension of all heads together, from 1 up, at most C; 64 keeps it at 332,000 parameters at C = 1280.
         heads: from 1 up; the largest divisor of the width that is not above it is taken. 8 in the paper.
     """

@@ -21,7 +21,6 @@ class SimPool(nn.Module):
     Has 3.3 million parameters at C = 1280.
 
     Args:
-        channels: C.
         gamma: the exponent, above 0; 2 in the paper for convolutional networks, 1.25 for transformers.
         eps: what is added to v, above 0: the gradient of a root at zero is infinite.
     """
@@ -42,6 +41,3 @@ class SimPool(nn.Module):
             values = points.float().transpose(1, 2)
             values = values - values.amin(dim=(1, 2), keepdim=True) + self.eps
             return power_mean(values, self.gamma, scores.log_softmax(dim=2)).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, eps={self.eps}"

@@ -14,7 +14,6 @@ class SoftAttentionPool(nn.Module):
     """[B, C, H, W] -> [B, C]: an average over positions, weighted by learned scores.
 
     Args:
-        channels: C.
         width: hidden units of the score, from 1 up; 64 is the choice here.
     """
 

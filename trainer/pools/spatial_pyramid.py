@@ -19,7 +19,6 @@ class SpatialPyramidPool(nn.Module):
     The weights start so that y_c is the mean over levels of the mean over the level's bins.
 
     Args:
-        channels: C.
         levels: bins along a side, a list of whole numbers from 1 up; the paper has 1, 2, 4 among others.
     """
 
@@ -32,6 +31,3 @@ class SpatialPyramidPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bins = torch.cat([F.adaptive_max_pool2d(x, n).flatten(2) for n in self.levels], dim=2)
         return (bins * self.weight).sum(dim=2).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"channels={self.weight.shape[0]}, levels={self.levels}"

@@ -23,7 +23,7 @@ class TopKPool(nn.Module):
     def __init__(self, k: int = 4, k_min: int = 0, alpha: float = 0.7):
         super().__init__()
         if alpha < 0:
-            raise ValueError(f"alpha must be from 0 up, found {alpha}")
+            raise ValueError(f"alpha must be from 0 up, got {alpha}")
         self.k = whole("k", k)
         self.k_min = whole("k_min", k_min, least=0)
         self.alpha = alpha
@@ -36,6 +36,3 @@ class TopKPool(nn.Module):
             return largest
         smallest = flat.topk(min(self.k_min, positions), dim=2, largest=False).values.mean(dim=2)
         return largest + self.alpha * smallest
-
-    def extra_repr(self) -> str:
-        return f"k={self.k}, k_min={self.k_min}, alpha={self.alpha}"
