@@ -188,7 +188,8 @@ def _submit(run: Run, pool: str) -> None:
 
 
 def _cam(run: Run, **arguments: Any) -> None:
-    print(run.cam(**arguments))
+    with shown_by(print):
+        print(run.cam(**arguments))
 
 
 if __name__ == "__main__":

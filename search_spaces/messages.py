@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 log = logging.getLogger("poolsweep")
+log.setLevel(logging.INFO)  # once and for all: a logger remembers what it has passed over at another level
 
 
 class _Handler(logging.Handler):

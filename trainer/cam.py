@@ -19,6 +19,7 @@ writes an `.npz` to stdout, or, with exit code 2, the problems of the request.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.errors import RequestError
+from search_spaces.messages import shown_by
 from search_spaces.trial import Trial
 from trainer import data, network
 from trainer.augment import Images
@@ -154,7 +156,7 @@ def _chosen(net: Network, images: Images, count: int, wrong: bool) -> tuple[Tens
 def _answer(asked: dict[str, Any], weights: bytes) -> dict[str, Any]:
     """All that a picture is drawn from, as arrays."""
     trial, data_dir = Trial.from_dict(asked["trial"]), Path(asked["data_dir"])
-    dataset = data.load(trial.dataset, data_dir, lambda line: print(line, file=sys.stderr), download=False)
+    dataset = data.load(trial.dataset, data_dir, download=False)
     seen = look(trial, weights, dataset, asked["images"], asked["wrong"])
     names = data.class_names(trial.dataset, data_dir) or []
     return {
@@ -170,7 +172,8 @@ def main() -> int:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a pool prints, in C too, does not get between them
         asked, weights = json.loads(sys.stdin.buffer.readline()), sys.stdin.buffer.read()
         try:
-            arrays = _answer(asked, weights)
+            with shown_by(functools.partial(print, file=sys.stderr)):
+                arrays = _answer(asked, weights)
         except RequestError as error:
             answers.write(json.dumps([dataclasses.asdict(problem) for problem in error.problems]).encode())
             return 2

@@ -12,7 +12,6 @@ import difflib
 import io
 import json
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -26,6 +25,7 @@ from results.store.folder import RunFolder
 from search_spaces import datasets, machine
 from search_spaces.errors import Problem, RequestError, unknown
 from search_spaces.grid import Planned
+from search_spaces.messages import log
 from search_spaces.trial import PROTOCOL, Trial
 
 ENLARGED = 4
@@ -55,7 +55,6 @@ def draw(
     wrong: bool = False,
     trust: bool = False,
     output: Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Draws the maps of a trial's first test images, from the weights that it kept; where to. Runs the pool's code.
 
@@ -64,7 +63,6 @@ def draw(
         wrong: only of images that are misclassified.
         trust: run the code of a pool that came from a file: the text that the run folder has, whoever wrote it.
         output: where to; RUN/cam/<trial id>.png unless given.
-        say: told whatever the reader of the picture has to know.
 
     Raises:
         RequestError: there is no such trial, or it kept no weights, or its pool's code is not trusted, or there is no
@@ -93,11 +91,11 @@ def draw(
     if datasets.get(trial.dataset).torchvision and not data_dir.is_dir():
         what = f"there is no folder {data_dir.resolve()}; give the one that the sweep read {trial.dataset} from"
         raise RequestError.of(what, "--data-dir")
-    seen = _activations(trial, weights, data_dir, images, wrong, say)
+    seen = _activations(trial, weights, data_dir, images, wrong)
     if seen.maps[0].size == 1:
-        say(f"note: the feature map of {trial.arch} is 1x1: a map of one position cannot localise anything")
+        log.warning(f"note: the feature map of {trial.arch} is 1x1: a map of one position cannot localise anything")
     if not (seen.maps > 0).any():
-        say("note: every map is dark: no position of these images has evidence for the class that is predicted")
+        log.warning("note: every map is dark: no position of these images has evidence for the class that is predicted")
     picture = render(
         seen, [f"{trial.pool.label} on {trial.arch}-{trial.dataset}, seed {trial.seed}", _how(seen, accuracy)]
     )
@@ -138,9 +136,7 @@ class Activations:
     names: npt.NDArray[np.str_]
 
 
-def _activations(
-    trial: Trial, weights: bytes, data_dir: Path, images: int, wrong: bool, say: Callable[[str], None]
-) -> Activations:
+def _activations(trial: Trial, weights: bytes, data_dir: Path, images: int, wrong: bool) -> Activations:
     """Ask a process that has torch, and may run a stranger's pool.
 
     Raises:
@@ -160,7 +156,7 @@ def _activations(
     if done.returncode:
         raise RequestError.of(f"{trial.id} cannot be drawn: {said[-1] if said else f'exit code {done.returncode}'}")
     for line in said:
-        say(line)
+        log.info(line)
     with np.load(io.BytesIO(done.stdout)) as arrays:
         return Activations(**arrays)
 
