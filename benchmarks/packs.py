@@ -79,7 +79,7 @@ def measured(args: argparse.Namespace) -> Iterator[Row]:
     for settings, sizes in [*alone, packs]:
         for arch, precision in kinds:
             in_time = itertools.takewhile(lambda _: time.monotonic() < ends, sizes)
-            growing = grow(endless(arch, precision), images, in_time, say=print, compiled=args.compile, **settings)
+            growing = grow(endless(arch, precision), images, in_time, compiled=args.compile, **settings)
             for found in while_it_pays(growing, GAIN):
                 yield {"arch": arch, "precision": precision, **settings, **figures(found, images, **settings)}
     if time.monotonic() > ends:

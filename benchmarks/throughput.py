@@ -138,7 +138,7 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arch: str, precision: 
 
 def ours(arch: str, precision: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     images = Images(random_images(args.images, args.images // 5), default_device())
-    program = Program(_trial(arch, precision, args), images, compiled=args.compile, say=print)
+    program = Program(_trial(arch, precision, args), images, compiled=args.compile)
     epochs = iter(range(1, args.rounds + 2))
     batch = images.normalise(torch.randint(0, 256, (128, SIZE, SIZE, 3), dtype=torch.uint8, device=images.device))
     labels = images.train_labels[:128]

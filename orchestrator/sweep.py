@@ -101,7 +101,7 @@ class Sweep:
             return dict(zip(names, loaded, strict=False)), gate.report
 
     def _load(self, name: str) -> Dataset:
-        dataset = data.load(name, self.data_dir, log.info)
+        dataset = data.load(name, self.data_dir)
         if problems := self.space.grid.recipe.problems_with(len(dataset.train_labels)):
             raise RequestError(problem.under("recipe") for problem in problems)
         log.info(str(dataset))

@@ -130,7 +130,7 @@ class _Live:
             )
             run.trial(planned.trial.id).write_attempt(self._attempt)
             self.log = run.trial(planned.trial.id).open_log()
-        self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled, say=print)
+        self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled)
         self._program: Program | None = None
         self._history: list[Epoch] = []
         self._stopped = False
@@ -302,7 +302,8 @@ def _encoded(network: nn.Module) -> bytes:
 
 def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> list[dict[str, Any]]:
     """How fast packs of such trials are, by size, as plain data."""
-    found = probe([planned.trial for planned in pack], data, _device(job), MOST, GAIN)
+    with shown_by(print):
+        found = probe([planned.trial for planned in pack], data, _device(job), MOST, GAIN)
     return [dataclasses.asdict(measurement) for measurement in found]
 
 

@@ -124,7 +124,7 @@ class Run(Frames):
         """Draw the class activation maps of a trial; return where the picture is: `results.page.cam.draw`."""
         from results.page import cam  # its process needs torch, which takes seconds
 
-        return cam.draw(self.folder, trial, data_dir, images, wrong=wrong, trust=trust, output=output, say=print)
+        return cam.draw(self.folder, trial, data_dir, images, wrong=wrong, trust=trust, output=output)
 
     def track(self, to: str, follow: bool = False, every: float = 5.0) -> bool:
         """Log every epoch of the one folder with a tracker, `tensorboard`, `mlflow` or `wandb`; none of them twice.

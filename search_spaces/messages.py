@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 log = logging.getLogger("poolsweep")
+log.setLevel(logging.INFO)  # once and for all: a logger remembers what it has passed over at another level
 
 
 @contextlib.contextmanager
@@ -22,9 +23,9 @@ def shown_by(show: Callable[[str], object]) -> Iterator[None]:
 
     handler = logging.Handler()
     handler.emit = emit
-    before = log.handlers[:], log.level, log.propagate
-    log.handlers, log.level, log.propagate = [handler], logging.INFO, False
+    before = log.handlers[:], log.propagate
+    log.handlers, log.propagate = [handler], False
     try:
         yield
     finally:
-        log.handlers, log.level, log.propagate = before
+        log.handlers, log.propagate = before

@@ -31,7 +31,8 @@ def test_equal_to_torchvision_on_pil_images(channels: int) -> None:
     padded = np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
     mean, std = MEAN[:channels], STD[:channels]
     drawn = draws(images=20)
-    ours = on_cpu(padded, images, mean, std).crops(drawn)
+    data = on_cpu(padded, images, mean, std)
+    ours, tested = data.crops(drawn), data.test(torch.arange(20))
     assert ours.is_contiguous(memory_format=torch.channels_last)
     for i in range(20):
         index, top, left, flip = drawn[i].tolist()
@@ -41,15 +42,10 @@ def test_equal_to_torchvision_on_pil_images(channels: int) -> None:
         if flip:
             picture = functional.hflip(picture)
         three = (mean * 3)[:3], (std * 3)[:3]
-        theirs = transforms.Normalize(*three)(transforms.ToTensor()(picture))
-        torch.testing.assert_close(ours[i], theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_normalise_is_to_tensor_and_normalize() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
-    ours = on_cpu(np.pad(image, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))), image, MEAN, STD).test(torch.arange(2))
-    theirs = transforms.Normalize(MEAN, STD)(torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        whole = Image.fromarray(images[i].squeeze()).convert("RGB")
+        for mine, pil in ((ours[i], picture), (tested[i], whole)):
+            theirs = transforms.Normalize(*three)(transforms.ToTensor()(pil))
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_draws_are_a_pure_function_of_seed_and_epoch() -> None:

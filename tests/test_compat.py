@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import pool
+from tests.pool_files import written
 from trainer import compat
 from trainer.gate import checks, process_state
 from trainer.gate.case import Case
@@ -52,29 +56,19 @@ def test_many_copies(monkeypatch: pytest.MonkeyPatch, low: bool) -> None:
     assert all(bool((target == 1).all()) for target in targets)
 
 
-def test_a_recording_is_forgotten_as_far_as_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        monkeypatch.delattr(torch._C, name, raising=False)
-    compat.forget_recording((0, 1), torch.device("cuda", 0))
-
-
 def test_without_fake_tensors_the_gate_still_sees_what_meta_shows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(compat, "_found", lambda _: None)
-    file = tmp_path / "waits.py"
-    file.write_text(
-        "from torch import nn\nclass CustomPool(nn.Module):\n    def forward(self, x):\n"
-        "        return x.mean((2, 3)) * (1 if x.sum() > -1 else 2)\n"
-    )
-    for spec, found in (("gap", []), (str(file), ["host-sync"])):
+    waits = written(tmp_path, "waits", "return x.mean((2, 3)) * (1 if x.sum() > -1 else 2)")
+    for spec, found in (("gap", []), (waits, ["host-sync"])):
         (one,) = pool.expand(spec)
         assert [finding.check for finding in checks.check(Case(one, "resnet20"))] == found
 
 
 def test_without_torchs_registries_the_rest_of_the_process_is_still_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compat, "_found", lambda _: None)
-    monkeypatch.delattr(torch.library, "_impls")
+    monkeypatch.delattr(torch.library, "_impls")  # and what else has another name
     before = process_state.snapshot()
     torch.set_default_dtype(torch.float64)
     try:
@@ -82,6 +76,29 @@ def test_without_torchs_registries_the_rest_of_the_process_is_still_watched(monk
     finally:
         torch.set_default_dtype(torch.float32)
     assert changed == ["the default dtype (torch.float32 -> torch.float64)"]
+
+
+def test_what_changes_every_call_of_torch_is_seen() -> None:
+    class Passes(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **kwargs or {})
+
+    def seen() -> set[str]:
+        return {name for name, value in compat.global_state() if before[name] != value}
+
+    before = dict(compat.global_state())
+    with Passes():
+        assert seen() == {"modes of torch functions"}
+    with FlopCounterMode(display=False):
+        assert "modes of torch dispatch" in seen()
+    handle = register_module_forward_hook(lambda *_: None)
+    assert seen() == {"hooks on all modules (forward_hooks)"}
+    handle.remove()
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("median", lambda x: x, "XPU")  # of which there is none here
+    assert seen() == {"operators of torch"}
+    library._destroy()
+    assert not seen()
 
 
 @pytest.mark.parametrize("lacks", ["", "import torch._dynamo; ", "import atexit; del atexit._run_exitfuncs; "])

@@ -11,7 +11,7 @@ import torch
 
 from search_spaces import pool
 from trainer import network
-from trainer.device import gpu
+from trainer.device import gpu, graphs
 
 pytest.importorskip("triton")
 
@@ -21,14 +21,14 @@ def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
     plain = network.build(pool.expand("gem")[0], arch, 10, 1)
     plain.head.eval()  # or dropout would draw other masks for each
     fast = copy.deepcopy(plain)
-    together = gpu.speed_up(fast.features, "fp32")
+    after_backward = gpu.speed_up(fast.features, "fp32")
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
-        together.after()
+        after_backward()
         assert torch.equal(plain(images), fast(images))
     for each in (plain, fast):
         each(images).sum().backward()
-    together.after()
+    after_backward()
     for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad), name  # type: ignore[arg-type]
     state, expected = fast.state_dict(), plain.state_dict()
@@ -39,9 +39,9 @@ def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
 
 def test_norms_take_counts_from_a_checkpoint() -> None:
     net = network.build(pool.expand("gap")[0], "resnet20", 10, 1)
-    together = gpu.speed_up(net.features, "fp32")
+    after_backward = gpu.speed_up(net.features, "fp32")
     net.load_state_dict({name: torch.ones_like(tensor) * 7 for name, tensor in net.state_dict().items()})
-    together.after()
+    after_backward()
     counts = [tensor.item() for name, tensor in net.named_buffers() if name.endswith("num_batches_tracked")]
     assert counts == [8] * sum(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
 
@@ -64,3 +64,12 @@ def test_no_two_borrowers_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> Non
         del borrower
         if number % 3 == 0 or len(living) == gpu.STREAMS:
             del living[next(iter(living))]
+
+
+def test_a_step_that_synchronizes_is_refused_before_cuda_has_to() -> None:
+    before = torch.cuda.synchronize
+    with graphs.refused_waits():
+        for wait in (torch.cuda.synchronize, lambda: torch.cuda.Event.synchronize(None)):  # type: ignore[arg-type]
+            with pytest.raises(RuntimeError, match="it calls synchronize"):
+                wait()
+    assert torch.cuda.synchronize is before

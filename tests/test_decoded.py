@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from search_spaces import machine
+from search_spaces.messages import shown_by
+from tests.parquet_images import cells, noise, write
 from trainer import data
 from trainer.data import Dataset
 
@@ -26,25 +25,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """A data directory with a tiny fmnist."""
-    (tmp_path / "data" / "fashion_mnist").mkdir(parents=True)
     for seed, split in enumerate(("train", "test")):
-        write(tmp_path / "data", split, seed)
+        write_split(tmp_path / "data", split, seed)
     return tmp_path / "data"
 
 
-def write(folder: Path, split: str, seed: int) -> None:
-    rows = []
-    for pixels in np.random.default_rng(seed).integers(0, 256, (20, 28, 28), np.uint8):
-        sink = io.BytesIO()
-        Image.fromarray(pixels).save(sink, "PNG")
-        rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "label": len(rows) % 10})
-    pq.write_table(pa.Table.from_pylist(rows), folder / "fashion_mnist" / f"{split}-00000-of-00001.parquet")
+def write_split(folder: Path, split: str, seed: int) -> None:
+    file = folder / "fashion_mnist" / f"{split}-00000-of-00001.parquet"
+    write(file, cells(noise(seed, 20, (28, 28))), [row % 10 for row in range(20)])
 
 
 def load(folder: Path) -> tuple[Dataset, bool]:
     """The dataset, and whether it was decoded for it."""
     said: list[str] = []
-    return data.load("fmnist", folder, said.append), bool(said)
+    with shown_by(said.append):
+        return data.load("fmnist", folder), bool(said)
 
 
 def same(a: Dataset, b: Dataset) -> bool:
@@ -68,7 +63,7 @@ def test_it_is_decoded_once_and_mapped_after(cache: Path, images: Path) -> None:
 
 def test_another_file_is_another_dataset(cache: Path, images: Path) -> None:
     first, _ = load(images)
-    write(images, "train", seed=7)
+    write_split(images, "train", seed=7)
     second, was_decoded = load(images)
     assert was_decoded
     assert not same(first, second)
@@ -94,8 +89,7 @@ def test_the_splits_exchanged_are_another_dataset(cache: Path, images: Path) -> 
 def test_images_in_files_of_their_own_are_read_every_time(cache: Path, images: Path) -> None:
     """Another such file is another dataset, and only its row knows its name."""
     picture = images / "fashion_mnist" / "0.png"
-    rows = [{"image": {"bytes": None, "path": "0.png"}, "label": 0}]
-    pq.write_table(pa.Table.from_pylist(rows), images / "fashion_mnist" / "test-00000-of-00001.parquet")
+    write(images / "fashion_mnist" / "test-00000-of-00001.parquet", [{"bytes": None, "path": "0.png"}])
     for grey in (0, 200):
         Image.new("L", (28, 28), grey).save(picture)
         dataset, was_decoded = load(images)

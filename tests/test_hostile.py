@@ -77,8 +77,8 @@ def make_run(path: Path, labels: Sequence[str] = LABELS) -> RunFolder:
             row(planned, schema.FAILED if failed else schema.COMPLETED, history, error) | {"host": "<i>\x1b</i>"}
         )
         epochs += epoch_rows(planned.trial, history)
-    for name, found, form in (("trials", rows, schema.TRIALS), ("epochs", epochs, schema.EPOCHS)):
-        run.write_merged(name, pa.Table.from_pylist(found, schema=form))
+    run.trials.write_merged(pa.Table.from_pylist(rows, schema=schema.TRIALS))
+    run.epochs.write_merged(pa.Table.from_pylist(epochs, schema=schema.EPOCHS))
     return run
 
 

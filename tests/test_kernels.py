@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -80,42 +82,42 @@ def test_batch_norm_with_what_follows_it(
         assert_close(found(x, shortcut), expected(x, shortcut), error)
 
 
+def check_convolution(
+    ours: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, stride: int = 1, groups: int = 1
+) -> None:
+    """Beside torch's in fp64: outputs and gradients, each of the kind that it should be."""
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    out = ours(x, weight)
+    gradient = maps(tuple(out.shape), 3).to(x.dtype)
+    out.backward(gradient)
+    # A kernel that multiplies matrices casts its weights to the kind of the maps.
+    multiplied = weight.detach() if groups > 1 else weight.detach().to(x.dtype)
+    exact = x.detach().double().requires_grad_(), multiplied.double().requires_grad_()
+    expected = F.conv2d(*exact, stride=stride, padding=1, groups=groups)
+    expected.backward(gradient.double())
+    assert out.dtype == x.dtype
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+    rounding = 4e-3 if x.dtype == torch.bfloat16 else 2e-6
+    for mine, theirs in ((out, expected), (x.grad, exact[0].grad), (weight.grad, exact[1].grad)):
+        assert_close(mine, theirs, rounding)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("channels", "outputs", "size"), [(16, 16, 32), (32, 32, 16), (64, 64, 8), (16, 64, 7)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_a_convolution_of_few_channels(channels: int, outputs: int, size: int, layout: torch.memory_format) -> None:
     kind = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # interpreted, products of bfloat16 are wrong
-    x = maps((2, channels, size, size), 1).to(kind).requires_grad_()
-    weight = parameter((outputs, channels, 3, 3), 2).detach().contiguous(memory_format=layout).requires_grad_()
-    out = convolution.convolve(x, weight)
-    gradient = maps(tuple(out.shape), 3).to(kind)
-    out.backward(gradient)
-    exact = x.detach().double().requires_grad_(), weight.detach().to(kind).double().requires_grad_()
-    expected = F.conv2d(*exact, padding=1)
-    expected.backward(gradient.double())
-    assert out.dtype == kind
-    assert weight.grad is not None
-    assert weight.grad.dtype == torch.float32
-    rounding = 4e-3 if kind == torch.bfloat16 else 2e-6
-    for ours, theirs in ((out, expected), (x.grad, exact[0].grad), (weight.grad, exact[1].grad)):
-        assert_close(ours, theirs, rounding)  # type: ignore[arg-type]
+    weight = parameter((outputs, channels, 3, 3), 2).detach().contiguous(memory_format=layout)
+    check_convolution(convolution.convolve, maps((2, channels, size, size), 1).to(kind), weight)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(32, 16), (24, 7), (40, 2), (96, 1)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 def test_a_depthwise_convolution(channels: int, size: int, stride: int, kind: torch.dtype) -> None:
-    x = maps((3, channels, size, size), 1).to(kind).requires_grad_()
-    weight = parameter((channels, 1, 3, 3), 2)
-    out = depthwise.convolve(x, weight, stride)
-    gradient = maps(tuple(out.shape), 3).to(kind)
-    out.backward(gradient)
-    exact = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    expected = F.conv2d(*exact, stride=stride, padding=1, groups=channels)
-    expected.backward(gradient.double())
-    assert out.dtype == kind
-    rounding = 4e-3 if kind == torch.bfloat16 else 2e-6
-    for ours, theirs in ((out, expected), (x.grad, exact[0].grad), (weight.grad, exact[1].grad)):
-        assert_close(ours, theirs, rounding)  # type: ignore[arg-type]
+    ours = functools.partial(depthwise.convolve, stride=stride)
+    x, weight = maps((3, channels, size, size), 1).to(kind), parameter((channels, 1, 3, 3), 2)
+    check_convolution(ours, x, weight, groups=channels, stride=stride)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -148,14 +150,14 @@ def test_a_network_computes_what_it_did(
     plain = network.build(pool.expand("gap")[0], arch, 10, 1).to(DEVICE)
     plain.head.eval()  # or dropout would draw other masks for each
     fast = copy.deepcopy(plain)
-    together = gpu.speed_up(fast.features, precision)
+    after_backward = gpu.speed_up(fast.features, precision)
     monkeypatch.setattr(gpu, "_by_kernel", lambda _: True)
     x, labels = maps((images, 3, size, size), 1), torch.arange(images, device=DEVICE) % 10
     losses = []
     for net in (plain, fast):
         losses.append(F.cross_entropy(net(x), labels))
         losses[-1].backward()
-    together.after()
+    after_backward()
     exact = DEVICE.type == "cpu" or precision == "fp32"
     assert_close(losses[1].detach(), losses[0].detach(), 1e-4 if exact else 1e-2)
     for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from search_spaces.messages import shown_by
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
 from tests.compare import numbers
+from tests.pool_files import noisy, written
 from trainer import packs
 from trainer.augment import Images
 from trainer.data import Dataset
@@ -33,22 +35,12 @@ from trainer.train import Program, train
 
 pytestmark = pytest.mark.usefixtures("nothing_collapses")  # trials of a few steps are no better than guessing
 CPU = torch.device("cpu")
-NOISY = """
-import random
-import numpy as np
-from torch import nn
-class CustomPool(nn.Module):
-    def forward(self, x):
-        noise = 1 + 0.1 * np.random.rand() + 0.1 * random.random()
-        return nn.functional.dropout(x.mean((2, 3)), 0.3) * noise
-"""
 RECIPE = Recipe(epochs=2, batch_size=8, lr=0.02, train_samples=100, test_samples=40)  # 13 steps: turns are 8
 
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Grid:
-    (tmp_path / "noisy.py").write_text(NOISY)
-    specs = ["gap", "gem", "global_max", str(tmp_path / "noisy.py"), "avg_max"]
+    specs = ["gap", "gem", "global_max", noisy(tmp_path), "avg_max"]
     entries = tuple(Entry(pool.expand(spec)[0], BASELINE) for spec in specs)
     return Grid("packs", entries, (Pair("resnet20", "digits"),), (1, 2), RECIPE)
 
@@ -61,7 +53,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def alone(trial: Trial, data: Dataset) -> list[dict[str, float]]:
-    return numbers(train(Program(trial, Images(data, CPU)), say=lambda _: None))
+    return numbers(train(Program(trial, Images(data, CPU))))
 
 
 def on_record(run: str, planned: Planned) -> list[dict[str, float]]:
@@ -94,13 +86,12 @@ def test_turns_are_shorter_than_an_epoch(grid: Grid, digits: Dataset) -> None:
 def test_a_trial_that_diverges_or_raises_leaves_and_the_others_are_not_disturbed(
     grid: Grid, job: Job, digits: Dataset, tmp_path: Path
 ) -> None:
-    body = {"raises": "raise ValueError('no more')", "diverges": "return x.mean((2, 3)) * float('nan')"}
-    for name, fault in body.items():
-        (tmp_path / f"{name}.py").write_text(
-            "from torch import nn\nclass CustomPool(nn.Module):\n    calls = 0\n    def forward(self, x):\n"
-            f"        self.calls += self.training\n        if self.calls > 9: {fault}\n        return x.mean((2, 3))\n"
-        )
-    bad = tuple(Entry(pool.expand(str(tmp_path / f"{name}.py"))[0]) for name in body)
+    faults = {"raises": "raise ValueError('no more')", "diverges": "return x.mean((2, 3)) * float('nan')"}
+    count = "self.calls += self.training\nif self.calls > 9:\n    "
+    bad = tuple(
+        Entry(pool.expand(written(tmp_path, name, f"{count}{fault}\nreturn x.mean((2, 3))", "self.calls = 0"))[0])
+        for name, fault in faults.items()
+    )
     mixed = dataclasses.replace(grid, entries=(grid.entries[0], *bad, grid.entries[3]), seeds=(1,))
     run_pack(list(mixed), digits, job)
     status = pd.read_parquet(Path(job.run) / "trials").set_index("pool")["status"].to_dict()
@@ -116,26 +107,16 @@ class Tight:
     """Programs on a device with room for `room` of them."""
 
     def __init__(self, room: int):
-        self.room = room
-        self.alive = 0
-        self.most = 0
+        self.room, self.most = room, 0
+        self._alive = weakref.WeakSet[Program]()
 
     def __call__(self, trial: Trial, images: Images, **options: Any) -> Program:
-        return _Roomy(self, trial, images, **options)
-
-
-class _Roomy(Program):
-    def __init__(self, device: Tight, trial: Trial, images: Images, **options: Any):
-        self._tight = device
-        if device.alive == device.room:
+        if len(self._alive) == self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        super().__init__(trial, images, **options)
-        device.alive += 1
-        device.most = max(device.most, device.alive)
-
-    def __del__(self) -> None:
-        if hasattr(self, "network"):
-            self._tight.alive -= 1
+        program = Program(trial, images, **options)
+        self._alive.add(program)
+        self.most = max(self.most, len(self._alive))
+        return program
 
 
 @pytest.mark.parametrize("room", [1, pytest.param(3, marks=pytest.mark.soak)])
@@ -278,6 +259,7 @@ def test_a_probe_stops_where_it_no_longer_pays(grid: Grid, digits: Dataset, job:
     real = measure(list(grid), digits, job)
     assert [row["size"] for row in real] == [1, 2, 4, 8, 16][: len(real)]
     assert all(row["images_per_s"] > 0 for row in real)
+    assert all(row["memory_mb"] is None for row in real), "it is the GPU's"
     found = [Measurement(k, 1.0, 1.0, rate, None) for k, rate in ((1, 100.0), (2, 180.0), (4, 182.0), (8, 400.0))]
     assert [one.size for one in packs.while_it_pays(found, GAIN)] == [1, 2, 4]
 

@@ -22,7 +22,7 @@ from trainer.device import cpu
 from trainer.gate import checks
 from trainer.gate.case import Case
 from trainer.network import count_parameters
-from trainer.pools._tokens import largest_divisor, resize
+from trainer.pools._tokens import Attention, largest_divisor, resize
 
 
 def build(spec: str, channels: int) -> nn.Module:
@@ -40,6 +40,12 @@ class TestEveryPool:
     @pytest.mark.parametrize("arch", checks.SHAPES)
     def test_passes_the_checks_without_a_note(self, name: str, arch: str) -> None:
         assert checks.check(Case(pool.expand(name)[0], arch)) == []
+
+    def test_samples_do_not_see_each_other_in_training(self, name: str) -> None:
+        """The checks see to it in evaluation: a user's pool may normalise over the batch, ours do not."""
+        module, x = build(name, 8).train(), maps(4, 8, 5, 5)
+        if name != "stochastic":
+            torch.testing.assert_close(module(x), torch.cat([module(x[i : i + 1]) for i in range(4)]))
 
     def test_every_parameter_is_learned_from_the_start(self, name: str) -> None:
         """A bias under a softmax has a gradient too, of rounding errors."""
@@ -435,6 +441,25 @@ def test_deformable_convolution_samples_where_its_offsets_say() -> None:
         hidden = F.conv2d(padded, p["convolution.weight"], p["convolution.bias"]).clamp(min=0)
         wanted = (x + F.conv2d(hidden, p["expand.weight"], p["expand.bias"])).mean((2, 3))
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_torchs_where_the_width_is_the_channels() -> None:
+    ours, theirs = Attention(8, 6, 8, 4), nn.MultiheadAttention(8, 4, kdim=6, vdim=6, batch_first=True)
+    with torch.no_grad():
+        assert theirs.in_proj_bias is not None
+        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, torch.zeros(8), ours.value.bias]))
+        for part, letter in (("query", "q"), ("key", "k"), ("value", "v")):
+            getattr(theirs, f"{letter}_proj_weight").copy_(getattr(ours, part).weight)
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    queries, context = maps(2, 3, 8), maps(2, 5, 6)
+    torch.testing.assert_close(ours(queries, context), theirs(queries, context, context)[0])
+    torch.testing.assert_close(ours(queries[:1], context), theirs(queries[:1].expand(2, -1, -1), context, context)[0])
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5])
+def test_lp_is_torchs_up_to_the_number_of_positions(p: float) -> None:
+    theirs = nn.LPPool2d(p, kernel_size=(5, 6))(POSITIVE).flatten(1)
+    torch.testing.assert_close(build(f"lp(p={p})", 4)(POSITIVE), theirs * 30 ** (-1 / p))
 
 
 def test_heads_divide_the_channels() -> None:

@@ -20,7 +20,7 @@ from search_spaces import pool
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
 from tests.compare import numbers
-from tests.memory import Memory
+from tests.pool_files import written
 from trainer.augment import Images, epoch_draws
 from trainer.data import PAD, SIZE, Dataset
 from trainer.train import Program, learning_rate, train
@@ -143,17 +143,9 @@ def batches(program: Program, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 # Dropout: masks of the trial's own
 
-NOISY = """
-import torch
-from torch import nn
-class CustomPool(nn.Module):
-    def forward(self, x):
-        return x.mean((2, 3)) + 0 * torch.rand(7, device=x.device).sum()  # the average, and draws
-"""
 
-
-def vgg(seed: int = 1, spec: str = "gap", epochs: int = 2) -> Trial:
-    recipe = Recipe(epochs=epochs, batch_size=8, lr=0.01, train_samples=20, test_samples=8)  # the last batch has 4
+def vgg(seed: int = 1, spec: str = "gap") -> Trial:
+    recipe = Recipe(epochs=2, batch_size=8, lr=0.01, train_samples=20, test_samples=8)  # the last batch has 4
     return Trial(pool.expand(spec)[0], "vgg11bn", "cifar100", seed, recipe)
 
 
@@ -171,7 +163,7 @@ def masks(trial: Trial, data: Dataset) -> list[Tensor]:
             assert torch.equal(output, inputs[0])
 
     layer.register_forward_hook(watch)
-    list(train(program, say=lambda _: None))
+    list(train(program))
     return found
 
 
@@ -191,23 +183,9 @@ def test_masks_are_new_at_every_step_and_follow_from_the_seed_alone(images: Data
 
 def test_a_pool_that_draws_moves_no_mask(tmp_path: Path, images: Dataset) -> None:
     """At one position both pools are the average: with the same masks, the same losses to the last digit."""
-    (tmp_path / "noisy.py").write_text(NOISY)
+    draws = written(tmp_path, "draws", "return x.mean((2, 3)) + 0 * torch.rand(7, device=x.device).sum()")
     first, noisy, again = (
-        numbers(train(Program(vgg(spec=spec), Images(images, CPU))))
-        for spec in ("gap", str(tmp_path / "noisy.py"), "gap")
+        numbers(train(Program(vgg(spec=spec), Images(images, CPU)))) for spec in ("gap", draws, "gap")
     )
     assert first == again
     assert first == noisy
-
-
-@pytest.mark.parametrize("stop_after", [1, pytest.param(2, marks=pytest.mark.soak)])
-def test_a_trial_with_dropout_goes_on_bit_equal(stop_after: int, images: Dataset) -> None:
-    trial, on_cpu = vgg(epochs=3), Images(images, CPU)
-    whole = list(train(Program(trial, on_cpu)))
-    memory = Memory()
-    stopped = train(Program(trial, on_cpu), slot=memory, say=lambda _: None)
-    for _ in range(stop_after):
-        next(stopped)
-    stopped.close()  # type: ignore[attr-defined]
-    assert numbers(train(Program(trial, on_cpu), slot=memory, say=lambda _: None)) == numbers(whole)
-    assert len({epoch.train_loss for epoch in whole}) == 3

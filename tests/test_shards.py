@@ -20,7 +20,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     def read(name: str, root: Path) -> None:
-        raise RuntimeError(f"Dataset not found or corrupted in {root}")
+        raise OSError(f"Dataset not found or corrupted in {root}")
 
     def download(name: str, root: Path) -> None:
         asked.append(name)
@@ -98,15 +98,16 @@ def test_folders_as_people_call_them(tmp_path: Path, name: str, folder: str) -> 
     ("files", "says"),
     [
         (["train-00000-of-00002-abc.parquet"], "missing: train-00001-of-00002;"),
-        (["train-00002-of-00003.parquet"], "found 1 of 3 files train-*.parquet in"),
+        (["train-00002-of-00003.parquet"], "expected 3 files train-*.parquet in"),
         (["train-00001.parquet"], "missing: train-00000;"),
-        (["train-00000-of-00001-abc.parquet", "train-00000-of-00001-def.parquet"], "are the same shard of train"),
-        (["train-00000-of-00001.parquet", "train-00000-of-00001 (1).parquet"], "are the same shard of train"),
-        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "no shards of one whole"),
-        (["train-00000-of-00001.parquet", "train.parquet"], "no shards of one whole"),
-        (["train-0.parquet", "train/0000.parquet"], "no shards of one whole"),
-        (["train.parquet", "train-old.parquet"], "are not numbered"),
-        (["train-00001-of-00001.parquet"], "allowed are those below 1"),
+        (["train-00000-of-00001-abc.parquet", "train-00000-of-00001-def.parquet"], "expected each shard of train once"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00001 (1).parquet"], "expected each shard of train once"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "expected the shards of one whole of train"),
+        (["train-00000-of-00001.parquet", "train.parquet"], "expected the shards of one whole of train"),
+        (["train-0.parquet", "train/0000.parquet"], "expected the shards of one whole of train"),
+        (["train.parquet", "train-1.parquet"], "expected the shards of one whole of train"),
+        (["train.parquet", "train-old.parquet"], "expected each shard of train once"),
+        (["train-00001-of-00001.parquet"], "expected numbers of shards below 1"),
         (["train-00000-of-99999999999.parquet"], "missing: train-00001-of-99999999999, "),
     ],
 )
@@ -120,13 +121,13 @@ def test_a_split_that_is_not_each_shard_once(tmp_path: Path, files: list[str], s
 
 def test_both_splits_are_told_of_at_once(tmp_path: Path) -> None:
     split(tmp_path / "cifar10", ["train-0-of-2.parquet", "test-1-of-2.parquet"], 0)
-    assert refused(tmp_path).count("found 1 of 2") == 2
+    assert refused(tmp_path).count("expected 2 files") == 2
 
 
 @pytest.mark.parametrize("other", ["validation", "val"])
 def test_a_split_of_another_name_is_not_the_test_set(tmp_path: Path, other: str) -> None:
     split(tmp_path / "cifar10", ["train.parquet", f"{other}.parquet"], 0)
-    assert f"found train, {other} in {tmp_path / 'cifar10'}, and no test" in refused(tmp_path)
+    assert f"expected train and test in {tmp_path / 'cifar10'}, got train, {other}" in refused(tmp_path)
     split(tmp_path / "cifar10", ["test.parquet"], 0)
     data.load("cifar10", tmp_path)
 
@@ -169,10 +170,10 @@ def test_nothing_is_downloaded_where_images_lie(tmp_path: Path, no_network: list
     before = sorted(tmp_path.rglob("*"))
     said = refused(tmp_path)
     assert str(tmp_path / Path(STRAYS[stray]).parts[0]) in said
-    assert "allowed are train.parquet, train-00000-of-00001.parquet or train/0000.parquet, and test likewise" in said
+    assert "expected train.parquet, train-00000-of-00001.parquet or train/0000.parquet, and test likewise" in said
     assert sorted(tmp_path.rglob("*")) == before, "not even a lock"
     assert not no_network
-    with pytest.raises(RequestError, match="allowed are"):
+    with pytest.raises(RequestError, match=r"expected train\.parquet"):
         data.load("cifar10", tmp_path, download=False)
 
 

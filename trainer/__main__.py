@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from search_spaces import architectures, datasets, machine, pool, process
+from search_spaces import architectures, datasets, machine, messages, pool, process
 from search_spaces.document import read_override
 from search_spaces.errors import RequestError, expected, gather
 from search_spaces.pool import Pool
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="check the pool and what it costs; train nothing")
     args = parser.parse_args(argv)
     try:
-        return _run(args)
+        with messages.shown_by(functools.partial(print, flush=True)):
+            return _run(args)
     except RequestError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -55,24 +56,23 @@ def _run(args: argparse.Namespace) -> int:
     )
     with Gate([trial.pool], [trial.arch], trial.recipe) as gate:
         report = gate.report
+    say = messages.log.info
     if args.check:
         say(report.table())
-        for lost in report.missing:
-            say(f"note: {lost}")
-    for note in report.notes:
+    for note in (*(report.missing if args.check else ()), *report.notes):
         say(f"note: {note}")
     report.refuse()
     if args.check:
         return 0
     torch.set_num_threads(args.threads)
     device = default_device()
-    dataset = data.load(trial.dataset, data_dir, say)
+    dataset = data.load(trial.dataset, data_dir)
     on_cpu = f" ({args.threads} thread{'s' * (args.threads > 1)})" if device.type == "cpu" else ""
     say(f"{trial.id} on {device}{on_cpu}")
     say(str(dataset))
-    program = Program(trial, Images(dataset, device), say=say)
+    program = Program(trial, Images(dataset, device))
     history = []
-    for epoch in train(program, say=say):
+    for epoch in train(program):
         history.append(epoch)
         if process.unread():  # what is printed is all that this leaves
             return UNREAD
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
 def request(
     arch_name: str, dataset: str, pool_spec: str, seed: int, overrides: Sequence[str], threads: int = 1
 ) -> Trial:
-    """The trial that the command line asks for.
+    """Return the trial that the command line asks for.
 
     Raises:
         RequestError: with every problem of it.
@@ -119,10 +119,6 @@ def _at_least(least: int, number: int) -> int:
     if number < least:
         raise RequestError.of(expected(f"an integer >= {least}", number))
     return number
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

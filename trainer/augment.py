@@ -21,7 +21,7 @@ INDEX, TOP, LEFT, FLIP = range(4)
 
 
 def epoch_draws(seed: int, epoch: int, index: npt.NDArray[np.int64], flip: bool) -> Tensor:
-    """Every random choice of an epoch (from 1), drawn up front, the same for every device: [N, 4] int64 on the CPU.
+    """Draw every random choice of an epoch (from 1) up front, the same for every device: [N, 4] int64 on the CPU.
 
     One row for each image, in the order in which they are seen: which image (INDEX, one of `index` [N]), where the
     32x32 window starts in the padded 40x40 image (TOP and LEFT, 0..8), and whether its columns run backwards (FLIP, 0
@@ -59,7 +59,7 @@ class Images:
         self._scale = (1 / (torch.tensor(data.std, device=device) * 255)).repeat(SIZE)
 
     def crops(self, draws: Tensor) -> Tensor:
-        """Training images by rows of `epoch_draws` [B, 4], cropped, flipped and normalised: see `normalise`."""
+        """Return training images by rows of `epoch_draws` [B, 4], cropped, flipped and normalised: see `normalise`."""
         if self.device.type == "cuda":
             from trainer.device.kernels import crops
 
@@ -73,11 +73,11 @@ class Images:
         return self.normalise(self._pixels.index_select(0, pixels.flatten()).view(len(draws), SIZE, SIZE, -1))
 
     def test(self, index: Tensor) -> Tensor:
-        """Test images by index [B], normalised."""
+        """Return test images by index [B], normalised."""
         return self.normalise(self._test.index_select(0, index))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """[B, 32, 32, C] uint8 -> [B, 3, 32, 32] float32, (x/255 - mean)/std, channels last; grey is repeated to 3."""
+        """Map [B, 32, 32, C] uint8 to [B, 3, 32, 32] float32, (x/255 - mean)/std, channels last; grey is repeated."""
         rows = images.flatten(2).float().sub_(self._shift).mul_(self._scale)
         return (
             rows.view(images.shape)

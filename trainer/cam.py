@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.errors import RequestError
+from search_spaces.messages import shown_by
 from search_spaces.trial import Trial
 from trainer import data, network
 from trainer.augment import Images
@@ -162,7 +163,7 @@ def main(folder: Path) -> None:
     asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
     trial, data_dir = Trial.from_dict(asked["trial"]), Path(asked["data_dir"])
     try:
-        dataset = data.load(trial.dataset, data_dir, print, download=False)
+        dataset = data.load(trial.dataset, data_dir, download=False)
         weights = (folder / "weights.pt").read_bytes()
         seen = look(trial, weights, dataset, asked["images"], asked["wrong"])
     except RequestError as error:
@@ -174,4 +175,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with shown_by(print):
+        main(Path(sys.argv[1]))

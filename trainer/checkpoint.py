@@ -19,7 +19,7 @@ class Slot(Protocol):
     def read(self) -> bytes | None: ...
 
     def write(self, data: bytes) -> None:
-        """Replaces what was there, wholly or not at all."""
+        """Replace what was there, wholly or not at all."""
         ...
 
 
@@ -28,14 +28,14 @@ class CheckpointError(Exception):
 
 
 def encode(trial_id: str, state: dict[str, Any]) -> bytes:
-    """The SHA-256 of what `torch.save` makes of it, and that."""
+    """Return the SHA-256 of what `torch.save` makes of it, and that."""
     buffer = io.BytesIO()
     torch.save({"trial": trial_id, **state}, buffer)
     return hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue()
 
 
 def decode(trial_id: str, data: bytes) -> dict[str, Any]:
-    """The state that `encode` was given, its tensors on the CPU. Never unpickles code (`weights_only`).
+    """Return the state that `encode` was given, its tensors on the CPU. Never unpickle code (`weights_only`).
 
     Raises:
         CheckpointError: it is cut off, a bit of it has turned over, or it is no checkpoint at all, or another trial's.

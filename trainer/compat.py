@@ -21,25 +21,16 @@ from torch.nn.modules import module as modules
 _PRODUCT = "torch.ops.mkldnn._linear_pointwise"
 _CLAMP_GRADIENT = "torch.ops.aten.hardtanh_backward.grad_input"
 _COPY_ALL = "torch._foreach_copy_"
-_END_RECORDING = "torch._C._cuda_endAllocateToPool"
-_RELEASE_POOL = "torch._C._cuda_releasePool"
 _FAKE_TENSORS = "torch._subclasses.fake_tensor"
-_MODES = {
-    "functions": "torch.overrides._get_current_function_mode_stack",
-    "dispatch": "torch.utils._python_dispatch._get_current_dispatch_mode_stack",
-}
-_OPERATORS = "torch.library._impls"
+_DISPATCH_MODES = "torch.utils._python_dispatch._get_current_dispatch_mode_stack"
 
 # {where it is: what is lost without it}
 PRIVATE = {
     _PRODUCT: "products by oneDNN: MKL takes twice as long on AMD's CPUs",
     _CLAMP_GRADIENT: "ReLU6's gradient in place: 4 % of a step of mobilenetv2_s32",
     _COPY_ALL: "copies of many tensors in one kernel: 120 kernels of a step of MobileNetV2",
-    _END_RECORDING: "memory back from a CUDA graph that could not be recorded",
-    _RELEASE_POOL: "memory back from a CUDA graph that was not ended",
     _FAKE_TENSORS: "fake tensors on a GPU that is not there: pools are checked on `meta`",
-    **{place: f"modes of torch {kind} that a file leaves on" for kind, place in _MODES.items()},
-    _OPERATORS: "operators of torch that a file replaces",
+    _DISPATCH_MODES: "modes of torch's dispatch that a file leaves on",
 }
 
 
@@ -61,7 +52,7 @@ def _found(place: str) -> Any:
     return found
 
 
-# Speed on a CPU
+# Speed
 
 
 _onednn_product = _found(_PRODUCT) if torch.backends.mkldnn.is_available() else None
@@ -88,9 +79,6 @@ def clamp_gradient(gradient: Tensor, out: Tensor, low: float, high: float, into:
     return into.copy_(gradient).masked_fill_((out <= low) | (out >= high), 0)
 
 
-# Speed and memory on a GPU
-
-
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target: in one kernel, where one each is 52 and 70 of a step of MobileNetV2."""
     if copy := _found(_COPY_ALL):
@@ -98,18 +86,6 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         return
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
-
-
-def forget_recording(pool: Any, device: torch.device) -> None:
-    """End a recording that CUDA has ended before torch could: else no memory of this process is freed again.
-
-    torch 2.11 looks for CUDA's error first and leaves the allocator as if it were recording still; 2.13 does not. In
-    neither does a graph that was not ended give its pool's memory back. Without these parts a trial whose step cannot
-    be recorded holds more memory, and trains all the same.
-    """
-    for step in filter(None, (_found(_END_RECORDING), _found(_RELEASE_POOL))):
-        with contextlib.suppress(RuntimeError):
-            step(device.index, pool)
 
 
 # Imports
@@ -182,12 +158,20 @@ def on_fake_gpu(call: Callable[[Callable[..., Tensor]], Any]) -> Any:
         raise
 
 
-def global_state() -> Iterator[tuple[str, int]]:
-    """Give (name, how many there are) of what changes every call of torch in this process, as far as it can be seen."""
-    for kind, place in _MODES.items():
-        if stack := _found(place):
-            yield f"modes of torch {kind}", len(stack())
+_TENSOR = torch.empty(0)
+
+
+def global_state() -> Iterator[tuple[str, Any]]:
+    """Give (name, value) of what changes every call of torch in this process, as far as it can be seen.
+
+    Where hooks on all modules and replaced operators are kept has names that may change: so all that torch's modules
+    for them hold is counted, whatever it is called.
+    """
+    yield "modes of torch functions", torch.overrides.has_torch_function((_TENSOR,))
+    if stack := _found(_DISPATCH_MODES):
+        yield "modes of torch dispatch", len(stack())
     for name, held in sorted(vars(modules).items()):
-        if name.startswith("_global_") and isinstance(held, dict):
+        if isinstance(held, dict) and not name.startswith("__"):
             yield f"hooks on all modules ({name.removeprefix('_global_')})", len(held)
-    yield "operators of torch", len([name for name in _found(_OPERATORS) or () if str(name).startswith("aten")])
+    registered = [name for held in vars(torch.library).values() if isinstance(held, set) for name in held]
+    yield "operators of torch", len([name for name in registered if str(name).startswith("aten")])

@@ -17,12 +17,12 @@ def epoch_line(epoch: Epoch) -> str:
 
 
 def is_logged(epoch: Epoch, epochs: int) -> bool:
-    """Every tenth epoch and the last."""
+    """Return whether it is a tenth epoch or the last."""
     return epoch.epoch % 10 == 0 or epoch.epoch == epochs or epoch.diverged
 
 
 def final_lines(trial: Trial, history: Sequence[Epoch], collapsed: bool) -> Iterator[str]:
-    """What a trial ends with: its status if it did not complete, the benchmark's metric, and what it cost."""
+    """Yield what a trial ends with: its status if it did not complete, the benchmark's metric, and what it cost."""
     pair = f"{trial.arch}-{trial.dataset}"
     best = max(epoch.test_acc for epoch in history)
     if history[-1].diverged:
@@ -36,6 +36,6 @@ def final_lines(trial: Trial, history: Sequence[Epoch], collapsed: bool) -> Iter
 
 
 def images_per_s(history: Sequence[Epoch]) -> float | None:
-    """The median over epochs, of training alone; None where every epoch was a single step."""
+    """Return the median over epochs, of training alone; None where every epoch was a single step."""
     rates = [epoch.images_per_s for epoch in history if epoch.images_per_s is not None]
     return statistics.median(rates) if rates else None

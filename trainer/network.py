@@ -26,7 +26,7 @@ class Network(nn.Module):
 
 
 def build(pool: Pool, arch: str, classes: int, seed: int, *, tail: bool = False) -> Network:
-    """A network with its initial weights, on the CPU.
+    """Return a network with its initial weights, on the CPU.
 
     The weights of features and head come from one generator and the pool's from another, so that two pools with one
     seed start from the same backbone. A pool keeps what its own constructor gave it. A dry pass brings to life the
@@ -37,23 +37,21 @@ def build(pool: Pool, arch: str, classes: int, seed: int, *, tail: bool = False)
     """
     spec = architectures.get(arch)
     with seeded(seed, Purpose.BACKBONE):
-        features, head = (
-            initialise(_tail(spec) if tail else archs.features(spec)),
-            initialise(archs.head(spec, classes)),
-        )
+        features = initialise(_tail(spec) if tail else archs.features(spec))
+        head = initialise(archs.head(spec, classes))
     with seeded(seed, Purpose.POOL):
         module = materialise(pools.build(pool, spec.channels), spec.feature_map)
     return Network(features, module, head)
 
 
 def _tail(spec: Arch) -> nn.Module:
-    """[B, 3, 32, 32] -> [B, C, H, W], as the features are, by their last layer and next to nothing before it."""
+    """Return [B, 3, 32, 32] -> [B, C, H, W], as the features are, by their last layer and next to nothing before."""
     last, (channels, *size) = archs.last(spec)
     return nn.Sequential(nn.AdaptiveAvgPool2d(tuple(size)), nn.Conv2d(3, channels, 1), last)
 
 
 def initialise(module: nn.Module) -> nn.Module:
-    """The same module with the benchmark's initial weights, drawn from torch's generator layer by layer.
+    """Return the same module with the benchmark's initial weights, drawn from torch's generator layer by layer.
 
     Kaiming normal for ReLU, by fan out in convolutions and by fan in in linear layers; batch norm 1 and 0, as torch
     makes it; no bias but 0. (He et al., Delving Deep into Rectifiers, ICCV 2015.)
@@ -68,7 +66,7 @@ def initialise(module: nn.Module) -> nn.Module:
 
 
 def materialise(pool: nn.Module, feature_map: tuple[int, int, int]) -> nn.Module:
-    """The same pool after one pass in eval mode over a batch of two standard normal maps (C, H, W).
+    """Return the same pool after one pass in eval mode over a batch of two standard normal maps (C, H, W).
 
     Raises:
         ValueError: the pool does not map [B, C, H, W] to [B, C].
@@ -81,8 +79,8 @@ def materialise(pool: nn.Module, feature_map: tuple[int, int, int]) -> nn.Module
     pool.train(training)
     expected = (2, feature_map[0])
     if not isinstance(out, torch.Tensor) or tuple(out.shape) != expected:
-        found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ValueError(f"the pool maps {tuple(maps.shape)} to {found}; it must give [B, C], here {expected}")
+        got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise ValueError(f"expected a pool that maps {tuple(maps.shape)} to [B, C], here {expected}, got {got}")
     return pool
 
 

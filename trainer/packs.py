@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from search_spaces.errors import first_line
+from search_spaces.messages import log
 from search_spaces.trial import Trial
 from trainer.augment import Images
 from trainer.data import Dataset
@@ -45,9 +46,9 @@ class Measurement:
 
 
 def probe(trials: Sequence[Trial], data: Dataset, device: torch.device, most: int, gain: float) -> list[Measurement]:
-    """Packs of 1, 2, 4, ... `most` trials, each measured over an epoch of `PROBE_STEPS` steps at most.
+    """Measure packs of 1, 2, 4, ... `most` trials, each over an epoch of `PROBE_STEPS` steps at most.
 
-    Stops at the first size that is not `gain` times as fast as the one before, or that does not fit.
+    Stop at the first size that is not `gain` times as fast as the one before, or that does not fit.
 
     Args:
         trials: of one architecture and dataset; a pack takes them in turn.
@@ -55,11 +56,11 @@ def probe(trials: Sequence[Trial], data: Dataset, device: torch.device, most: in
     images = Images(data, device)
     shortened = [_shortened(trial, images) for trial in trials]
     sizes = itertools.takewhile(lambda size: size <= most, (2**power for power in itertools.count()))
-    return list(while_it_pays(grow(itertools.cycle(shortened), images, sizes, say=print), gain))
+    return list(while_it_pays(grow(itertools.cycle(shortened), images, sizes), gain))
 
 
 def while_it_pays(measurements: Iterable[Measurement], gain: float) -> Iterator[Measurement]:
-    """Those of ever larger packs, up to the first that is not `gain` times as fast as the one before."""
+    """Yield those of ever larger packs, up to the first that is not `gain` times as fast as the one before."""
     fastest = 0.0
     for found in measurements:
         yield found
@@ -69,7 +70,7 @@ def while_it_pays(measurements: Iterable[Measurement], gain: float) -> Iterator[
 
 
 def take_turns(programs: Sequence[Program], epoch: int) -> list[Epoch]:
-    """Runs an epoch of each, side by side; what each came to, in order."""
+    """Run an epoch of each, side by side; return what each came to, in order."""
     running = {index: program.run(epoch) for index, program in enumerate(programs)}
     epochs: dict[int, Epoch] = {}
     while running:
@@ -82,17 +83,14 @@ def take_turns(programs: Sequence[Program], epoch: int) -> list[Epoch]:
     return [epochs[index] for index in range(len(programs))]
 
 
-def grow(
-    trials: Iterator[Trial], images: Images, sizes: Iterable[int], *, say: Callable[[str], None], **settings: Any
-) -> Iterator[Measurement]:
-    """One pack that grows to each of these sizes, measured over an epoch of all after one that warms up.
+def grow(trials: Iterator[Trial], images: Images, sizes: Iterable[int], **settings: Any) -> Iterator[Measurement]:
+    """Measure one pack that grows to each of these sizes, over an epoch of all after one that warms up.
 
     Ends early where no more trials train: they may not fit, which CUDA and its libraries have many ways to say, or a
     pool may raise, which its own trial will tell of.
 
     Args:
         sizes: ascending.
-        say: hears why it ends early, and of trials that have to train without CUDA graphs.
         settings: of `Program`.
     """
     cuda = images.device.type == "cuda"
@@ -104,12 +102,12 @@ def grow(
         started = time.perf_counter()
         try:
             while len(programs) < size:
-                programs.append(Program(next(trials), images, say=say, **settings))
+                programs.append(Program(next(trials), images, **settings))
             take_turns(programs, 1)
             warm = time.perf_counter()
             take_turns(programs, 2)
         except Exception as error:
-            say(f"no {size} side by side: {first_line(error)}")
+            log.warning(f"no {size} side by side: {first_line(error)}")
             return
         epoch_s = time.perf_counter() - warm
         trained = sum(program.trial.recipe.train_samples or len(images.train_labels) for program in programs)

@@ -28,12 +28,12 @@ class Purpose(enum.IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, epoch: int = 0) -> np.random.Generator:
-    """A fresh generator, on the CPU, whatever the device."""
+    """Return a fresh generator, on the CPU, whatever the device."""
     return np.random.default_rng([seed, purpose, epoch])
 
 
 def key(seed: int, purpose: Purpose, epoch: int = 0) -> int:
-    """What to seed another kind of generator with, 0 to 2^63 - 1."""
+    """Return what to seed another kind of generator with, 0 to 2^63 - 1."""
     return int(generator(seed, purpose, epoch).integers(2**63))
 
 
@@ -51,7 +51,7 @@ class Noise:
         self._mine = self.host_state()
 
     def seed(self, seed: int, purpose: Purpose, epoch: int = 0) -> None:
-        """Starts them anew, outside the block."""
+        """Start them anew, outside the block."""
         value = key(seed, purpose, epoch)
         if self._cuda is not None:
             self._cuda.manual_seed(value)
@@ -76,7 +76,7 @@ class Noise:
 
     @staticmethod
     def host_state() -> tuple[Any, ...]:
-        """Where the global generators of the CPU stand."""
+        """Return where the global generators of the CPU stand."""
         return torch.get_rng_state(), random.getstate(), np.random.get_state()
 
     @staticmethod
@@ -95,7 +95,7 @@ def same(first: object, second: object) -> bool:
 
 @contextlib.contextmanager
 def seeded(seed: int, purpose: Purpose) -> Iterator[None]:
-    """Every global generator of the CPU seeded within the block, and put back as it was after it."""
+    """Seed every global generator of the CPU within the block, and put it back as it was after it."""
     noise = Noise(torch.device("cpu"))
     noise.seed(seed, purpose)
     with noise:

@@ -21,12 +21,10 @@ What is executed where and when (streams, CUDA graphs, turns) is in `trainer.dev
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import functools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -35,6 +33,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from search_spaces.errors import RequestError
+from search_spaces.messages import log
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
 from trainer import checkpoint, network
@@ -42,9 +41,8 @@ from trainer.archs.dropout import Dropout
 from trainer.augment import Images, epoch_draws
 from trainer.checkpoint import Slot
 from trainer.data import subset
-from trainer.device import cpu
-from trainer.device.execution import Execution, Kind, seconds, set_matmul_precision
-from trainer.device.graphs import RecordError, Step
+from trainer.device.execution import Execution, seconds, set_matmul_precision
+from trainer.device.graphs import RecordError
 from trainer.outcome import Epoch, collapsed
 from trainer.pools import load_class
 from trainer.randomness import Purpose, key
@@ -81,7 +79,6 @@ class Program:
         graphs: on a GPU, record the steps as CUDA graphs. The same kernels, without their launches.
         channels_last: how activations and weights lie in memory. The same function, to rounding.
         tail: train the architecture's last layer, the pool and the head alone, as the gate does.
-        say: told in one line if the steps have to run without CUDA graphs.
 
     Attributes:
         network: [B, 3, 32, 32] -> [B, classes].
@@ -104,7 +101,6 @@ class Program:
         graphs: bool = True,
         channels_last: bool = True,
         tail: bool = False,
-        say: Callable[[str], None] = lambda _: None,
     ):
         load_class(trial.pool)  # a user's file runs before anything is set, in its first trial as in its last
         self.trial, self.images, self.device = trial, images, images.device
@@ -116,60 +112,56 @@ class Program:
         if problems := recipe.problems_with(len(self._train_index)):
             raise RequestError(problem.under("recipe") for problem in problems)
         self.test_images = len(test_index)
+        eval_batch = EVAL_BATCH[self.device.type]
+        self._train_sizes = _batches(len(self._train_index), recipe.batch_size)
+        self._test_sizes = _batches(self.test_images, eval_batch)
         self._execution = Execution(self.device, self)
         set_matmul_precision(recipe.precision)
         with self._execution.lane():
             self._draws = torch.zeros(len(self._train_index), 4, dtype=torch.int64, device=self.device)
             self._test_index = torch.from_numpy(test_index).to(self.device)
-            self._positions = torch.arange(max(recipe.batch_size, EVAL_BATCH[self.device.type]), device=self.device)
+            self._positions = torch.arange(max(recipe.batch_size, eval_batch), device=self.device)
             self._cursor = torch.zeros((), dtype=torch.int64, device=self.device)
             # (training, test) x (sum of losses, hits). In float64 both are exact enough for any number of images.
             self._sums = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
             self._drawn: dict[int, Tensor] = {}  # {epoch: its draws}, of the one that comes next
-            self._warm = False  # the first step of a process takes memory and chooses kernels
+            self._cold = 1  # steps not to be timed: the first of a process takes memory and chooses kernels
             self._build()
             if graphs and self.device.type == "cuda":
-                self._record(say)
+                self._record()
 
     def _build(self) -> None:
         """Make the network with its initial weights, and momentum at rest."""
         trial, recipe = self.trial, self.trial.recipe
         built = network.build(trial.pool, trial.arch, self.images.classes, trial.seed, tail=self._tail)
-        if self.device.type == "cpu":
-            cpu.keep_memory()
-            if not self._compiled:  # torch.compile makes kernels of its own, and cannot read some of these layers
-                cpu.speed_up(built.features)
-        self.network = built.to(self.device).to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
+        self.network, self._after_backward = self._execution.place(
+            built, recipe.precision, self._layout, fast_layers=not self._compiled
+        )
+        self._forward = torch.compile(self.network) if self._compiled else self.network
         dropping = [layer for layer in self.network.head.modules() if isinstance(layer, Dropout)]
         self._masks = torch.Generator(self.device) if dropping else None
         for layer in dropping:
             layer.generator = self._masks
-        self._together = None
-        if self.device.type == "cuda" and not self._compiled:
-            from trainer.device import gpu
-
-            self._together = gpu.speed_up(self.network.features, recipe.precision)
-        self._forward = torch.compile(self.network) if self._compiled else self.network
         self.lr = torch.tensor(recipe.lr, device=self.device)
         # At rest from the start: torch.optim would make these in its first step, where no graph could find them again.
         self._parameters = list(self.network.parameters())  # walking the modules twice: 1 % of mobilenetv2_s32's
         self.momentum = [torch.zeros_like(parameter) for parameter in self._parameters]
 
-    def _record(self, say: Callable[[str], None]) -> None:
+    def _record(self) -> None:
         """Have the steps replayed as CUDA graphs from now on, if they can be recorded."""
-        before = copy.deepcopy((self.state(), dict(self.network.named_buffers())))  # a pool may keep some out of it
+        held = [*self.network.parameters(), *self.network.buffers(), *self.momentum]
+        before = [tensor.detach().clone() for tensor in held]
         self._load_draws(1)
-        kinds = dict.fromkeys((*self._kinds("train"), *self._kinds("test")))
+        phases = {self._train_batch: self._train_sizes, self._test_batch: self._test_sizes}
         try:
-            self._execution.record({kind: self._eager(kind) for kind in kinds}, self.network, self._rewind, self._masks)
+            self._execution.record(phases, self.network, self._cursor.zero_, self._masks)
         except RecordError as error:
-            say(f"trains without CUDA graphs, which is slower: {error}")
+            log.warning(f"trains without CUDA graphs, which is slower: {error}")
             self._build()  # the pool may hold traces of the attempt
             return
-        state, buffers = before
-        self.load_state(state)
-        for name, buffer in self.network.named_buffers():
-            buffer.copy_(buffers[name])
+        with torch.no_grad():
+            for tensor, value in zip(held, before, strict=True):
+                tensor.copy_(value)
 
     # --- A step ---
 
@@ -180,22 +172,19 @@ class Program:
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
-        if self._together:
-            self._together.after()
+        self._after_backward()
         self._descend()
         return loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
 
     def _logits(self, images: Tensor) -> Tensor:
-        """[B, 3, 32, 32] -> [B, classes]; in bf16 the convolutions and products are, the loss never is."""
+        """Map [B, 3, 32, 32] to [B, classes]; in bf16 the convolutions and products are, the loss never is."""
         half = self.trial.recipe.precision == "bf16"
-        if self._together:
-            self._together.before()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             logits = self._forward(images.contiguous(memory_format=self._layout))
         return logits.float() if half else logits
 
     def _descend(self) -> None:
-        """SGD with momentum, torch's own kernel. Parameters that the loss does not depend on stay as they are."""
+        """Take torch's own step of SGD with momentum. Parameters that the loss does not depend on stay as they are."""
         moved = [(p, m) for p, m in zip(self._parameters, self.momentum, strict=True) if p.grad is not None]
         # The function and not the class, which imports all of torch.compile: 3 s in every process that trains.
         sgd(
@@ -212,7 +201,7 @@ class Program:
             maximize=False,
         )
 
-    def _train_step(self, size: int) -> None:
+    def _train_batch(self, size: int) -> None:
         """Train on the next `size` images of the epoch."""
         self.network.train()
         draws = self._draws.index_select(0, self._cursor + self._positions[:size])
@@ -220,7 +209,7 @@ class Program:
         self._add(0, size, loss, hits)
 
     @torch.inference_mode()
-    def _test_step(self, size: int) -> None:
+    def _test_batch(self, size: int) -> None:
         """Evaluate the next `size` test images."""
         self.network.eval()
         index = self._test_index.index_select(0, self._cursor + self._positions[:size])
@@ -245,22 +234,20 @@ class Program:
             self.lr.fill_(learning_rate(recipe, epoch - 1))
             self._sums.zero_()
             self._load_draws(epoch)
-        first, *others = self._kinds("train")
-        trained, tested = len(self._train_index), self.test_images
-        timed, timed_from = trained, execution.mark()
-        yield from execution.run([first], self._eager)
-        if not self._warm:
-            self._warm = True
-            timed, timed_from = max(0, trained - recipe.batch_size), execution.mark()
-        yield from execution.run(others, self._eager)
+        untimed, timed = self._train_sizes[: self._cold], self._train_sizes[self._cold :]
+        yield from execution.run(self._train_batch, untimed)
+        timed_from = execution.mark()
+        yield from execution.run(self._train_batch, timed)
         timed_to = execution.mark()
+        self._cold = 0
         with execution.lane():
-            self._rewind()
-        yield from execution.run(self._kinds("test"), self._eager)
+            self._cursor.zero_()
+        yield from execution.run(self._test_batch, self._test_sizes)
         if epoch < recipe.epochs:  # while the device evaluates: 6 ms for CIFAR-100, which all of a pack want at once
             self._drawn[epoch + 1] = self._draw(epoch + 1)
         yield from execution.done()
         (train_loss, train_hits), (test_loss, test_hits) = self._sums.tolist()
+        trained, tested = len(self._train_index), self.test_images
         return Epoch(
             epoch,
             train_loss / trained,
@@ -269,32 +256,17 @@ class Program:
             100 * test_hits / tested,
             learning_rate(recipe, epoch),
             time.perf_counter() - started,
-            timed / seconds(timed_from, timed_to) if timed else None,
+            sum(timed) / seconds(timed_from, timed_to) if timed else None,
         )
-
-    def _kinds(self, phase: str) -> list[Kind]:
-        """Return the steps of a phase of an epoch, in order."""
-        if phase == "train":
-            sizes = _batches(len(self._train_index), self.trial.recipe.batch_size)
-        else:
-            sizes = _batches(self.test_images, EVAL_BATCH[self.device.type])
-        return [(phase, size) for size in sizes]
-
-    def _eager(self, kind: Kind) -> Step:
-        phase, size = kind
-        return functools.partial(self._train_step if phase == "train" else self._test_step, size)
 
     def _draw(self, epoch: int) -> Tensor:
         draws = epoch_draws(self.trial.seed, epoch, self._train_index, self.images.flip)
         return self._execution.for_transfer(draws)
 
     def _load_draws(self, epoch: int) -> None:
-        drawn = self._drawn.get(epoch)
-        self._draws.copy_(self._draw(epoch) if drawn is None else drawn, non_blocking=True)
+        drawn = self._drawn[epoch] if epoch in self._drawn else self._draw(epoch)
+        self._draws.copy_(drawn, non_blocking=True)
         self._drawn.clear()
-        self._rewind()
-
-    def _rewind(self) -> None:
         self._cursor.zero_()
 
     def collapsed(self, history: Sequence[Epoch]) -> bool:
@@ -313,19 +285,14 @@ class Program:
         Raises:
             CheckpointError: it is of a network with other tensors; nothing has been changed.
         """
-        mine = self.state()
-        shapes = [
-            {**{k: v.shape for k, v in s["network"].items()}, **dict(enumerate(v.shape for v in s["momentum"]))}
-            for s in (mine, state)
-        ]
-        if shapes[0] != shapes[1]:
-            odd = [str(k) for k in {**shapes[0], **shapes[1]} if shapes[0].get(k) != shapes[1].get(k)]
-            raise checkpoint.CheckpointError(f"it has other tensors than the network ({', '.join(sorted(odd))})")
+        mine, theirs = ({**held["network"], **dict(enumerate(held["momentum"]))} for held in (self.state(), state))
+        shapes, expected = ({name: one.shape for name, one in held.items()} for held in (theirs, mine))
+        if odd := dict(shapes.items() ^ expected.items()):
+            others = ", ".join(sorted(map(str, odd)))
+            raise checkpoint.CheckpointError(f"it has other tensors than the network ({others})")
         with self._execution.on_stream(), torch.no_grad():
-            for name, tensor in mine["network"].items():
-                tensor.copy_(state["network"][name])
-            for tensor, theirs in zip(mine["momentum"], state["momentum"], strict=True):
-                tensor.copy_(theirs)
+            for name, tensor in mine.items():
+                tensor.copy_(theirs[name])
         self._execution.synchronize()
 
 
@@ -337,9 +304,7 @@ def _batches(total: int, size: int) -> list[int]:
 # --- A trial, from its first epoch to its last ------------------------------------------------------------------------
 
 
-def train(
-    program: Program, *, slot: Slot | None = None, checkpoint_every: int = 10, say: Callable[[str], None] = print
-) -> Iterator[Epoch]:
+def train(program: Program, *, slot: Slot | None = None, checkpoint_every: int = 10) -> Iterator[Epoch]:
     """Train a trial and yield every epoch from the first to the last, or to the one that diverged.
 
     With a `slot` it goes on from the checkpoint in there: the epochs behind it are yielded again at once, so a
@@ -350,18 +315,16 @@ def train(
     Raises:
         whatever the pool raises.
     """
-    with contextlib.closing(turns(program, slot=slot, checkpoint_every=checkpoint_every, say=say)) as trial:
-        for epoch in trial:
-            if epoch is not None:
-                yield epoch
+    with contextlib.closing(turns(program, slot=slot, checkpoint_every=checkpoint_every)) as trial:
+        yield from (epoch for epoch in trial if epoch is not None)
 
 
 def turns(
-    program: Program, *, slot: Slot | None = None, checkpoint_every: int = 10, say: Callable[[str], None] = print
+    program: Program, *, slot: Slot | None = None, checkpoint_every: int = 10
 ) -> Generator[Epoch | None, None, None]:
-    """`train` for trials that share a process: yields None wherever others may take a turn."""
+    """Do what `train` does for trials that share a process: yield None wherever others may take a turn."""
     epochs = program.trial.recipe.epochs
-    history = _restore(program, slot, say) if slot else []
+    history = _restore(program, slot) if slot else []
     yield from history
     saved = time.monotonic()
     for number in range(len(history) + 1, epochs + 1):
@@ -380,7 +343,7 @@ def turns(
             raise
 
 
-def _restore(program: Program, slot: Slot, say: Callable[[str], None]) -> list[Epoch]:
+def _restore(program: Program, slot: Slot) -> list[Epoch]:
     """Put the program where the checkpoint left it; return the epochs behind it, none if there is no usable one."""
     data = slot.read()
     if data is None:
@@ -390,9 +353,9 @@ def _restore(program: Program, slot: Slot, say: Callable[[str], None]) -> list[E
         history = [Epoch(**epoch) for epoch in state.pop("history")]
         program.load_state(state)
     except (checkpoint.CheckpointError, KeyError, TypeError) as error:
-        say(f"checkpoint passed over, the trial starts from its first epoch: {error}")
+        log.warning(f"checkpoint passed over, the trial starts from its first epoch: {error}")
         return []
-    say(f"resumed after epoch {len(history)}")
+    log.info(f"resumed after epoch {len(history)}")
     return history
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from results.store.folder import RunFolder
 from search_spaces import datasets, machine
 from search_spaces.errors import Problem, RequestError, unknown
 from search_spaces.grid import Planned
+from search_spaces.messages import log
 from search_spaces.trial import PROTOCOL, Trial
 
 # In inches. At so many dots an inch every pixel of an image is a square of eight.
@@ -57,7 +58,6 @@ def draw(
     wrong: bool = False,
     trust: bool = False,
     output: Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Draw the maps of a trial's first test images from the weights that it kept; return where. Runs the pool's code.
 
@@ -66,7 +66,6 @@ def draw(
         wrong: only of images that are misclassified.
         trust: run the code of a pool that came from a file: the text that the run folder has, whoever wrote it.
         output: where to; RUN/cam/<trial id>.png unless given.
-        say: told whatever the reader of the picture has to know.
 
     Raises:
         RequestError: there is no such trial, or it kept no weights, or its pool's code is not trusted, or there is no
@@ -95,12 +94,12 @@ def draw(
     if datasets.get(trial.dataset).torchvision and not data_dir.is_dir():
         what = f"there is no folder {data_dir.resolve()}; give the one that the sweep read {trial.dataset} from"
         raise RequestError.of(what, "--data-dir")
-    seen = _activations(trial, weights, data_dir, images, wrong, say)
+    seen = _activations(trial, weights, data_dir, images, wrong)
     maps = seen["maps"]
     if maps[0].size == 1:
-        say(f"note: the feature map of {trial.arch} is 1x1: a map of one position cannot localise anything")
+        log.warning(f"note: the feature map of {trial.arch} is 1x1: a map of one position cannot localise anything")
     if not (maps > 0).any():
-        say("note: every map is dark: no position of these images has evidence for the class that is predicted")
+        log.warning("note: every map is dark: no position of these images has evidence for the class that is predicted")
     method = "CAM, exact (Zhou et al. 2016)" if seen["exact"] else "Grad-CAM through the pool (Selvaraju et al. 2017)"
     size = "x".join(map(str, maps.shape[1:])) + (" map, which cannot localise" if maps[0].size == 1 else " map")
     title = f"{shorten(trial.pool.label)} on {trial.arch}-{trial.dataset}, seed {trial.seed}"
@@ -111,9 +110,7 @@ def draw(
     return write_output(output or run.trial(trial.id).picture(), sink.getvalue())
 
 
-def _activations(
-    trial: Trial, weights: bytes, data_dir: Path, images: int, wrong: bool, say: Callable[[str], None]
-) -> Maps:
+def _activations(trial: Trial, weights: bytes, data_dir: Path, images: int, wrong: bool) -> Maps:
     """Ask a process that has torch, and may run a stranger's pool.
 
     Raises:
@@ -132,7 +129,7 @@ def _activations(
         if done.returncode:
             raise RequestError.of(f"{trial.id} cannot be drawn: {said[-1] if said else f'exit code {done.returncode}'}")
         for line in said:
-            say(line)
+            log.info(line)
         with np.load(folder / "maps.npz") as arrays:
             return dict(arrays)
 

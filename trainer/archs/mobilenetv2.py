@@ -16,8 +16,7 @@ STRIDES = 1, 1, 2, 2, 1, 2, 1  # of the stages: the likelier reading, until a me
 
 
 def features(stem: int = 1, strides: tuple[int, ...] = STRIDES) -> nn.Module:
-    """[B, 3, 32, 32] -> [B, 1280, S, S], where S is 32 divided by all strides: of the stem, and of each stage's first
-    block."""
+    """Return [B, 3, 32, 32] -> [B, 1280, S, S], where S is 32 by all strides: the stem's and each stage's first."""
     layers: list[nn.Module] = [_layer(3, STEM, kernel_size=3, stride=stem)]
     channels = STEM
     for (expansion, width, blocks), stride in zip(STAGES, strides, strict=True):
@@ -28,13 +27,11 @@ def features(stem: int = 1, strides: tuple[int, ...] = STRIDES) -> nn.Module:
 
 
 def last(side: int) -> tuple[nn.Module, tuple[int, int, int]]:
-    """What a map of `side` x `side` comes out of, alone, and (C, H, W) of what goes in."""
     channels = STAGES[-1][1]
     return _layer(channels, WIDTH, kernel_size=1), (channels, side, side)
 
 
 def head(channels: int, classes: int) -> nn.Module:
-    """[B, 1280] -> [B, classes]."""
     return nn.Linear(channels, classes)
 
 

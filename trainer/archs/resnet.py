@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
 
 def features(depth: int) -> nn.Module:
-    """[B, 3, 32, 32] -> [B, 64, 8, 8]; `depth` is 6n+2, n blocks a stage."""
+    """Return [B, 3, 32, 32] -> [B, 64, 8, 8]; `depth` is 6n+2, n blocks a stage."""
     blocks = (depth - 2) // 6
     return nn.Sequential(
         conv3x3(3, 16),
@@ -23,12 +23,10 @@ def features(depth: int) -> nn.Module:
 
 
 def last(side: int) -> tuple[nn.Module, tuple[int, int, int]]:
-    """What a map of `side` x `side` comes out of, alone, and (C, H, W) of what goes in."""
     return BasicBlock(64, 64), (64, side, side)
 
 
 def head(channels: int, classes: int) -> nn.Module:
-    """[B, 64] -> [B, classes]."""
     return nn.Linear(channels, classes)
 
 

@@ -14,7 +14,7 @@ HIDDEN = 512
 
 
 def features(depth: int) -> nn.Module:
-    """[B, 3, 32, 32] -> [B, 512, 1, 1]; `depth` is 11, 13, 16 or 19."""
+    """Return [B, 3, 32, 32] -> [B, 512, 1, 1]; `depth` is 11, 13, 16 or 19."""
     layers: list[nn.Module] = []
     channels = 3
     for width in cfgs[CONFIGURATIONS[depth]]:
@@ -28,12 +28,10 @@ def features(depth: int) -> nn.Module:
 
 
 def last(side: int) -> tuple[nn.Module, tuple[int, int, int]]:
-    """What a map of `side` x `side` comes out of, alone, and (C, H, W) of what goes in."""
     convolution = nn.Conv2d(512, 512, 3, padding=1, bias=False)
     layers = convolution, nn.BatchNorm2d(512), nn.ReLU(inplace=True), nn.MaxPool2d(2)
     return nn.Sequential(*layers), (512, 2 * side, 2 * side)
 
 
 def head(channels: int, classes: int) -> nn.Module:
-    """[B, 512] -> [B, classes]."""
     return nn.Sequential(nn.Linear(channels, HIDDEN), nn.ReLU(inplace=True), Dropout(0.5), nn.Linear(HIDDEN, classes))

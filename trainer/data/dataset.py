@@ -8,10 +8,9 @@ Every dataset leaves here as 32x32 images in the same form, so that nothing down
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
 from search_spaces import datasets, machine
 from search_spaces.datasets import DatasetSpec
 from search_spaces.errors import RequestError
+from search_spaces.messages import log
 from trainer.data import decoded, pictures, rows, torchvision_files
-from trainer.data.pictures import Bytes, CellError
+from trainer.data.pictures import Bytes
 from trainer.data.rows import Labels, Split
 from trainer.data.shards import NEEDED, Place
 
@@ -66,7 +67,7 @@ class Dataset:
 
 
 def folder(given: Path | None) -> Path:
-    """Where images are, or are downloaded to: `data`, unless it was given.
+    """Return where images are, or are downloaded to: `data`, unless it was given.
 
     Raises:
         RequestError: it was given, and is not there: nothing is downloaded into a folder that was mistyped.
@@ -77,8 +78,8 @@ def folder(given: Path | None) -> Path:
     return given or Path("data")
 
 
-def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None, *, download: bool = True) -> Dataset:
-    """The dataset of that name; downloads it into `data_dir` if it is nowhere else and may be.
+def load(name: str, data_dir: Path, *, download: bool = True) -> Dataset:
+    """Return the dataset of that name; download it into `data_dir` if it is nowhere else and may be.
 
     Raises:
         RequestError: an unknown name, or data that can neither be found nor downloaded; says where was looked.
@@ -90,13 +91,13 @@ def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None,
     place = _place(name, data_dir)
     splits = place.splits()
     if not splits:
-        return _from_torchvision(name, source, place, say, download)
-    if missing := [split for split in NEEDED if split not in splits]:
-        what = f"found {', '.join(sorted(splits))} in {splits[min(splits)][0].parent}, and no {' or '.join(missing)}"
-        raise RequestError.of(f"{what}; allowed are both train and test, by these names")
+        return _from_torchvision(name, source, place, download)
+    if not splits.keys() >= set(NEEDED):
+        place_of = splits[min(splits)][0].parent
+        raise RequestError.of(f"expected train and test in {place_of}, got {', '.join(sorted(splits))}")
 
     def decode() -> tuple[Dataset, bool]:
-        say(f"decoding {name} from {splits['train'][0].parent}, once for this machine")
+        log.info(f"decoding {name} from {splits['train'][0].parent}, once for this machine")
         read, outside = rows.read({split: splits[split] for split in NEEDED}, source.labels, source.classes, data_dir)
         return _prepare(name, source, read["train"], read["test"]), not outside
 
@@ -105,10 +106,10 @@ def load(name: str, data_dir: Path, say: Callable[[str], None] = lambda _: None,
 
 
 def refuse_shared(names: Iterable[str], data_dir: Path) -> None:
-    """Files in a folder that is called as no dataset is may be of any one dataset, and are not of two.
+    """Refuse two datasets that would be read from the same files, in a folder that is called as neither is.
 
     Raises:
-        RequestError: two of those datasets would be read from the same files.
+        RequestError: there are two such.
     """
     owner: dict[Path, str] = {}
     for name in names:
@@ -122,7 +123,7 @@ def refuse_shared(names: Iterable[str], data_dir: Path) -> None:
 
 
 def class_names(name: str, data_dir: Path) -> list[str] | None:
-    """What the classes are called, by the metadata of the dataset's Parquet files; None where it does not say.
+    """Return what the classes are called, by the metadata of the dataset's Parquet files; None where it does not say.
 
     Either the Hugging Face form's own, or `class_names`, one a line.
     """
@@ -151,7 +152,7 @@ def _stamp(file: Path) -> list[str | int]:
 
 
 def subset(total: int, samples: int | None) -> npt.NDArray[np.int64]:
-    """The indices [min(total, samples)] of the first `samples` images of a fixed shuffle; in order if it is all."""
+    """Return [min(total, samples)], the first indices of a fixed shuffle; all of them in order."""
     if samples is None or samples >= total:
         return np.arange(total)
     return np.random.default_rng(0).permutation(total)[:samples]
@@ -178,7 +179,7 @@ def _prepare(name: str, source: DatasetSpec, train: Split, test: Split) -> Datas
 
 
 def _resized(images: Bytes) -> Bytes:
-    """[N, S, S, C] -> [N, 32, 32, C], S up to 32, as `torchvision.transforms.Resize(32)` does it to a PIL image."""
+    """Map [N, S, S, C] to [N, 32, 32, C], S <= 32, as `torchvision.transforms.Resize(32)` does it to a PIL image."""
     if images.shape[1] == SIZE:
         return images
     from PIL import Image
@@ -193,7 +194,7 @@ def _resized(images: Bytes) -> Bytes:
 
 
 def _digits() -> tuple[Split, Split]:
-    """scikit-learn's 1,797 scans of 8x8 grey levels 0..16, each pixel repeated 4x4; the test set is a fixed fifth."""
+    """Return scikit-learn's 1,797 scans of 8x8 grey levels 0..16, each pixel repeated 4x4; a fixed fifth to test."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -204,61 +205,46 @@ def _digits() -> tuple[Split, Split]:
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def _from_torchvision(
-    name: str, source: DatasetSpec, place: Place, say: Callable[[str], None], download: bool
-) -> Dataset:
-    from filelock import FileLock
-
+def _from_torchvision(name: str, source: DatasetSpec, place: Place, download: bool) -> Dataset:
     data_dir, cls = place.data_dir, str(source.torchvision)
     own, archive = torchvision_files.LEAVES[cls]
     roots = (data_dir, *place.folders(), *([data_dir.parent] if data_dir.name == own else []))
-    strays = functools.partial(place.refuse_strays, (own, archive))
 
     def read(root: Path) -> Dataset:
         def decode() -> tuple[Dataset, bool]:
-            splits = torchvision_files.read(cls, root)
-            return _prepare(name, source, *(_checked(split, root, source.classes) for split in splits)), True
+            train, test = torchvision_files.read(cls, root)
+            if (most := max(train[1].max(), test[1].max())) >= source.classes:
+                raise RequestError.of(f"{root}: expected labels from 0 to {source.classes - 1}, got {most}")
+            return _prepare(name, source, train, test), True
 
         stamps = sorted(_stamp(file) for file in (root / own).rglob("*") if file.is_file())
         return decoded.load([name, "torchvision", stamps], Dataset, decode)
 
+    def read_any() -> Dataset | None:
+        for root in roots:
+            if (root / own).is_dir():
+                try:
+                    return read(root)
+                except OSError as error:
+                    log.info(f"{root / own} cannot be read: {error}")
+        return None
+
+    if (found := read_any()) is not None:
+        return found
+    place.refuse_strays((own, archive))
+    if not download:
+        what = f"there are no images of {name} in {data_dir}"
+        raise RequestError.of(f"{what}; give the folder that the sweep read them from")
     try:
-        if not any((root / own).is_dir() for root in roots):
-            strays()
-        if download:
-            data_dir.mkdir(parents=True, exist_ok=True)
-        # Who may not download leaves no trace among somebody's images, not even a lock.
-        with FileLock(data_dir / f".{name}.lock") if download else contextlib.nullcontext():
-            for root in roots:
-                if (root / own).is_dir():
-                    with contextlib.suppress(RuntimeError):
-                        return read(root)
-            strays()
-            if not download:
-                what = f"there are no images of {name} in {data_dir}"
-                raise RequestError.of(f"{what}; give the folder that the sweep read them from")
-            say(f"downloading {name} into {data_dir}")
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / f".{name}.lock"):
+            if (found := read_any()) is not None:  # by now another process has downloaded them
+                return found
+            log.info(f"downloading {name} into {data_dir}")
             torchvision_files.download(cls, data_dir)
             return read(data_dir)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise RequestError.of(
             f"its images are neither in {data_dir / source.called[0]} (Parquet) nor in {data_dir} (torchvision), and "
             f"the download failed: {error}; point --data-dir at a folder that holds it, or run once with a network"
         ) from None
-
-
-def _checked(split: Split, root: Path, classes: int) -> Split:
-    """Return images [N, S, S, C] with a label each.
-
-    Raises:
-        RequestError: images are no squares or too large, or a label is missing or out of range.
-    """
-    images, labels = split
-    try:
-        pictures.check_size(*images.shape[1:3])
-    except CellError as error:
-        raise RequestError.of(f"{root}: {error}") from None
-    if not (len(images) == len(labels) > 0 and 0 <= labels.min() <= labels.max() < classes):
-        what = f"{len(images)} images with {len(labels)} labels"
-        raise RequestError.of(f"{root}: expected a label of 0 to {classes - 1} for each image, got {what}")
-    return images[..., None] if images.ndim == 3 else images, labels

@@ -23,14 +23,13 @@ T = TypeVar("T")
 
 
 def load(key: Any, kind: type[T], decode: Callable[[], tuple[T, bool]]) -> T:
-    """A dataclass of arrays and plain values: mapped if it is kept under `key`, else decoded, and kept for next time.
+    """Return a dataclass of arrays and plain values: mapped if it is kept under `key`, else decoded, and kept.
+
+    A cache that cannot be read or written is passed over: the worst that can happen is that decoding takes its time.
 
     Args:
         key: what it depends on, as plain data: another file or another time of change is another key.
-        kind: the dataclass.
         decode: gives the value, and whether `key` is all that it depends on; if not, it is not kept.
-
-    A cache that cannot be read or written is passed over: the worst that can happen is that decoding takes its time.
     """
     digest = hashlib.sha256(json.dumps([FORM, key]).encode()).hexdigest()[:16]
     place = machine.cache() / digest
@@ -55,7 +54,7 @@ def _read(place: Path, kind: type[T]) -> T:
 
 
 def _write(place: Path, value: Any) -> None:
-    """Into a folder beside its place, renamed when it is whole: processes that decode at once do not meet."""
+    """Write a folder beside the place, renamed when it is whole: processes that decode at once do not meet."""
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=place.parent))
     try:

@@ -28,10 +28,13 @@ from search_spaces.errors import first_line, short
 
 LARGEST = 32  # pixels a side
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # none that Pillow starts a program for
-ALLOWED = (
-    "allowed are encoded images (PNG, JPEG, ...) as binary or struct<bytes, path>, paths as strings, and integers as "
+EXPECTED = (
+    "expected encoded images (PNG, JPEG, ...) as binary or struct<bytes, path>, paths as strings, or integers as "
     "nested lists of HxW or HxWxC"
 )
+LISTS = ("list", "large_list", "fixed_size_list")
+TEXTS = ("string", "large_string", "string_view", "null")
+BINARIES = ("binary", "large_binary", "fixed_size_binary", "binary_view", "null")
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -46,7 +49,7 @@ class CellError(ValueError):
 
 
 def decode(column: Any, folders: Sequence[Path]) -> tuple[Bytes, bool]:
-    """The pictures of a chunked array of Arrow's, and whether some of them are in files of their own.
+    """Return the pictures of a chunked array of Arrow's, and whether some of them are in files of their own.
 
     They are [N, S, S] where all are grey, else [N, S, S, 3].
 
@@ -62,21 +65,20 @@ def decode(column: Any, folders: Sequence[Path]) -> tuple[Bytes, bool]:
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
-    if isinstance(column.type, pa.BaseExtensionType) or _is_list(column.type):
+    if isinstance(column.type, pa.BaseExtensionType) or _is(column, LISTS):
         return _numbers(column), False
     encoded = paths = pa.nulls(len(column))
     if pa.types.is_struct(column.type):
         fields = {field.name: pc.struct_field(column, field.name) for field in column.type}  # type: ignore[attr-defined]
         encoded, paths = fields.get("bytes", encoded), fields.get("path", paths)
-    elif _is_text(column.type):
+    elif _is(column, TEXTS):
         paths = column
     else:
         encoded = column
     if not encoded.null_count:
         paths = pa.nulls(len(column))  # where the images once were, in whatever form
-    checks = ((encoded, _is_binary), (paths, _is_text))
-    if not all(fits(part.type) or pa.types.is_null(part.type) for part, fits in checks):
-        raise CellError(f"found the type {kind}; {ALLOWED}")
+    if not (_is(encoded, BINARIES) and _is(paths, TEXTS)):
+        raise CellError(f"{EXPECTED}, got the type {kind}")
     cells = zip(encoded.to_pylist(), paths.to_pylist(), strict=True)
     with ThreadPoolExecutor(machine.cores()) as threads:
         found = list(threads.map(lambda cell: _decoded(cell[0], cell[1], folders), cells))
@@ -84,21 +86,18 @@ def decode(column: Any, folders: Sequence[Path]) -> tuple[Bytes, bool]:
 
 
 def to_rgb(images: Bytes) -> Bytes:
-    """[..., S, S] -> [..., S, S, 3]."""
+    """Map [..., S, S] to [..., S, S, 3]."""
     return np.repeat(images[..., None], 3, axis=-1)
 
 
 def check_size(height: int, width: int) -> None:
-    """
-    Raises:
-        CellError: no square, or too large.
-    """
+    """Raise CellError if it is no square, or too large."""
     if height != width or not 0 < height <= LARGEST:
-        raise CellError(f"found {height}x{width} pixels, allowed are squares of {LARGEST}x{LARGEST} at most")
+        raise CellError(f"expected a square of {LARGEST}x{LARGEST} pixels at most, got {height}x{width}")
 
 
 def _stacked(found: Sequence[Bytes | str]) -> Bytes:
-    """Of pictures, and of what is wrong with those that are none."""
+    """Stack pictures; or raise what is wrong with those that are none."""
     images = [image for image in found if not isinstance(image, str)]
     size = _by(images[0].shape[:2]) if images else ""
     faults = {}
@@ -106,7 +105,7 @@ def _stacked(found: Sequence[Bytes | str]) -> Bytes:
         if isinstance(image, str):
             faults[row] = image
         elif _by(image.shape[:2]) != size:
-            faults[row] = f"found {_by(image.shape[:2])} pixels, and {size} above; allowed is one size for all"
+            faults[row] = f"expected {size} pixels, as above, got {_by(image.shape[:2])}"
     if faults:
         raise CellError(next(iter(faults.values())), list(faults))
     if not images:
@@ -116,7 +115,7 @@ def _stacked(found: Sequence[Bytes | str]) -> Bytes:
 
 
 def _decoded(data: bytes | None, path: str | None, folders: Sequence[Path]) -> Bytes | str:
-    """A picture, [S, S] or [S, S, 3]; what is wrong with it, as text. Pillow lets go of the interpreter's lock."""
+    """Return a picture, [S, S] or [S, S, 3], or what is wrong with it. Pillow lets go of the interpreter's lock."""
     from PIL import Image
 
     try:
@@ -127,26 +126,24 @@ def _decoded(data: bytes | None, path: str | None, folders: Sequence[Path]) -> B
     except CellError as error:
         return str(error)
     except Image.UnidentifiedImageError:
-        return f"found {len(data or b'')} bytes that are no image; allowed are {', '.join(FORMATS)}"
+        return f"expected an image ({', '.join(FORMATS)}), got {len(data or b'')} bytes that are none"
     except Exception as error:  # of damaged bytes Pillow raises what its parts raise: SyntaxError, struct.error, ...
-        return f"found an image that cannot be read: {first_line(error)}; replace it, or remove the row"
+        return f"its image cannot be read: {first_line(error)}; replace it, or remove the row"
 
 
 def _read(path: str | None, folders: Sequence[Path]) -> bytes:
-    either = " or ".join(dict.fromkeys(map(str, folders)))
     if not path:
-        raise CellError("found no image, neither bytes nor a path; fill it, or remove the row")
-    what = f"found no bytes, and the path {short(path)}"
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise CellError(f"{what}; allowed is one that leads down from {either}")
-    for folder in folders:
+        raise CellError("expected an image, got neither bytes nor a path; fill it, or remove the row")
+    inside = not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+    for folder in folders if inside else ():
         if (folder / path).is_file():
             return (folder / path).read_bytes()
-    raise CellError(f"{what}, which is no file in {either}; copy the images there")
+    either = " or ".join(dict.fromkeys(map(str, folders)))
+    raise CellError(f"expected an image, or the path of one from {either}, got no bytes and the path {short(path)}")
 
 
 def _pixels(image: Any) -> Bytes:
-    """[S, S] or [S, S, 3], by the rules at the top of this file."""
+    """Return [S, S] or [S, S, 3], by the rules at the top of this file."""
     from PIL import ImageOps
 
     ImageOps.exif_transpose(image, in_place=True)
@@ -160,58 +157,58 @@ def _pixels(image: Any) -> Bytes:
     if mode.startswith("I"):  # I;16, I;16B; I is what older Pillows make of a PNG of 16 bits
         levels = np.asarray(image).astype(np.int64)
         if not 0 <= levels.min() <= levels.max() <= 65535:
-            raise CellError(f"found greys of {levels.min()} to {levels.max()}, allowed are 0 to 65535")
+            raise CellError(f"expected greys from 0 to 65535, got {levels.min()} to {levels.max()}")
         return ((levels + 128) // 257).astype(np.uint8)
     if mode == "F":
-        raise CellError("found an image of floats, allowed are 8 or 16 bits")
+        raise CellError("expected 8 or 16 bits, got an image of floats")
     if mode in ("P", "PA", "RGBA", "RGBa"):
         image = image.convert("RGBA")  # a palette with transparency is warned of on its straight way to RGB
     return np.asarray(image.convert("RGB"))
 
 
 def _numbers(column: Any) -> Bytes:
-    """Nested lists or tensors, without a Python object a pixel: 50,000 images of 32x32x3 have 154 million."""
+    """Read nested lists or tensors, without a Python object a pixel: 50,000 images of 32x32x3 have 154 million."""
     import pyarrow as pa
 
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if array.null_count:
-        raise CellError("found no image; fill it, or remove the row", _true(array.is_null()))
+        raise CellError("expected an image, got nothing (null); fill it, or remove the row", _true(array.is_null()))
     shape, values = _flattened(array.storage if isinstance(array, pa.ExtensionArray) else array)
     each = int(np.prod(shape))
     if not pa.types.is_integer(values.type):
-        raise CellError(f"found the type {column.type}; {ALLOWED}")
+        raise CellError(f"{EXPECTED}, got the type {column.type}")
     if values.null_count:
-        raise CellError("found a pixel without a value", _rows(_true(values.is_null()), each))
+        raise CellError("expected pixels from 0 to 255, got nothing (null)", _rows(_true(values.is_null()), each))
     if not len(array):
         return np.zeros((0, 0, 0), np.uint8)
     if isinstance(array, pa.FixedShapeTensorArray):
         shape, order = list(array.type.shape), array.type.permutation
         if order not in (None, sorted(order or ())):  # of which pyarrow 26 writes one and reads another
-            raise CellError(f"found tensors whose axes are stored in the order {order}; allowed is their own")
+            raise CellError(f"expected tensors whose axes are stored in their own order, got the order {order}")
     if len(shape) not in (2, 3) or shape[2:] not in ([], [1], [3]):
-        raise CellError(f"found lists of {_by(shape)} numbers; allowed are HxW, HxWx1 and HxWx3, in that order")
+        raise CellError(f"expected lists of HxW, HxWx1 or HxWx3 numbers, in that order, got {_by(shape)}")
     try:
         check_size(*shape[:2])
     except CellError as error:
         raise CellError(str(error), range(len(array))) from None
     pixels = values.to_numpy(zero_copy_only=False)
     if len(outside := np.flatnonzero((pixels < 0) | (pixels > 255))):
-        raise CellError(f"found a pixel of {pixels[outside[0]]}, allowed are 0 to 255", _rows(outside, each))
+        raise CellError(f"expected pixels from 0 to 255, got {pixels[outside[0]]}", _rows(outside, each))
     pixels = pixels.astype(np.uint8).reshape(len(array), *shape)
     return pixels[..., 0] if shape[2:] == [1] else pixels
 
 
 def _flattened(values: Any) -> tuple[list[int], Any]:
-    """The shape that every row of nested lists has, and their numbers in one array of Arrow's."""
+    """Return the shape that every row of nested lists has, and their numbers in one array of Arrow's."""
     import pyarrow.compute as pc
 
     shape: list[int] = []
-    while _is_list(values.type):
+    while _is(values, LISTS):
         lengths = pc.list_value_length(values).fill_null(-1).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
         length = int(lengths[0]) if len(lengths) else 0
         if len(other := np.flatnonzero((lengths != length) | (lengths < 0))):
-            what = f"found a list of {lengths[other[0]]}, and of {length} above"
-            raise CellError(f"{what}; allowed is one shape for all", _rows(other, int(np.prod(shape))))
+            got = "nothing (null)" if lengths[other[0]] < 0 else lengths[other[0]]
+            raise CellError(f"expected a list of {length}, as above, got {got}", _rows(other, int(np.prod(shape))))
         shape.append(length)
         values = values.flatten()
     return shape, values
@@ -222,7 +219,7 @@ def _true(mask: Any) -> npt.NDArray[np.int64]:
 
 
 def _rows(places: npt.NDArray[np.int64], each: int) -> list[int]:
-    """The rows that places in a flat array are in."""
+    """Return the rows that places in a flat array are in."""
     return np.unique(places // max(each, 1)).tolist()
 
 
@@ -230,20 +227,7 @@ def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _is_list(kind: Any) -> bool:
+def _is(column: Any, kinds: Sequence[str]) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _is_binary(kind: Any) -> bool:
-    import pyarrow as pa
-
-    is_one = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
-    return any(is_kind(kind) for is_kind in is_one)
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return any(getattr(pa.types, f"is_{kind}")(column.type) for kind in kinds)

@@ -54,7 +54,7 @@ class Place:
     called: Mapping[str, Sequence[str]]
 
     def splits(self) -> dict[str, list[Path]]:
-        """The files of each split, in order; empty where there are none.
+        """Return the files of each split, in order; empty where there are none.
 
         Raises:
             RequestError: a split that is there twice, or not whole.
@@ -66,7 +66,7 @@ class Place:
         holding = [folder for folder, splits in folders.items() if splits.keys() & set(NEEDED)] or list(folders)
         if len(holding) > 1:
             each = " and in ".join(f"{folder} ({', '.join(sorted(folders[folder]))})" for folder in holding)
-            raise RequestError.of(f"found Parquet files in {each}; allowed is one folder: give it as --data-dir")
+            raise RequestError.of(f"expected one folder of Parquet files, got {each}; give it as --data-dir")
         found = folders[holding[0]] if holding else {}
         faults = [what for split in NEEDED if split in found and (what := _fault(found[split]))]
         if faults:
@@ -77,13 +77,13 @@ class Place:
         }
 
     def folders(self) -> list[Path]:
-        """The folders in the data directory that are called as the dataset is."""
+        """Return the folders in the data directory that are called as the dataset is."""
         if not self.data_dir.is_dir():
             return []
         return sorted(path for path in self.data_dir.iterdir() if self._owner(path.name) == self.name and path.is_dir())
 
     def refuse_strays(self, torchvisions: Sequence[str]) -> None:
-        """Nothing is downloaded where somebody has put images that cannot be read as they lie.
+        """Refuse to download where somebody has put images that cannot be read as they lie.
 
         Args:
             torchvisions: the files and folders that torchvision leaves, whose download may have been interrupted.
@@ -92,32 +92,31 @@ class Place:
             RequestError: there are Parquet files that are not another dataset's, or files in a folder of this one's.
         """
         folder = self.called[self.name][0]
-        allowed = (
-            "allowed are train.parquet, train-00000-of-00001.parquet or train/0000.parquet, and test likewise, in "
+        expected = (
+            "expected train.parquet, train-00000-of-00001.parquet or train/0000.parquet, and test likewise, in "
             f"DIR/{folder} or DIR, for --data-dir DIR"
         )
         owner = self._owner_of_all()
         strays = [path for path in self._files() if self._named(path) <= {self.name}]
         if strays:
             whose = "" if owner in (None, self.name) else f" in a folder that is called as {owner} is"
-            raise RequestError.of(f"found {_some(strays)}{whose}; {allowed}")
+            raise RequestError.of(f"{expected}, got {_some(strays)}{whose}")
         for place in (*self.folders(), *([self.data_dir] if owner == self.name and self.data_dir.is_dir() else [])):
-            known = place.name in torchvisions
             found = sorted(path for path in place.iterdir() if path.name[0] != "." and path.name not in torchvisions)
-            if found and not known:
-                raise RequestError.of(f"found {_some(found)}, and no Parquet files there; {allowed}")
+            if found and place.name not in torchvisions:
+                raise RequestError.of(f"{expected}, got {_some(found)}")
 
     def _owner(self, folder: str) -> str | None:
-        """The dataset that a folder's name is of: `CIFAR-100`, or `datasets--uoft-cs--cifar100` in the Hub's cache."""
+        """Return whose folder `CIFAR-100` is, or `datasets--uoft-cs--cifar100` in the Hub's cache; None if nobody's."""
         word = _squeezed(re.split("--|__+", folder)[-1])
         return next((name for name, words in self.called.items() if word in map(_squeezed, words)), None)
 
     def _owner_of_all(self) -> str | None:
-        """The dataset that the data directory itself is called as, here or where a link leads."""
+        """Return the dataset that the data directory itself is called as, here or where a link leads."""
         return self._owner(self.data_dir.absolute().name) or self._owner(self.data_dir.resolve().name)
 
     def _named(self, path: Path) -> set[str]:
-        """The datasets that are named on the way from the data directory to a file."""
+        """Return the datasets that are named on the way from the data directory to a file."""
         folders = path.parent.relative_to(self.data_dir).parts
         return {owner for folder in folders if (owner := self._owner(folder))}
 
@@ -130,7 +129,7 @@ class Place:
         return path.parent == self.data_dir or first in (*CONFIGS, *SPLITS)  # `svhn` is another dataset
 
     def _files(self) -> Iterator[Path]:
-        """The Parquet files in the data directory, whosever they are."""
+        """Yield the Parquet files in the data directory, whosever they are."""
         named = self._owner_of_all() is not None
         return self._walk(self.data_dir, NAMED_LEVELS if named else UNNAMED_LEVELS, named)
 
@@ -168,33 +167,29 @@ def _parsed(path: Path, data_dir: Path) -> Shard | None:
 
 
 def _fault(shards: Sequence[Shard]) -> str | None:
-    """What keeps the files of one split from being each of its shards once."""
-    split, total = shards[0].split, shards[0].count
-    series = {(shard.path.parent, shard.word, shard.count): shard.path for shard in shards}
-    if len(series) > 1:
-        return f"{_some(list(series.values()))} hold {split}, and are no shards of one whole; keep one form of it"
-    by_index: defaultdict[int | None, list[Path]] = defaultdict(list)
+    """Return what keeps the files of one split from being each of its shards once."""
+    split, total, parent = shards[0].split, shards[0].count, shards[0].path.parent
+    wholes = {(one.path.parent, one.word, one.count, one.index is None): one.path for one in shards}
+    if len(wholes) > 1:
+        return f"expected the shards of one whole of {split}, got {_some(list(wholes.values()))}; keep one form of it"
+    by_index: defaultdict[int, list[Path]] = defaultdict(list)
     for shard in shards:
-        by_index[shard.index].append(shard.path)
-    if None in by_index and len(shards) > 1:
-        return f"{_some([shard.path for shard in shards])} hold {split}, and are not numbered; keep one"
-    for paths in by_index.values():
-        if len(paths) > 1:
-            return f"{_some(paths)} are the same shard of {split}; keep one"
-    have = {shard.index or 0 for shard in shards}
-    if total is not None and (beyond := [shard.path for shard in shards if (shard.index or 0) >= total]):
-        return f"found {_some(beyond)}, and numbers begin with 0; allowed are those below {total}"
-    of = total or max(have) + 1
-    if missing := list(itertools.islice((index for index in range(of) if index not in have), 4)):
+        by_index[shard.index or 0].append(shard.path)
+    if twice := [paths for paths in by_index.values() if len(paths) > 1]:
+        return f"expected each shard of {split} once, got {_some(twice[0])}; keep one"
+    last = max(by_index)
+    if total is not None and last >= total:
+        return f"expected numbers of shards below {total}, which begin with 0, got {by_index[last][0]}"
+    of = total or last + 1
+    if missing := list(itertools.islice((index for index in range(of) if index not in by_index), 4)):
         names = [_numbered(_stem(shards[0].path)[0], index) for index in missing]
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        parent = shards[0].path.parent
-        return f"found {len(shards)} of {of} files {split}-*.parquet in {parent}; missing: {listed}; copy them all"
+        return f"expected {of} files {split}-*.parquet in {parent}, got {len(shards)}; missing: {listed}; copy them all"
     return None
 
 
 def _numbered(stem: str, index: int) -> str:
-    """The same name with another number: `train-00001-of-00002`."""
+    """Return the same name with another number: `train-00001-of-00002`."""
     return re.sub(r"\d+", lambda found: f"{index:0{len(found[0])}}", stem, count=1)
 
 

@@ -6,7 +6,6 @@ are then kept for the next time is `decoded`'s business.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,19 +24,18 @@ LEAVES = {
 
 
 def read(name: str, root: Path) -> tuple[Split, Split]:
-    """Return the training and the test split, images [N, S, S] or [N, S, S, C] uint8 and labels [N] int64.
+    """Return the training and the test split, images [N, S, S, C] uint8 and labels [N] int64.
 
     Args:
         name: the class of `torchvision.datasets`.
         root: the folder that holds what the class calls its own folder.
 
     Raises:
-        RuntimeError: they are not there, or not whole.
-        OSError: they cannot be read.
+        OSError: they are not there, or not whole, or cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="images-") as folder:
         out = Path(folder) / "images.npz"
-        _ask(name, str(root), str(out))
+        _run(name, str(root), str(out))
         with np.load(out) as arrays:
             train, test = ((arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))
     return train, test
@@ -47,24 +45,14 @@ def download(name: str, root: Path) -> None:
     """Download what is not there, or not whole.
 
     Raises:
-        RuntimeError, OSError: it cannot be had.
+        OSError: it cannot be had.
     """
-    _ask(name, str(root))
+    _run(name, str(root))
 
 
-def _ask(*args: str) -> None:
+def _run(*args: str) -> None:
     command, env = machine.module("trainer.data", *args), machine.environment()
     done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", env=env, check=False)
     if done.returncode:
-        _raise(done.stdout, done.returncode)
-
-
-def _raise(said: str, code: int) -> None:
-    """Raise what the process has said; torchvision itself may have printed before."""
-    try:
-        found = json.loads(said.splitlines()[-1])
-    except (IndexError, ValueError):
-        raise OSError(f"the process that reads them ended with exit code {code}") from None
-    if "absent" in found:
-        raise RuntimeError(found["absent"])
-    raise OSError(found["failed"])
+        said = done.stdout.splitlines() or [f"its process ended with exit code {done.returncode}"]
+        raise OSError(said[-1])

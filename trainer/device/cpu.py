@@ -29,7 +29,7 @@ SMALL_MAP = 4  # positions: 2x2
 
 
 def speed_up(network: nn.Module) -> None:
-    """Swaps the layers of a network that is to train on the CPU, in place."""
+    """Swap the layers of a network that is to train on the CPU, in place."""
     norms: list[BatchNormReLU6] = []
     for module in list(network.modules()):
         if isinstance(module, nn.Conv2d):

@@ -8,6 +8,7 @@ process, each on a stream of its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -15,11 +16,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.device import graphs
+from trainer.device import cpu, graphs
 from trainer.device.graphs import Step
+from trainer.network import Network
 from trainer.randomness import Noise
 
-Kind = tuple[str, int]  # a step: `train` or `test`, and over how many images
+SizedStep = Callable[[int], None]  # a step over so many images
 TURN = 8  # steps between two chances for others
 
 
@@ -37,7 +39,7 @@ class Execution:
         self.device = device
         self.noise = Noise(device)
         self._stream = None
-        self._graphs: dict[Kind, Step] = {}
+        self._graphs: dict[tuple[str, int], Step] = {}
         if device.type == "cuda":
             from trainer.device import gpu  # and Triton with it, which is not everywhere where there is a CPU
 
@@ -53,14 +55,40 @@ class Execution:
         with self.on_stream(), self.noise:
             yield
 
+    def place(
+        self, network: Network, precision: str, layout: torch.memory_format, *, fast_layers: bool
+    ) -> tuple[Network, Step]:
+        """Return the network where it trains, and what is to be done after each backward pass.
+
+        Args:
+            fast_layers: those that are faster there; torch.compile makes kernels of its own, and cannot read them all.
+        """
+        if self._stream is None:
+            cpu.keep_memory()
+            if fast_layers:
+                cpu.speed_up(network.features)
+        network = network.to(self.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        if self._stream is None or not fast_layers:
+            return network, lambda: None
+        from trainer.device import gpu
+
+        return network, gpu.speed_up(network.features, precision)
+
     def record(
-        self, steps: Mapping[Kind, Step], network: nn.Module, rewind: Step, generator: torch.Generator | None
+        self,
+        phases: Mapping[SizedStep, Sequence[int]],
+        network: nn.Module,
+        rewind: Step,
+        generator: torch.Generator | None,
     ) -> None:
-        """Record steps as graphs, which run in their place from then on; see `graphs.record`.
+        """Record steps of these sizes as graphs, which run in their place from then on; see `graphs.record`.
 
         Raises:
             RecordError: they have to run eagerly.
         """
+        steps = {
+            (step.__name__, size): functools.partial(step, size) for step, sizes in phases.items() for size in sizes
+        }
         try:
             recorded = graphs.record(list(steps.values()), network, rewind=rewind, generator=generator)
         except graphs.RecordError:
@@ -68,14 +96,14 @@ class Execution:
             raise
         self._graphs = dict(zip(steps, recorded, strict=True))
 
-    def run(self, kinds: Sequence[Kind], eager: Callable[[Kind], Step]) -> Iterator[None]:
+    def run(self, step: SizedStep, sizes: Sequence[int]) -> Iterator[None]:
         """Run steps in order, or have the device do so. Yields whenever others may take a turn."""
-        for start in range(0, len(kinds), TURN):
+        for start in range(0, len(sizes), TURN):
             # A graph draws from the generator that it was recorded with, and to swap those of the host takes 0.4 ms.
             with self.on_stream() if self._graphs else self.lane():
-                for kind in kinds[start : start + TURN]:
-                    step = self._graphs.get(kind) or eager(kind)
-                    step()
+                for size in sizes[start : start + TURN]:
+                    replay = self._graphs.get((step.__name__, size))
+                    replay() if replay else step(size)
             yield
 
     def done(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -28,7 +29,7 @@ _free: dict[torch.device, list[torch.cuda.Stream]] = {}
 
 
 def lend_stream(device: torch.device, borrower: object) -> torch.cuda.Stream:
-    """A stream for as long as the borrower lives, which no other of the first `STREAMS` borrowers has.
+    """Return a stream for as long as the borrower lives, which no other of the first `STREAMS` borrowers has.
 
     Not `torch.cuda.Stream` each time: matrix products keep a workspace of 32 MiB a stream for good (torch 2.11), and a
     graph that ends takes that of its stream with it (2.13), from under another's graphs if torch gave them the same.
@@ -40,7 +41,7 @@ def lend_stream(device: torch.device, borrower: object) -> torch.cuda.Stream:
 
 
 class Together:
-    """What the layers of a network leave to whoever steps, to be done for all of them in one kernel.
+    """What the layers of a network leave to be done for all of them in one kernel.
 
     Batch norms leave the count of their batches, from which nothing is computed; convolutions of cuDNN leave the cast
     of their weights to bfloat16, and that of the gradients back: 52 and 70 kernels of a step of MobileNetV2.
@@ -51,14 +52,14 @@ class Together:
         self._weights = [conv.weight for conv in casting]
         self._halves = [cast(Tensor, conv.half_weight) for conv in casting]
 
-    def before(self) -> None:
-        """Before a forward pass: the weights as they are now."""
+    def before_forward(self, *_: object) -> None:
+        """Cast the weights as they are now."""
         if self._halves:
             with torch.no_grad():
                 compat.copy_all(self._halves, self._weights)
 
-    def after(self) -> None:
-        """After a backward pass: the gradients, where an optimizer looks for them; and a batch more."""
+    def after_backward(self) -> None:
+        """Put the gradients where an optimizer looks for them, and count a batch more."""
         pairs = [(w, h) for w, h in zip(self._weights, self._halves, strict=True) if h.grad is not None]
         if pairs:
             gradients = [torch.empty_like(weight) for weight, _ in pairs]
@@ -69,8 +70,8 @@ class Together:
             self._counts.add_(1)
 
 
-def speed_up(features: nn.Module, precision: str) -> Together:
-    """Swaps the layers of a network that is to train on a GPU, in place."""
+def speed_up(features: nn.Module, precision: str) -> Callable[[], None]:
+    """Swap the layers of a network that is to train on a GPU, in place; return what to do after a backward pass."""
     norms = [module for module in features.modules() if type(module) is nn.BatchNorm2d and module.momentum is not None]
     counts = torch.stack([cast(Tensor, norm.num_batches_tracked) for norm in norms]) if norms else None
     for norm, count in zip(norms, () if counts is None else counts.unbind(), strict=True):
@@ -97,7 +98,9 @@ def speed_up(features: nn.Module, precision: str) -> Together:
                 if isinstance(first, FusedBatchNorm2d) and type(second) in CEILINGS:
                     first.ceiling = CEILINGS[type(second)]
                     module[index + 1] = nn.Identity()
-    return Together(counts, casting)
+    together = Together(counts, casting)
+    features.register_forward_pre_hook(together.before_forward)
+    return together.after_backward
 
 
 def _by_kernel(input: Tensor) -> bool:

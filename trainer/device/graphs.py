@@ -8,18 +8,19 @@ matters is refused, and its caller runs it eagerly.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 
 from search_spaces.errors import first_line
-from trainer import compat
 from trainer.randomness import Noise, same
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 TENSOR = "tensor"
 WARM_UP = 3  # calls: libraries load, choose kernels and take their workspaces, none of which may be recorded
 
@@ -31,7 +32,7 @@ class RecordError(Exception):
 def record(
     steps: Sequence[Step], modules: nn.Module, rewind: Step, generator: torch.Generator | None = None
 ) -> list[Step]:
-    """The replays of device functions, recorded on the current stream, which must not be the default one.
+    """Return the replays of device functions, recorded on the current stream, which must not be the default one.
 
     Every function is called `WARM_UP` times first, so what they write has to be put back afterwards. One memory pool
     serves all: they must be replayed on this stream, and leave their results outside of what they allocate.
@@ -61,7 +62,8 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
     held, generators = attributes(modules), Noise.host_state()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step()
+        with refused_waits():
+            step()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -72,6 +74,22 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
         raise RecordError("a step draws random numbers on the CPU")
     if changed := [name for name, value in attributes(modules).items() if held.get(name) != value]:
         raise RecordError(f"a step changes what Python holds: {', '.join(changed)}")
+
+
+@contextlib.contextmanager
+def refused_waits() -> Iterator[None]:
+    """Have `synchronize` raise RuntimeError, which torch's own check of waits does not see.
+
+    In the middle of a recording CUDA would refuse it, and then no memory of this process is freed again (torch 2.11).
+    """
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("it calls synchronize")
+
+    with contextlib.ExitStack() as patched:
+        for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event):
+            patched.enter_context(mock.patch.object(owner, "synchronize", refuse))
+        yield
 
 
 def _capture(step: Step, pool: Any, stream: torch.cuda.Stream, generator: torch.Generator | None) -> Step:
@@ -86,7 +104,6 @@ def _capture(step: Step, pool: Any, stream: torch.cuda.Stream, generator: torch.
         raise
     except RuntimeError as error:
         torch.cuda.synchronize()  # raises again if it is the GPU that is broken, and not just the recording
-        compat.forget_recording(pool, stream.device)
         why = error.__context__ or error  # what went wrong first; that the recording cannot be ended follows from it
         if "out of memory" in str(why):  # of the graph itself, which is not the allocator's to say
             raise torch.OutOfMemoryError(first_line(why)) from error
@@ -95,7 +112,7 @@ def _capture(step: Step, pool: Any, stream: torch.cuda.Stream, generator: torch.
 
 
 def attributes(modules: nn.Module) -> dict[str, str]:
-    """{name: value} of all that a module's Python objects hold, spelled out; tensors by where their data are."""
+    """Return {name: value} of all that a module's Python objects hold, spelled out; tensors by where their data are."""
     found: dict[str, str] = {}
     for path, module in modules.named_modules():
         for key, value in [*vars(module).items(), *module.named_buffers(recurse=False, remove_duplicate=False)]:

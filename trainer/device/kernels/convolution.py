@@ -34,7 +34,7 @@ def fits(conv: nn.Conv2d) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """[B, C, H, W] bf16, with weight [C', C, 3, 3] fp32, -> [B, C', H, W] bf16, channels-last."""
+    """Map [B, C, H, W] bf16, by weight [C', C, 3, 3] fp32, to [B, C', H, W] bf16, channels-last."""
     return _Convolve.apply(x, weight)
 
 
@@ -58,7 +58,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def _run(x: Tensor, weight: Tensor, out: Tensor, strides: tuple[int, int], *, flip: bool) -> Tensor:
-    """Convolves x into out; `strides` are those of the weight along x's channels and along out's."""
+    """Convolve x into out; `strides` are those of the weight along x's channels and along out's."""
     wide = max(x.shape[1], out.shape[1])
     rows = 128 if wide < 64 else 64
     pixels = x.numel() // x.shape[1]

@@ -15,7 +15,7 @@ ROWS = 256  # pixels of a program
 
 
 def crops(pixels: Tensor, draws: Tensor, shift: Tensor, scale: Tensor, *, area: int, row: int, size: int) -> Tensor:
-    """(pixel - shift) scale of windows of padded images: [B, 3, size, size] fp32, channels-last.
+    """Return (pixel - shift) scale of windows of padded images: [B, 3, size, size] fp32, channels-last.
 
     Args:
         pixels: [N area, C] uint8, of N images with rows of `row` pixels; one channel is repeated to three.

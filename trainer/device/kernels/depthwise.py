@@ -32,7 +32,7 @@ def fits(conv: nn.Conv2d) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """[B, C, H, W], with weight [C, 1, 3, 3] fp32, -> [B, C, ceil(H / stride), ceil(W / stride)], channels-last."""
+    """Map [B, C, H, W], by weight [C, 1, 3, 3] fp32, to [B, C, ceil(H / stride), ceil(W / stride)], channels-last."""
     return _Depthwise.apply(x, weight, stride)
 
 
@@ -58,15 +58,9 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _sizes(x: Tensor, out: Tensor, stride: int) -> dict[str, int]:
-    """What the kernels are compiled for: those of the input and of the output, forward and backward."""
-    (height, width), (out_height, out_width) = x.shape[2:], out.shape[2:]
-    return {
-        "HEIGHT": height,
-        "WIDTH": width,
-        "OUT_HEIGHT": out_height,
-        "OUT_WIDTH": out_width,
-        "STRIDE": stride,
-    }
+    """Return what the kernels are compiled for: those of the input and of the output, forward and backward."""
+    names = ("HEIGHT", "WIDTH", "OUT_HEIGHT", "OUT_WIDTH")
+    return {**dict(zip(names, (*x.shape[2:], *out.shape[2:]), strict=True)), "STRIDE": stride}
 
 
 def _run(kernel: Any, source: Tensor, target: Tensor, weight: Tensor, sizes: dict[str, int]) -> Tensor:

@@ -27,7 +27,7 @@ PROGRAMS = 512
 
 
 def batch_norm(norm: nn.BatchNorm2d, x: Tensor, *, ceiling: float | None, shortcut: Tensor | None) -> Tensor:
-    """`min(max(norm(x) + shortcut, 0), ceiling)` on a GPU.
+    """Return `min(max(norm(x) + shortcut, 0), ceiling)` on a GPU.
 
     Args:
         x: [B, C, H, W], fp32 or bf16, which is what comes out too.
@@ -87,7 +87,7 @@ def _write(
     weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float,
     ceiling: float | None,
 ) -> None:  # fmt: skip
-    """Normalises by the statistics of x, which it saves, or by the running ones if there is nothing to save to."""
+    """Normalise by the statistics of x, which it saves, or by the running ones if there is nothing to save to."""
     train = saved is not None
     nothing = x  # a tensor where the kernel looks at none
     _normalise[geometry.writing if train else geometry.all](
