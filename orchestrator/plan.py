@@ -27,8 +27,7 @@ class Plan:
     Attributes:
         only, final: which part of the grid it is.
         planned: the trials asked for, in the order in which they run.
-        ended: {trial id: how} of those that have ended.
-        todo: those that have not.
+        ended: {trial id: how} of those that have ended; `todo` are the others.
         before: {trial id: its attempt} of those to do that failed or were refused before.
         withheld: how many trials of hidden pairs were left out: all, or in a final run those of candidates that are not
             submitted.
@@ -43,9 +42,9 @@ class Plan:
     withheld: int
 
     def counts(self) -> Counter[str]:
-        """{status: how many}, trials that have not ended as `missing`."""
-        ids = [planned.trial.id for planned in self.planned]
-        return Counter(self.ended[one].status if one in self.ended else "missing" for one in ids)
+        """Return {status: how many}, trials that have not ended as `missing`."""
+        counts = Counter(one.status for one in self.ended.values())
+        return counts + Counter(missing=len(self.todo))
 
 
 def make_plan(

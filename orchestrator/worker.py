@@ -59,13 +59,8 @@ def run_pack(
     """Train trials of one architecture and dataset, taking turns, each to its own end.
 
     A pool that raises ends its own trial as failed, with the traceback in its log. A trial for which there is no memory
-    beside the others waits for them to end, and goes on from its checkpoint; the batch is never made smaller.
-
-    When the driver asks for it, or is gone, trials stop at the end of their epoch, and have no row. A trial that has no
-    epoch for `job.stall_timeout` seconds takes the process with it (`Watchdog`).
-
-    Args:
-        heartbeat: where the parent of this process sees what trains.
+    beside the others waits for them to end, and goes on from its checkpoint; the batch is never made smaller. When the
+    driver asks for it, or is gone, trials stop at the end of their epoch, and have no row.
 
     Raises:
         DeviceLostError: with it, all trials of the pack are lost as far as they had come.
@@ -74,10 +69,8 @@ def run_pack(
     torch.set_num_threads(job.threads)
     run = RunFolder(job.run)
     lease = LeaseView(run, job.driver)
-    # A worker that died after a row is started again: nothing is trained twice. A trial without a log has no row, and
-    # to look for one among thousands of files costs milliseconds.
-    with folder_faults():
-        waiting = deque(planned for planned in pack if not _is_trained(run, planned))
+    with folder_faults():  # a worker that died after a row is started again: nothing is trained twice
+        waiting = deque(planned for planned in pack if not _is_trained(run, planned.trial.id))
     images = Images(data, _device(job)) if waiting else None
     room, live = len(waiting), list[_Live]()
     with Watchdog(job.stall_timeout, heartbeat or Heartbeat()) as watchdog:
@@ -100,13 +93,15 @@ def run_pack(
                     del attempt  # and with it the memory of its program
 
 
-def _is_trained(run: RunFolder, planned: Planned) -> bool:
-    return run.has_log(planned.trial.id) and run.status(planned.trial.id) in schema.TRAINED
+def _is_trained(run: RunFolder, trial_id: str) -> bool:
+    # Without a log there is no row, and to look for one among thousands of files costs milliseconds.
+    return run.has_log(trial_id) and run.status(trial_id) in schema.TRAINED
 
 
 class _Live:
     """A trial under way: its program, its history so far, its log."""
 
+    @folder_faults()
     def __init__(
         self,
         planned: Planned,
@@ -117,24 +112,20 @@ class _Live:
         make_program: Callable[..., Program],
     ):
         self.planned = planned
+        self.epoch_began = time.monotonic()
         self._job = job
         self._lease = lease
         self._run = run
         self._started = datetime.now(UTC)
-        with folder_faults():
-            self._attempt = Attempt(
-                1 + attempts(run, planned.trial.id),
-                socket.gethostname(),
-                device_name(job),
-                self._started.isoformat(timespec="seconds"),
-            )
-            run.write_attempt(planned.trial.id, self._attempt)
-            self.log = run.open_log(planned.trial.id)
+        number = 1 + attempts(run, planned.trial.id)
+        started_at = self._started.isoformat(timespec="seconds")
+        self._attempt = Attempt(number, socket.gethostname(), device_name(job), started_at)
+        run.write_attempt(planned.trial.id, self._attempt)
+        self.log = run.open_log(planned.trial.id)
         self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled, say=print)
         self._program: Program | None = None
         self._history: list[Epoch] = []
         self._stopped = False
-        self.epoch_began = time.monotonic()
         self._turns = self._train()
 
     def turn(self, alone: bool) -> bool:
@@ -164,7 +155,7 @@ class _Live:
                     raise
                 status = schema.FAILED
                 error = "".join(traceback.format_exception_only(caught)).strip()
-        self._end(status, error)
+            self._end(status, error)
         return False
 
     def _status(self) -> str:
@@ -215,42 +206,32 @@ class _Live:
             self._write_progress()
             print(f"stopped after epoch {len(self._history)}, as the sweep was asked to; to go on, run it again")
 
+    @folder_faults()
     def _write_progress(self) -> None:
-        self._write_epochs()
-        if self._history:
-            last = self._history[-1]
-            shown = {name: getattr(last, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")}
-            self._attempt = dataclasses.replace(self._attempt, **shown)
-            with folder_faults():
-                self._run.write_attempt(self.planned.trial.id, self._attempt)
+        if self._ended_elsewhere() is not None:
+            return
+        trial_id, last = self.planned.trial.id, self._history[-1]
+        self._run.write_epochs(trial_id, record.epoch_rows(self.planned.trial, self._history))
+        self.log.save()
+        shown = {name: getattr(last, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")}
+        self._run.write_attempt(trial_id, dataclasses.replace(self._attempt, **shown))
 
-    def _write_epochs(self) -> None:
-        trial = self.planned.trial
-        if self._other_end() is None:
-            with folder_faults():
-                self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
-                self.log.save()
-
-    def _other_end(self) -> str | None:
+    def _ended_elsewhere(self) -> str | None:
         """How another attempt has ended this trial, if one has.
 
         A machine that was cut off trains on, and may come back when its trials have long been trained elsewhere.
         """
-        with folder_faults():
-            ended = self._run.own_status(self.planned.trial.id)
+        ended = self._run.own_status(self.planned.trial.id)
         return ended if ended in schema.TRAINED else None
 
+    @folder_faults()
     def _end(self, status: str, error: str | None) -> None:
-        """Writes everything down, the row last: it is what says that the trial has ended."""
-        if (ended := self._other_end()) is not None:
-            print(f"another attempt has ended this trial as {ended}; this one is dropped", file=self.log)
+        """Write everything down, the row last: it is what says that the trial has ended."""
+        if (ended := self._ended_elsewhere()) is not None:
+            print(f"another attempt has ended this trial as {ended}; this one is dropped")
             return
-        self._write_epochs()
-        with folder_faults():
-            self._write_end(status, error)
-
-    def _write_end(self, status: str, error: str | None) -> None:
-        trial, program, device = self.planned.trial, self._program, _device(self._job)
+        trial, program = self.planned.trial, self._program
+        self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
         if self._job.keep_weights and program and status == schema.COMPLETED:
             self._run.weights(trial.id).write(_encoded(program.network))
         self.log.save()
@@ -260,7 +241,7 @@ class _Live:
                 "test_images": program and program.test_images,
                 "params": program and count_parameters(program.network),
                 "pool_params_count": program and count_parameters(program.network.pool),
-                "peak_memory_mb": _peak_memory_mb(device),
+                "peak_memory_mb": _peak_memory_mb(_device(self._job)),
                 "device": self._attempt.device,
                 "compiled": self._job.compiled,
                 "attempt": self._attempt.number,
@@ -283,14 +264,14 @@ class _Slot:
         self._place = place
         self.closed = False
 
+    @folder_faults()
     def read(self) -> bytes | None:
-        with folder_faults():
-            return self._place.read()
+        return self._place.read()
 
+    @folder_faults()
     def write(self, data: bytes) -> None:
         if not self.closed:
-            with folder_faults():
-                self._place.write(data)
+            self._place.write(data)
 
 
 def _encoded(network: nn.Module) -> bytes:
@@ -301,13 +282,13 @@ def _encoded(network: nn.Module) -> bytes:
 
 
 def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> list[dict[str, Any]]:
-    """How fast packs of such trials are, by size, as plain data."""
+    """Return how fast packs of such trials are, by size, as plain data."""
     found = probe([planned.trial for planned in pack], data, _device(job), MOST, GAIN)
     return [dataclasses.asdict(measurement) for measurement in found]
 
 
 def device_name(job: Job) -> str:
-    """What trials compute on."""
+    """Return the name of what trials compute on."""
     if job.gpu:
         return torch.cuda.get_device_name(_device(job))
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -133,9 +133,6 @@ def ray_address() -> Iterator[str | None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster  # type: ignore
 
-    from orchestrator import compat
-
-    compat.listen_on_loopback(only=False)  # whatever an earlier test has had
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield cluster.address
     cluster.shutdown()
