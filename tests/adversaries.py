@@ -376,7 +376,7 @@ def train(folder: Path, data: Any) -> None:
     grid = Grid("harm", (Entry(gap, BASELINE),), (Pair("resnet20", "digits"),), (1,), recipe)
     run = RunFolder(folder)
     run.create()
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=100, compiled=False, git_commit=None)
+    job = Job(run.where, checkpoint_every=100)
     run_pack(list(grid), data, job)
 
 

@@ -37,7 +37,7 @@ from orchestrator.worker import run_pack
 from results.store import schema, verify
 from results.store.folder import RunFolder
 from search_spaces import space as spaces
-from tests.kills import identity
+from tests.kills import identity, numbers
 from trainer import data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +56,6 @@ LOOK_EVERY_S = 0.1
 PATIENCE_S = 240.0  # without any trial that ends: something hangs
 GONE_S = 120.0  # Ray's agents look for a control store that was killed for 60 s before they end
 REFUSALS = 5  # one after another
-NUMBERS = ["trial_id", "status", "best_test_acc", "best_epoch", "final_test_acc", "final_test_loss", "final_train_loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class Sweep:
         own = {name: value, "RAY_TMPDIR": str(temporary), "TMPDIR": str(temporary), "CUDA_VISIBLE_DEVICES": ""}
         self._environment = os.environ | own
         self._sessions: set[int] = set()
-        self._rows: dict[str, tuple[int, int, str]] = {}
+        self._rows: dict[str, list[int | str]] = {}
         self.driver: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Sweep:
@@ -160,7 +159,7 @@ class Sweep:
                 now = path.stat()
             except FileNotFoundError:
                 raise Defect(f"{path.name} had completed, and is gone") from None
-            if (now.st_ino, now.st_mtime_ns) != before[:2]:
+            if [now.st_ino, now.st_mtime_ns] != before[:2]:
                 raise Defect(f"{path.name} had completed, and was written again")
         for path in (self.folder / "trials").glob("[!.]*.parquet"):
             if path.stem not in self._rows and run.own_status(path.stem) in schema.TRAINED:
@@ -279,16 +278,10 @@ def undisturbed(space_file: Path, folder: Path) -> list[str]:
     run = RunFolder(folder)
     run.create()
     run.write_grid(space.grid)
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=100, compiled=False, git_commit=None)
     digits = data.load("digits", Path("unused"))
     for planned in space.grid:
-        run_pack([planned], digits, job)
+        run_pack([planned], digits, Job(run.where, checkpoint_every=100))
     return numbers(run)
-
-
-def numbers(run: RunFolder) -> list[str]:
-    columns = [name for name in schema.EPOCHS.names if name != "epoch_s"]
-    return sorted(map(repr, [*run.read_epochs(columns).to_pylist(), *run.read_trials(NUMBERS).to_pylist()]))
 
 
 def check(sweep: Sweep, expected: Sequence[str]) -> str:
