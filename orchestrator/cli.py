@@ -77,23 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--space", metavar="FILE", required=True, help="a YAML file, also looked for in search_spaces/")
     add("--out", metavar="RUN", help="the run folder, or s3://BUCKET/RUN (default: runs/NAME, by the space's name)")
     add("--data-dir", metavar="DIR", type=Path, help="where the images are, or go (default: data)")
-    add(
-        "--address",
-        metavar="local|inline|auto|HOST:PORT",
-        default="local",
-        help="where trials run: this machine (default), this process without Ray, or a Ray cluster",
-    )
+    where = "where trials run: this machine (default), this process without Ray, or a Ray cluster"
+    add("--address", metavar="local|inline|auto|HOST:PORT", default="local", help=where)
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="a recipe field, or a path of keys of the file")
     add("--only", metavar="KEY=VALUE,...", default="", help=f"a part of the grid, by {', '.join(FILTERS)}")
     add("--final", action="store_true", help="train baselines and submitted candidates on the hidden pairs too")
     add("--retry-failed", action="store_true", help="train failed trials again")
-    add(
-        "--time-budget",
-        metavar="SECONDS",
-        type=seconds,
-        default=float("inf"),
-        help=f"then write checkpoints and stop, within {GRACE_S:.0f} s; the same command goes on",
-    )
+    then = f"then write checkpoints and stop, within {GRACE_S:.0f} s; the same command goes on"
+    add("--time-budget", metavar="SECONDS", type=seconds, default=float("inf"), help=then)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="list the trials and what is done; run no pool's code")
     instead.add_argument("--check", action="store_true", help="run every pool on a few samples, in its own process")
@@ -152,7 +143,6 @@ def _set_aside_unreadable(run: RunFolder) -> bool:
 
 
 def _check(name: str, grid: Grid, plan: Plan) -> int:
-    """Print what the gate says of every pool: the table of costs, the notes, and the reasons if it refuses one."""
     with Gate.over(grid) as gate:
         report = gate.report
     print(report.table())
@@ -205,11 +195,10 @@ def _summary(name: str, run: RunFolder, plan: Plan, final: bool) -> str:
 
 def _only(text: str) -> dict[str, list[str]]:
     """`arch=resnet56,pool=gem(p=1, eps=0.1),pool=gap`: the values of each key; commas within brackets part nothing."""
-    parts = [part.partition("=") for part in re.split(r",(?![^(]*\))", text) if part]
-    for key, equals, _ in parts:
-        if not equals or key.strip() not in FILTERS:
-            raise RequestError.of(f"expected KEY=VALUE,..., got {text!r}; {did_you_mean(key, FILTERS)}", "--only")
     found: dict[str, list[str]] = {}
-    for key, _, value in parts:
-        found.setdefault(key.strip(), []).append(value.strip())
+    for part in filter(None, re.split(r",(?![^(]*\))", text)):
+        key, equals, value = map(str.strip, part.partition("="))
+        if not equals or key not in FILTERS:
+            raise RequestError.of(f"expected KEY=VALUE,..., got {text!r}; {did_you_mean(key, FILTERS)}", "--only")
+        found.setdefault(key, []).append(value)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import socket
 import sys
@@ -50,6 +51,10 @@ SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm", os.environ.get("XDG_RUNTIME_DIR"
 LOOPBACK = ("127.", "localhost", "[::1]")
 HEAD = "node:__internal_head__"
 ACCELERATOR = "accelerator_type:"
+HOW_TO_JOIN = (
+    "whoever schedules has to be a node of the cluster: give the command to one (`ray exec`, `ray job submit`, "
+    "`kubectl exec`, `srun`), with --address auto"
+)
 HOW_TO_START = "start one with `ray start --head`, and `ray start --address HOST:PORT` on the other machines"
 
 
@@ -92,7 +97,11 @@ def unseen_by(nodes: Sequence[Node], run: RunFolder) -> list[str]:
                 there = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False))
                 asked[there.remote(run.where, name, content)] = node.name
         answers, silent = ray.wait(list(asked), num_returns=len(asked), timeout=SEEN_S) if asked else ([], [])
-        return sorted(asked[one] for one in [*silent, *(one for one in answers if not _said_yes(one))])
+        blind = [asked[one] for one in silent]
+        for answer in answers:
+            with contextlib.suppress(RayError):  # its node has left meanwhile, or cannot run anything: not our question
+                blind += [] if ray.get(answer) else [asked[answer]]
+        return sorted(blind)
     finally:
         run.files.remove(name)
 
@@ -142,22 +151,14 @@ def _start(here: Node, folder: str | None) -> None:
 def _join(address: str) -> None:
     found = _find(address)
     if not compat.is_node():
-        raise _refusal(
-            address,
-            "this machine is no node of the cluster, and whoever schedules has to be one: give the command to a node "
-            "(`ray exec`, `ray job submit`, `kubectl exec`, `srun`), with --address auto",
-        )
+        raise _refusal(address, f"this machine is no node of the cluster, and {HOW_TO_JOIN}")
     others = [path.name for path in machine.ROOT.iterdir() if path.name not in machine.PACKAGES]
     _init(address=found, runtime_env={"working_dir": str(machine.ROOT), "excludes": others, "env_vars": WORKER_ENV})
 
 
 @contextlib.contextmanager
 def _folder() -> Iterator[str | None]:
-    """A folder for Ray's sockets and logs; None where its own is short enough for a socket's address.
-
-    Raises:
-        RequestError: it is not, and no shorter one can be written.
-    """
+    """A folder for Ray's sockets and logs; None where its own is short enough for a socket's address."""
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     default = os.path.join(os.environ.get(name) or tempfile.gettempdir(), "ray")  # noqa: PTH118
     if len(os.fsencode(default)) + LONGEST_SOCKET <= MOST_OF_AN_ADDRESS:
@@ -205,11 +206,7 @@ def _said_in_a_line(address: str) -> Iterator[None]:
 
 
 def _find(address: str) -> str:
-    """The HOST:PORT of the one running cluster that is meant.
-
-    Raises:
-        RequestError: there is none, or several.
-    """
+    """The HOST:PORT of the one running cluster that is meant."""
     if address != "auto":
         return _answering(address, address)
     named = os.environ.get("RAY_ADDRESS") or address
@@ -229,11 +226,7 @@ def _find(address: str) -> str:
 
 def _answering(address: str, given: str) -> str:
     if "://" in address:
-        raise _refusal(
-            given,
-            "a client's or a job server's address, and whoever schedules has to be a node of the cluster: give the "
-            "command to one (`ray exec`, `ray job submit`, `kubectl exec`), with --address auto",
-        )
+        raise _refusal(given, f"a client's or a job server's address, and {HOW_TO_JOIN}")
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         raise _refusal(given, "expected local, inline, auto or HOST:PORT, such as 10.0.0.5:6379")
@@ -274,19 +267,12 @@ def _nodes_with_cpus() -> list[Node]:
 
 
 def _nodes() -> list[Node]:
-    return [_node(found) for found in ray.nodes() if found["Alive"]]
-
-
-def _node(found: dict[str, Any]) -> Node:
-    has = found["Resources"]
-    return Node(
-        int(has.get("CPU", 0)),
-        int(has.get("GPU", 0)),
-        accelerator_type=next((key.removeprefix(ACCELERATOR) for key in has if key.startswith(ACCELERATOR)), ""),
-        name=f"{found['NodeManagerHostname']} ({found['NodeManagerAddress']})",
-        id=found["NodeID"],
-        head=HEAD in has,
-    )
+    nodes = []
+    for found in filter(operator.itemgetter("Alive"), ray.nodes()):
+        has, name = found["Resources"], f"{found['NodeManagerHostname']} ({found['NodeManagerAddress']})"
+        gpu_type = next((key.removeprefix(ACCELERATOR) for key in has if key.startswith(ACCELERATOR)), "")
+        nodes.append(Node(int(has.get("CPU", 0)), int(has.get("GPU", 0)), gpu_type, name, found["NodeID"], HEAD in has))
+    return nodes
 
 
 def _sees(where: str, name: str, content: bytes) -> bool:
@@ -298,13 +284,6 @@ def _sees(where: str, name: str, content: bytes) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
-
-
-def _said_yes(answer: Any) -> bool:
-    try:
-        return ray.get(answer)
-    except RayError:
-        return True  # its node has left meanwhile, or cannot run anything: that is not for this question
 
 
 # Its messages

@@ -74,7 +74,7 @@ def make_plan(
         raise RequestError(_nothing_left(shown, only))
     known = run.ended()
     _refuse_other_protocols(run, {one.protocol for one in known.values()})
-    _refuse_other_recipes(space, run, {one.recipe for one in known.values()})
+    _refuse_other_recipes(run, {one.recipe for one in known.values()}, space.grid.recipe.to_json())
     _refuse_over_budget(space, run)
     again = {schema.FAILED, schema.INVALID} if retry_failed else set()
     ids = [one.trial.id for one in planned]
@@ -104,11 +104,10 @@ def _refuse_other_protocols(run: RunFolder, found: set[int]) -> None:
         )
 
 
-def _refuse_other_recipes(space: Space, run: RunFolder, found: set[str]) -> None:
-    mine = space.grid.recipe.to_json()
-    for recipe in found - {mine}:
+def _refuse_other_recipes(run: RunFolder, found: set[str], mine: str) -> None:
+    for other in found - {mine}:
         raise RequestError.of(
-            f"the run folder {run} holds trials of another recipe, {recipe}, where this space asks for {mine}; one "
+            f"the run folder {run} holds trials of another recipe, {other}, where this space asks for {mine}; one "
             "table must not mix them: give another --out"
         )
 
@@ -138,10 +137,10 @@ def _nothing_left(shown: Sequence[Planned], only: Mapping[str, Sequence[str]]) -
     if not shown:
         what = "every pair is hidden, and those run with --final only, for baselines and for submitted candidates"
         return [Problem("pairs", what)]
-    strange = [
-        Problem(f"--only {key}={value}", f"no trial has it; {did_you_mean(value, {FILTERS[key](p) for p in shown})}")
-        for key, values in only.items()
-        for value in values
-        if not any(FILTERS[key](p) == value for p in shown)
-    ]
+    strange = []
+    for key, values in only.items():
+        known = {FILTERS[key](planned) for planned in shown}
+        for value in values:
+            if value not in known:
+                strange.append(Problem(f"--only {key}={value}", f"no trial has it; {did_you_mean(value, known)}"))
     return strange or [Problem("--only", "no trial has all of these at once")]

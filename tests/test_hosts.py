@@ -168,7 +168,8 @@ def make_host() -> Iterator[Callable[[], Host]]:
 
 
 def command_for(head: Host, hosts: int, space: Path, run: Path) -> list[str]:
-    """What every host is given, the head too: cluster/slurm.sbatch does no other."""
+    """What every host is given, the head too, as by cluster/slurm.sbatch."""
+    space.write_text(SPACE)
     address = f"{head.address}:{PORT}"
     ray = ["ray", "symmetric-run", "--address", address, "--min-nodes", str(hosts), "--num-cpus", "1"]
     sweep = [sys.executable, "run_sweep.py", "--space", str(space), "--out", str(run), "--address", address]
@@ -180,10 +181,9 @@ def wait_until_ended(head: Host, or_until: Callable[[], Any] = bool) -> None:
 
 
 def test_hosts_are_lost_and_one_is_added(make_host: Callable[[], Host], tmp_path: Path) -> None:
-    space, run = tmp_path / "space.yaml", tmp_path / "run"
-    space.write_text(SPACE)
+    run = tmp_path / "run"
     head, first, second = (make_host() for _ in range(3))
-    command = command_for(head, 3, space, run)
+    command = command_for(head, 3, tmp_path / "space.yaml", run)
     for host in (head, first, second):
         host.start(command)
     wait_until_ended(head, lambda: written(run))
@@ -206,11 +206,10 @@ def test_hosts_are_lost_and_one_is_added(make_host: Callable[[], Host], tmp_path
 
 
 def test_a_host_that_does_not_see_the_run_folder_is_named(make_host: Callable[[], Host], tmp_path: Path) -> None:
-    space, run = tmp_path / "space.yaml", tmp_path / "shared" / "run"
+    run = tmp_path / "shared" / "run"
     run.parent.mkdir()
-    space.write_text(SPACE)
     head, blind = make_host(), make_host()
-    command = command_for(head, 2, space, run)
+    command = command_for(head, 2, tmp_path / "space.yaml", run)
     head.start(command)
     blind.start(command, hides=run.parent)
     wait_until_ended(head)
