@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import platform
 import socket
@@ -16,6 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -98,35 +98,30 @@ def _is_trained(run: RunFolder, trial_id: str) -> bool:
     return run.has_log(trial_id) and run.status(trial_id) in schema.TRAINED
 
 
+@dataclass(eq=False)
 class _Live:
     """A trial under way: its program, its history so far, its log."""
 
+    planned: Planned
+    images: Any
+    job: Job
+    run: RunFolder
+    lease: LeaseView
+    make_program: Callable[..., Program]
+
     @folder_faults()
-    def __init__(
-        self,
-        planned: Planned,
-        images: Any,
-        job: Job,
-        run: RunFolder,
-        lease: LeaseView,
-        make_program: Callable[..., Program],
-    ):
-        self.planned = planned
-        self.epoch_began = time.monotonic()
-        self._job = job
-        self._lease = lease
-        self._run = run
+    def __post_init__(self) -> None:
         self._started = datetime.now(UTC)
-        number = 1 + attempts(run, planned.trial.id)
+        number = 1 + attempts(self.run, self.planned.trial.id)
         started_at = self._started.isoformat(timespec="seconds")
-        self._attempt = Attempt(number, socket.gethostname(), device_name(job), started_at)
-        run.write_attempt(planned.trial.id, self._attempt)
-        self.log = run.open_log(planned.trial.id)
-        self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled, say=print)
+        self._attempt = Attempt(number, socket.gethostname(), device_name(self.job), started_at)
+        self.run.write_attempt(self.planned.trial.id, self._attempt)
+        self.log = self.run.open_log(self.planned.trial.id)
         self._program: Program | None = None
         self._history: list[Epoch] = []
         self._stopped = False
         self._turns = self._train()
+        self.epoch_began = time.monotonic()
 
     def turn(self, alone: bool) -> bool:
         """Go on for a bit; False once the trial has ended.
@@ -136,7 +131,7 @@ class _Live:
             DeviceLostError: the GPU is broken.
             FolderError: nothing can be written.
         """
-        with _output_to(self.log, shown=self._job.interactive):
+        with _output_to(self.log, shown=self.job.interactive):
             try:
                 next(self._turns)
                 return True
@@ -149,7 +144,7 @@ class _Live:
                 print(*log.final_lines(self.planned.trial, self._history, status == schema.COLLAPSED), sep="\n")
             except (Exception, SystemExit) as caught:
                 traceback.print_exc()
-                _raise_if_lost(_device(self._job))
+                _raise_if_lost(_device(self.job))
                 if isinstance(caught, torch.OutOfMemoryError) and not alone:
                     print("out of memory beside others; waits for them to end")
                     raise
@@ -174,13 +169,13 @@ class _Live:
         """Fill the history, and write it down now and then."""
         trial = self.planned.trial
         print(f"attempt {self._attempt.number}: {trial.id} on {self._attempt.device}, {self._attempt.started_at}")
-        _reset_peak_memory(_device(self._job))
-        self._program = self._make_program()
+        _reset_peak_memory(_device(self.job))
+        self._program = self.make_program(trial, self.images, compiled=self.job.compiled, say=print)
         yield
-        slot = _Slot(self._run.checkpoint(trial.id))
+        slot = _Slot(self.run.checkpoint(trial.id))
         written = time.monotonic()
         trains = False  # epochs behind a checkpoint come first, each at once: between those there is nothing to leave
-        epochs = turns(self._program, slot=slot, checkpoint_every=self._job.checkpoint_every)
+        epochs = turns(self._program, slot=slot, checkpoint_every=self.job.checkpoint_every)
         for epoch in epochs:
             if epoch is None:
                 trains = True
@@ -193,14 +188,14 @@ class _Live:
             if now - written >= WRITE_EVERY_S:
                 self._write_progress()
                 written = now
-            if trains and epoch.epoch < trial.recipe.epochs and not epoch.diverged and self._lease.order() != "go on":
+            if trains and epoch.epoch < trial.recipe.epochs and not epoch.diverged and self.lease.order() != "go on":
                 self._stop(epochs, slot)
                 return
 
     def _stop(self, epochs: Generator[Epoch | None, None, None], slot: _Slot) -> None:
         """Stop between two epochs, for a driver that asked for it: nothing is lost. For a lost one nothing is done."""
         self._stopped = True
-        slot.closed = self._lease.order() == "not yours"
+        slot.closed = self.lease.order() == "not yours"
         epochs.close()  # which writes a checkpoint
         if not slot.closed:
             self._write_progress()
@@ -211,17 +206,17 @@ class _Live:
         if self._ended_elsewhere() is not None:
             return
         trial_id, last = self.planned.trial.id, self._history[-1]
-        self._run.write_epochs(trial_id, record.epoch_rows(self.planned.trial, self._history))
+        self.run.write_epochs(trial_id, record.epoch_rows(self.planned.trial, self._history))
         self.log.save()
         shown = {name: getattr(last, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")}
-        self._run.write_attempt(trial_id, dataclasses.replace(self._attempt, **shown))
+        self.run.write_attempt(trial_id, dataclasses.replace(self._attempt, **shown))
 
     def _ended_elsewhere(self) -> str | None:
         """How another attempt has ended this trial, if one has.
 
         A machine that was cut off trains on, and may come back when its trials have long been trained elsewhere.
         """
-        ended = self._run.own_status(self.planned.trial.id)
+        ended = self.run.own_status(self.planned.trial.id)
         return ended if ended in schema.TRAINED else None
 
     @folder_faults()
@@ -231,30 +226,30 @@ class _Live:
             print(f"another attempt has ended this trial as {ended}; this one is dropped")
             return
         trial, program = self.planned.trial, self._program
-        self._run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
-        if self._job.keep_weights and program and status == schema.COMPLETED:
-            self._run.weights(trial.id).write(_encoded(program.network))
+        self.run.write_epochs(trial.id, record.epoch_rows(trial, self._history))
+        if self.job.keep_weights and program and status == schema.COMPLETED:
+            self.run.weights(trial.id).write(_encoded(program.network))
         self.log.save()
-        self._run.write_trial(
+        self.run.write_trial(
             {
-                **record.row(self.planned, status, self._history, error, self._job.cost(self.planned)),
+                **record.row(self.planned, status, self._history, error, self.job.cost(self.planned)),
                 "test_images": program and program.test_images,
                 "params": program and count_parameters(program.network),
                 "pool_params_count": program and count_parameters(program.network.pool),
-                "peak_memory_mb": _peak_memory_mb(_device(self._job)),
+                "peak_memory_mb": _peak_memory_mb(_device(self.job)),
                 "device": self._attempt.device,
-                "compiled": self._job.compiled,
+                "compiled": self.job.compiled,
                 "attempt": self._attempt.number,
                 "host": self._attempt.host,
-                "git_commit": self._job.git_commit,
+                "git_commit": self.job.git_commit,
                 "versions": record.versions(),
                 "started_at": self._started,
                 "finished_at": datetime.now(UTC),
             }
         )
         if status != schema.FAILED:  # a failed trial that is tried again goes on from there
-            self._run.checkpoint(trial.id).remove()
-        self._run.end_attempt(trial.id)
+            self.run.checkpoint(trial.id).remove()
+        self.run.end_attempt(trial.id)
 
 
 class _Slot:

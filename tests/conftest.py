@@ -35,11 +35,11 @@ TINY = Recipe(epochs=3, batch_size=32, lr=0.02, train_samples=80, test_samples=4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU; start with what needs Ray, which takes longest."""
+    """Skip what needs a GPU; start with what runs whole sweeps, which takes longest."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
-    items.sort(key=lambda item: "ray_address" not in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: item.path.name not in ("test_sweep.py", "test_inline.py"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from results.store import schema
 T = TypeVar("T")
 
 
-def wait_until(done: Callable[[], T], seconds: float = 120.0, said: Callable[[], object] = str) -> T:
+def wait_until(done: Callable[[], T], seconds: float = 300.0, said: Callable[[], object] = str) -> T:
     """Return the first result of `done` that is true; fail with what was `said` if none is in that time."""
     deadline = time.monotonic() + seconds
     while not (found := done()):
