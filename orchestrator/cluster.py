@@ -181,7 +181,7 @@ def _init(**arguments: Any) -> None:
         # From the project's own folder: Ray has workers import from where its driver stands, its random.py before
         # Python's.
         with compat.sigterm_left_alone(), contextlib.chdir(machine.ROOT):
-            ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
     finally:
         shutdown.reinstate()
 

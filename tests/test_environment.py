@@ -146,7 +146,7 @@ def test_one_trial_without_ray_is_not_trained_on_for_nobody() -> None:
 # Ray's variables
 
 
-def left_of(found: Mapping[str, str], address: str) -> dict[str, str]:
+def left_of(found: Mapping[str, Any], address: str) -> dict[str, str]:
     """What a fresh process is left with of these."""
     code = f"import json, os; from orchestrator import environment; environment.prepare({address!r})"
     done = result_of([sys.executable, "-c", f"{code}; print(json.dumps(dict(os.environ)))"], **found)
