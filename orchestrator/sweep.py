@@ -160,26 +160,24 @@ class Sweep:
         )
 
     def _schedule(
-        self, packs: list[list[Planned]], datasets: Mapping[str, Dataset], job: Job, each: Share, lease: Lease
+        self, packs: Sequence[Pack], datasets: Mapping[str, Dataset], job: Job, each: Share, lease: Lease
     ) -> None:
         from orchestrator import ray_tune
 
         supervisor = Supervisor(job, lease, self.plan.before)
         shutdown = Shutdown(functools.partial(_ask_to_stop, lease), self.stop_at)
-        start = functools.partial(
-            ray_tune.run, self.space.grid, data=datasets, job=job, share=each, supervisor=supervisor, shutdown=shutdown
-        )
         with Screen(self.run, self.console) as screen, screen.follow(SHOWN_EVERY_S):
             while packs:
                 # Packs of several first. One that died twice is split: nobody knows whose fault it was.
-                several, single = ([pack for pack in packs if (len(pack) > 1) is many] for many in (True, False))
-                start(several or single, max_failures=1 if several else self.space.max_failures)
-                packs = (single if several else []) + [list(pack) for pack in supervisor.take_again()]
+                several = [pack for pack in packs if len(pack) > 1]
+                now, failures = (several, 1) if several else (packs, self.space.max_failures)
+                ray_tune.run(self.space.grid, now, datasets, job, each, failures, supervisor, shutdown)
+                packs = [pack for pack in packs if several and len(pack) == 1] + supervisor.take_again()
             supervisor.step()
 
     def _packs(
         self, todo: Sequence[Planned], datasets: Mapping[str, Dataset], job: Job, each: Share, gpus: int
-    ) -> list[list[Planned]]:
+    ) -> Sequence[Pack]:
         """The trials that are to run, by the process that they run in. On the CPU each has its own."""
         from orchestrator import ray_tune
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,18 @@ def make_trial() -> Callable[..., Trial]:
         return Trial(pool.expand(pool_spec)[0], arch, "digits", seed, Recipe.of({**values, **recipe}))
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB: a checkpoint of ResNet-20 takes 2.2."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=False, stderr=subprocess.DEVNULL)  # a test may have done it
 
 
 @pytest.fixture(scope="session")

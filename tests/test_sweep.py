@@ -22,7 +22,7 @@ from results.store import schema
 from results.store.folder import RunFolder
 from search_spaces import machine
 from search_spaces import space as spaces
-from tests.watching import trained_once, wait_until, written
+from tests.watching import remount, trained_once, wait_until, written
 from trainer import checkpoint, data
 
 ROOT = Path(__file__).parents[1]
@@ -344,25 +344,19 @@ def test_a_second_driver_is_refused_and_sigterm_loses_nothing(command: Command, 
 
 
 @pytest.mark.soak
-def test_a_disk_that_is_full_stops_the_sweep_and_fails_no_trial(sweep, tmp_path: Path, capfd) -> None:
-    place = tmp_path / "run"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        assert sweep("--only", "arch=resnet20") == cli.INCOMPLETE
-        said = capfd.readouterr()
-        assert "error: stopped: the run folder cannot be written on" in said.err
-        assert "No space left on device" in said.err
-        assert "To go on: python run_sweep.py" in said.err
-        assert "Traceback" not in said.err
-        assert RunFolder(place).ended() == {}
-        subprocess.run(["mount", "-o", "remount,size=50m", str(place)], check=True)
-        assert sweep("--only", "arch=resnet20") == cli.INCOMPLETE, "all of them have collapsed, after four steps"
-        assert {one.status for one in RunFolder(place).ended().values()} == {schema.COLLAPSED}
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+def test_a_disk_that_is_full_stops_the_sweep_and_fails_no_trial(sweep, small_disk: Path, capfd) -> None:
+    run = RunFolder(small_disk / "run")
+    options = ("--only", "arch=resnet20", "--out", run.where)
+    assert sweep(*options) == cli.INCOMPLETE
+    said = capfd.readouterr().err
+    assert "error: stopped: the run folder cannot be written on" in said
+    assert "No space left on device" in said
+    assert "To go on: python run_sweep.py" in said
+    assert "Traceback" not in said
+    assert run.ended() == {}
+    remount(small_disk, "size=50m")
+    assert sweep(*options) == cli.INCOMPLETE, "all of them have collapsed, after four steps"
+    assert {one.status for one in run.ended().values()} == {schema.COLLAPSED}
 
 
 @pytest.mark.soak

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -21,6 +22,11 @@ def wait_until(done: Callable[[], T], seconds: float = 300.0, said: Callable[[],
         assert time.monotonic() < deadline, f"not within {seconds} s; {said()}"
         time.sleep(0.02)
     return found
+
+
+def remount(disk: Path, options: str) -> None:
+    """Change the file system of the fixture `small_disk`."""
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
 def written(run: Path) -> dict[str, int]:
