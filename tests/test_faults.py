@@ -96,10 +96,10 @@ def test_a_trial_that_hangs_takes_its_process_with_it_and_leaves_its_stack(
     run: RunFolder, tmp_path: Path, hang: str
 ) -> None:
     spec = write_pool(tmp_path, f"        if self.calls == 5: {hang}\n")
-    left = in_a_process(run, spec, "stall_timeout=3.0")
+    left = in_a_process(run, spec, "stall_timeout=5.0")
     assert left.returncode == 1, left.stderr
     text = log_of(run, a_trial(spec))
-    assert "Timeout (0:00:03)" in text
+    assert "Timeout (0:00:05)" in text
     assert re.search(r'mine\.py", line \d+ in forward', text), text
     assert run.checkpoint(a_trial(spec).trial.id).read() is not None, "two epochs were over"
     assert run.ended() == {}
@@ -113,9 +113,9 @@ import itertools
 from trainer.device.execution import Execution
 Execution.done = lambda self: itertools.repeat(None)
 """
-    left = in_a_process(run, "gap", "stall_timeout=3.0", before)
+    left = in_a_process(run, "gap", "stall_timeout=5.0", before)
     assert left.returncode == 1, left.stderr
-    assert "Timeout (0:00:03)" in log_of(run, a_trial())
+    assert "Timeout (0:00:05)" in log_of(run, a_trial())
 
 
 @pytest.mark.soak
