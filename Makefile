@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python run_sweep.py --space quickstart.yaml
 
-# In two processes, a file's tests in one of them; only tests/test_sweep.py needs Ray's cluster.
+# In two processes, a file's tests in one of them; only tests/test_sweep.py starts Ray.
 PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed

@@ -70,7 +70,12 @@ def measure(what: str, count: str) -> Row:
 
 
 def ours(trials: int, in_turn: bool) -> dict[str, float]:
-    """Return seconds of Ray's start, until the first trial's, of the driver's longest pause, and of a trial."""
+    """Seconds of Ray's start, from there to the first trial's, of the driver's longest pause, and of a trial."""
+
+    from orchestrator import environment
+
+    environment.prepare("local")  # before Ray is imported
+
     from orchestrator import cluster, ray_tune
     from orchestrator.packs import group
     from orchestrator.record import Job
@@ -98,7 +103,7 @@ def ours(trials: int, in_turn: bool) -> dict[str, float]:
         todo, loaded = list(grid), {"digits": data.load("digits", Path())}
         run = RunFolder(Path(folder) / "run")
         run.create()
-        job = Job(run.where, gpu=False, threads=1, checkpoint_every=10, compiled=False, git_commit=None)
+        job = Job(run.where, checkpoint_every=10)
         asked = datetime.now(UTC)
         with run.ray_log() as log, cluster.connected("local", this_machine(gpus=0), log):
             start_s = (datetime.now(UTC) - asked).total_seconds()

@@ -27,11 +27,11 @@ from results.store.s3 import is_uri
 from results.store.set_aside import SET_ASIDE, set_aside
 from search_spaces import process
 from search_spaces.errors import RequestError, did_you_mean, gather, seconds
-from search_spaces.grid import FILTERS, Grid, Planned
-from search_spaces.messages import shown_by
+from search_spaces.grid import FILTERS, Grid
+from search_spaces.messages import log, shown_by
 from search_spaces.pool import own_slug
 from trainer import data
-from trainer.gate import Gate, Report
+from trainer.gate import Gate
 
 OK, INCOMPLETE, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -54,9 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return REFUSED
     except StoppedError as error:
         print(f"error: stopped: {error}", file=sys.stderr)
-        print(
-            f"what has finished is kept; trials go on from their last checkpoints. To go on: {again()}", file=sys.stderr
-        )
+        kept = "what has finished is kept; trials go on from their last checkpoints"
+        print(f"{kept}. To go on: {again()}", file=sys.stderr)
         return INCOMPLETE
     except KeyboardInterrupt as why:
         print(f"\n{why or 'interrupted'}; what has finished is kept. To go on: {again()}", file=sys.stderr)
@@ -77,28 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--space", metavar="FILE", required=True, help="a YAML file, also looked for in search_spaces/")
     add("--out", metavar="RUN", help="the run folder, or s3://BUCKET/RUN (default: runs/NAME, by the space's name)")
     add("--data-dir", metavar="DIR", type=Path, help="where the images are, or go (default: data)")
-    add(
-        "--address",
-        metavar="local|inline|auto|HOST:PORT",
-        default="local",
-        help="where trials run: this machine (default), this process without Ray, or a Ray cluster",
-    )
+    where = "where trials run: this machine (default), this process without Ray, or a Ray cluster"
+    add("--address", metavar="local|inline|auto|HOST:PORT", default="local", help=where)
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="a recipe field, or a path of keys of the file")
     add("--only", metavar="KEY=VALUE,...", default="", help=f"a part of the grid, by {', '.join(FILTERS)}")
     add("--final", action="store_true", help="train baselines and submitted candidates on the hidden pairs too")
     add("--retry-failed", action="store_true", help="train failed trials again")
-    add(
-        "--time-budget",
-        metavar="SECONDS",
-        type=seconds,
-        default=float("inf"),
-        help=f"then write checkpoints and stop, within {GRACE_S:.0f} s; the same command goes on",
-    )
+    then = f"then write checkpoints and stop, within {GRACE_S:.0f} s; the same command goes on"
+    add("--time-budget", metavar="SECONDS", type=seconds, default=float("inf"), help=then)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="list the trials and what is done; run no pool's code")
-    instead.add_argument(
-        "--check", action="store_true", help="run every pool on a few samples, in processes of its own"
-    )
+    instead.add_argument("--check", action="store_true", help="run every pool on a few samples, in its own process")
     instead.add_argument("--status", action="store_true", help="count what has ended; start nothing")
     return parser
 
@@ -119,22 +107,14 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     try:
         plan = planned(retry_failed=args.retry_failed)
     except RequestError:
-        if args.plan or args.check or args.status or not _set_aside_unreadable(run, console):
+        if args.plan or args.check or args.status or not _set_aside_unreadable(run):
             raise
         plan = planned(retry_failed=args.retry_failed)
     if args.check:
-        return _check(args.space, space.grid, plan, console)
-    console.print(_summary(space.grid.name, run, plan, args.final), highlight=False, soft_wrap=True)
+        return _check(args.space, space.grid, plan)
+    log.info(_summary(space.grid.name, run, plan, args.final))
     if args.plan:
-        for each in plan.planned:
-            print(f"{_status(plan, each):<10}{each.trial.id}  {each.trial.pool.label}")
-        from orchestrator.forecast import forecast  # scipy, 37 MiB, which no sweep needs while it runs
-
-        for line in forecast(plan, run):
-            print(line)
-        for same in run.equivalences.read():
-            print(f"same function, as the last sweep found: {same}")
-        print("whether its pools may be trained, and what they cost: --check, which runs their code")
+        _show_plan(run, plan)
         return OK
     if args.status:
         return _exit_code(plan)
@@ -145,57 +125,57 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         with Lease(run):
             run.tidy()
             run.write_grid(space.grid)  # roles and labels may be new
-        console.print("nothing to do: every trial has ended")
-    return _show(run, plan)
+        log.info("nothing to do: every trial has ended")
+    _show_table(run, plan)
+    return _exit_code(plan)
 
 
-def _set_aside_unreadable(run: RunFolder, console: Console) -> bool:
-    """Moves trials that cannot be read out of the way: a sweep that is started again at night must not end there."""
+def _set_aside_unreadable(run: RunFolder) -> bool:
+    """Move trials that cannot be read out of the way: a sweep that is started again at night must not end there."""
     found = [one for one in verify.unreadable(run) if one.aside]
     if found:
         with Lease(run):
             set_aside(run, [name for one in found for name in one.aside])
     for one in found:
-        console.print(f"set aside, into {run}/{SET_ASIDE}: {one}", highlight=False, soft_wrap=True)
+        log.info(f"set aside, into {run}/{SET_ASIDE}: {one}")
     return bool(found)
 
 
-def _check(name: str, grid: Grid, plan: Plan, console: Console) -> int:
-    """What the gate says of every pool: the table of costs, the notes, and the reasons if it refuses one."""
+def _check(name: str, grid: Grid, plan: Plan) -> int:
     with Gate.over(grid) as gate:
         report = gate.report
     print(report.table())
-    _notes(report, console)
-    if not report.refused:
-        console.print(f"{name}: {len(plan.planned)} trials, every pool may be trained", highlight=False)
-    return REFUSED if report.refused else OK
+    for same in report.equivalences():
+        log.info(f"same function: {same}")
+    for note in [*report.notes, *report.missing]:
+        log.info(f"note: {note}")
+    for problem in report.refused:
+        log.info(f"refused: {problem}")
+    if report.refused:
+        return REFUSED
+    log.info(f"{name}: {len(plan.planned)} trials, every pool may be trained")
+    return OK
 
 
-def _notes(report: Report, console: Console) -> None:
-    """What a reader of the table should know of the pools before there is one."""
-    lines = [f"same function: {same}" for same in report.equivalences()]
-    lines += [f"note: {note}" for note in report.notes]
-    lines += [f"note: {lost}" for lost in report.missing]
-    lines += [f"refused: {problem}" for problem in report.refused]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+def _show_plan(run: RunFolder, plan: Plan) -> None:
+    from orchestrator.forecast import forecast  # scipy, 37 MiB, which no sweep needs while it runs
+
+    for each in plan.planned:
+        ended = plan.ended.get(each.trial.id)
+        print(f"{ended.status if ended else 'to do':<10}{each.trial.id}  {each.trial.pool.label}")
+    for line in forecast(plan, run):
+        print(line)
+    for same in run.equivalences.read():
+        print(f"same function, as the last sweep found: {same}")
+    print("whether its pools may be trained, and what they cost: --check, which runs their code")
 
 
-def _show(run: RunFolder, plan: Plan) -> int:
-    """Prints the table, and what is not in it."""
-    loaded = results.load(run.where)
-    table = loaded.leaderboard(format="text")
+def _show_table(run: RunFolder, plan: Plan) -> None:
+    table = results.load(run.where).leaderboard(format="text")
     print(f"\n{table}")
-    counts = plan.counts()
-    if counts[schema.FAILED]:
-        print(f"{counts[schema.FAILED]} failed; why stands in {run}/logs; train them again with --retry-failed")
+    if failed := plan.counts()[schema.FAILED]:
+        print(f"{failed} failed; why stands in {run}/logs; train them again with --retry-failed")
     print(f"{run}: ask again with  python -m results leaderboard {shlex.quote(str(run))}")
-    return _exit_code(plan)
-
-
-def _status(plan: Plan, planned: Planned) -> str:
-    ended = plan.ended.get(planned.trial.id)
-    return ended.status if ended else "to do"
 
 
 def _exit_code(plan: Plan) -> int:
@@ -214,11 +194,10 @@ def _summary(name: str, run: RunFolder, plan: Plan, final: bool) -> str:
 
 def _only(text: str) -> dict[str, list[str]]:
     """`arch=resnet56,pool=gem(p=1, eps=0.1),pool=gap`: the values of each key; commas within brackets part nothing."""
-    parts = [part.partition("=") for part in re.split(r",(?![^(]*\))", text) if part]
-    for key, equals, _ in parts:
-        if not equals or key.strip() not in FILTERS:
-            raise RequestError.of(f"expected KEY=VALUE,..., got {text!r}; {did_you_mean(key, FILTERS)}", "--only")
     found: dict[str, list[str]] = {}
-    for key, _, value in parts:
-        found.setdefault(key.strip(), []).append(value.strip())
+    for part in filter(None, re.split(r",(?![^(]*\))", text)):
+        key, equals, value = map(str.strip, part.partition("="))
+        if not equals or key not in FILTERS:
+            raise RequestError.of(f"expected KEY=VALUE,..., got {text!r}; {did_you_mean(key, FILTERS)}", "--only")
+        found.setdefault(key, []).append(value)
     return found

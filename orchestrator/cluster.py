@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import socket
 import sys
@@ -47,19 +48,23 @@ LONGEST_SOCKET = len("/session_2026-01-31_23-59-59_000000_4194304/sockets/plasma
 MOST_OF_AN_ADDRESS = 107 if sys.platform == "linux" else 103
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm", os.environ.get("XDG_RUNTIME_DIR", ""))  # noqa: S108
 
+LOOPBACK = ("127.", "localhost", "[::1]")
 HEAD = "node:__internal_head__"
 ACCELERATOR = "accelerator_type:"
+HOW_TO_JOIN = (
+    "whoever schedules has to be a node of the cluster: give the command to one (`ray exec`, `ray job submit`, "
+    "`kubectl exec`, `srun`), with --address auto"
+)
 HOW_TO_START = "start one with `ray start --head`, and `ray start --address HOST:PORT` on the other machines"
 
 
 @contextlib.contextmanager
 def connected(address: str, here: Node, ray_log: TextIO) -> Iterator[list[Node]]:
-    """Ray for the length of the block; its nodes.
+    """Run Ray for the length of the block, in which stdout and stderr are its log's; yield its nodes.
 
     Args:
         address: `local` starts Ray on this machine alone, with what `here` has, and ends it; `auto` or HOST:PORT joins
             a running cluster, to which the code travels.
-        ray_log: where Ray's and Tune's own messages go; within the block they have stdout and stderr.
 
     Raises:
         RequestError: there is no such cluster, or none that this process can join.
@@ -80,27 +85,29 @@ def connected(address: str, here: Node, ray_log: TextIO) -> Iterator[list[Node]]
 
 
 def unseen_by(nodes: Sequence[Node], run: RunFolder) -> list[str]:
-    """The names of those nodes that do not see the run folder as this process does: trials would be lost there."""
+    """Return the names of the nodes that do not see the run folder as this process does: trials would be lost there."""
     name, content = f"{TEMPORARY}{uuid.uuid4().hex}", uuid.uuid4().bytes
     here = ray.get_runtime_context().get_node_id()
     look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    asked = {}
     run.files.write(name, content)
     try:
-        asked = {
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-                run.where, name, content
-            ): node
-            for node in nodes
-            if node.id != here
-        }
+        for node in nodes:
+            if node.id != here:
+                there = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False))
+                asked[there.remote(run.where, name, content)] = node.name
         answers, silent = ray.wait(list(asked), num_returns=len(asked), timeout=SEEN_S) if asked else ([], [])
-        return sorted(asked[answer].name for answer in [*silent, *answers] if answer in silent or not _said_yes(answer))
+        blind = [asked[one] for one in silent]
+        for answer in answers:
+            with contextlib.suppress(RayError):  # its node has left meanwhile, or cannot run anything: not our question
+                blind += [] if ray.get(answer) else [asked[answer]]
+        return sorted(blind)
     finally:
         run.files.remove(name)
 
 
 def can_write(run: RunFolder) -> bool:
-    """Whether this process can write the run folder."""
+    """Return whether this process can write the run folder."""
     name = f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         run.files.write(name, b"")
@@ -111,22 +118,17 @@ def can_write(run: RunFolder) -> bool:
 
 
 def options(share: Share) -> dict[str, Any]:
-    """What `ray.remote` is to reserve for a share of a machine, and where."""
-    found: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": share.gpus}
-    if share.accelerator_type:
-        found["resources"] = _accelerator(share)
-    if share.avoids:
-        found["label_selector"] = _elsewhere(share)
-    return found
+    """Return what `ray.remote` is to reserve for a share of a machine, and where."""
+    what = {"num_cpus": share.cpus, "num_gpus": share.gpus, "resources": _accelerator(share)}
+    return {**what, "label_selector": _where(share)}
 
 
 def request(share: Share) -> Any:
-    """The same for `tune.with_resources`."""
+    """Return the same for `tune.with_resources`."""
     from ray.tune import PlacementGroupFactory
 
     bundle = {"CPU": share.cpus, "GPU": share.gpus, **_accelerator(share)}
-    where: dict[str, Any] = {"bundle_label_selector": [_elsewhere(share)]} if share.avoids else {}
-    return PlacementGroupFactory([bundle], **where)
+    return PlacementGroupFactory([bundle], bundle_label_selector=[_where(share)])
 
 
 def _accelerator(share: Share) -> dict[str, float]:
@@ -134,40 +136,31 @@ def _accelerator(share: Share) -> dict[str, float]:
     return {f"{ACCELERATOR}{share.accelerator_type}": 0.001} if share.accelerator_type else {}
 
 
-def _elsewhere(share: Share) -> dict[str, str]:
-    return {"ray.io/node-id": f"!{share.avoids}"}
+def _where(share: Share) -> dict[str, str]:
+    return {"ray.io/node-id": f"!{share.avoids}"} if share.avoids else {}
 
 
 def _start(here: Node, folder: str | None) -> None:
     # Workers inherit the environment: no upload, and no runtime environment to be made before the first one starts.
     os.environ |= WORKER_ENV | {"PYTHONPATH": machine.python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
-    compat.listen_on_loopback(True)
-    limits = {"num_cpus": here.cpus, "num_gpus": here.gpus}
-    _init(address="local", include_dashboard=False, **limits, _temp_dir=folder)
+    _init(address="local", include_dashboard=False, num_cpus=here.cpus, num_gpus=here.gpus, _temp_dir=folder)
+    if not (at := ray.get_runtime_context().gcs_address).startswith(LOOPBACK):
+        log.warning(f"warning: Ray listens at {at}, where other machines reach it")
 
 
 def _join(address: str) -> None:
     found = _find(address)
     if not compat.is_node():
-        raise _refusal(
-            address,
-            "this machine is no node of the cluster, and whoever schedules has to be one: give the command to a node "
-            "(`ray exec`, `ray job submit`, `kubectl exec`, `srun`), with --address auto",
-        )
+        raise _refusal(address, f"this machine is no node of the cluster, and {HOW_TO_JOIN}")
     others = [path.name for path in machine.ROOT.iterdir() if path.name not in machine.PACKAGES]
-    compat.listen_on_loopback(False)
     _init(address=found, runtime_env={"working_dir": str(machine.ROOT), "excludes": others, "env_vars": WORKER_ENV})
 
 
 @contextlib.contextmanager
 def _folder() -> Iterator[str | None]:
-    """A folder for Ray's sockets and logs; None where its own is short enough for a socket's address.
-
-    Raises:
-        RequestError: it is not, and no shorter one can be written.
-    """
-    where = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
-    default = os.path.join(where, "ray")  # noqa: PTH118
+    """A folder for Ray's sockets and logs; None where its own is short enough for a socket's address."""
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    default = os.path.join(os.environ.get(name) or tempfile.gettempdir(), "ray")  # noqa: PTH118
     if len(os.fsencode(default)) + LONGEST_SOCKET <= MOST_OF_AN_ADDRESS:
         yield None
         return
@@ -176,7 +169,6 @@ def _folder() -> Iterator[str | None]:
             own = tempfile.TemporaryDirectory(prefix="ray-", dir=place, ignore_cleanup_errors=True)
             break
     else:
-        name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
         most = MOST_OF_AN_ADDRESS - LONGEST_SOCKET - len("/ray")
         what = f"expected {most} bytes at most, as a socket's address has no more, got {os.environ.get(name)}"
         raise RequestError.of(f"{what}; set RAY_TMPDIR, which is for Ray alone, to a shorter folder", f"${name}")
@@ -184,13 +176,12 @@ def _folder() -> Iterator[str | None]:
         yield os.path.join(folder, "r")  # noqa: PTH118 - Ray lets everybody into its own; into the one above nobody
 
 
-def _init(address: str, **arguments: Any) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+def _init(**arguments: Any) -> None:
     try:
         # From the project's own folder: Ray has workers import from where its driver stands, its random.py before
         # Python's.
         with compat.sigterm_left_alone(), contextlib.chdir(machine.ROOT):
-            ray.init(address=address, **quiet, **arguments)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
     finally:
         shutdown.reinstate()
 
@@ -204,24 +195,18 @@ def _said_in_a_line(address: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         traceback.print_exc()  # into ray.log
-        said = " ".join(str(error).split())
-        said = f"{type(error).__name__}: {said[:500]}" if said else type(error).__name__
+        said = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())[:500]]))
         if "Version mismatch" in said:
             said += "; both must be the same on every machine: install the versions of requirements.lock"
-        raise _refusal(
-            address, f"Ray cannot be reached or started: {said}; more stands in the run folder's ray.log"
-        ) from None
+        what = f"Ray cannot be reached or started: {said}; more stands in the run folder's ray.log"
+        raise _refusal(address, what) from None
 
 
 # Addresses
 
 
 def _find(address: str) -> str:
-    """The HOST:PORT of the one running cluster that is meant.
-
-    Raises:
-        RequestError: there is none, or several.
-    """
+    """The HOST:PORT of the one running cluster that is meant."""
     if address != "auto":
         return _answering(address, address)
     named = os.environ.get("RAY_ADDRESS") or address
@@ -229,7 +214,7 @@ def _find(address: str) -> str:
         return _answering(named, f"auto, and $RAY_ADDRESS {named}")
     left = compat.last_started()
     # Ray's own `auto` would join any: the private Ray of another sweep, too, but for those that listen on loopback.
-    running = [found for found in compat.running() if not found.startswith(("127.", "localhost", "[::1]"))]
+    running = [found for found in compat.running() if not found.startswith(LOOPBACK)]
     alive = [found for found in dict.fromkeys([*filter(None, [left]), *running]) if _answers(found) is None]
     if len(alive) > 1:
         raise _refusal(address, f"several clusters run here; give the address of one: {', '.join(sorted(alive))}")
@@ -241,11 +226,7 @@ def _find(address: str) -> str:
 
 def _answering(address: str, given: str) -> str:
     if "://" in address:
-        raise _refusal(
-            given,
-            "a client's or a job server's address, and whoever schedules has to be a node of the cluster: give the "
-            "command to one (`ray exec`, `ray job submit`, `kubectl exec`), with --address auto",
-        )
+        raise _refusal(given, f"a client's or a job server's address, and {HOW_TO_JOIN}")
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         raise _refusal(given, "expected local, inline, auto or HOST:PORT, such as 10.0.0.5:6379")
@@ -286,19 +267,12 @@ def _nodes_with_cpus() -> list[Node]:
 
 
 def _nodes() -> list[Node]:
-    return [_node(found) for found in ray.nodes() if found["Alive"]]
-
-
-def _node(found: dict[str, Any]) -> Node:
-    has = found["Resources"]
-    return Node(
-        int(has.get("CPU", 0)),
-        int(has.get("GPU", 0)),
-        accelerator_type=next((key.removeprefix(ACCELERATOR) for key in has if key.startswith(ACCELERATOR)), ""),
-        name=f"{found['NodeManagerHostname']} ({found['NodeManagerAddress']})",
-        id=found["NodeID"],
-        head=HEAD in has,
-    )
+    nodes = []
+    for found in filter(operator.itemgetter("Alive"), ray.nodes()):
+        has, name = found["Resources"], f"{found['NodeManagerHostname']} ({found['NodeManagerAddress']})"
+        gpu_type = next((key.removeprefix(ACCELERATOR) for key in has if key.startswith(ACCELERATOR)), "")
+        nodes.append(Node(int(has.get("CPU", 0)), int(has.get("GPU", 0)), gpu_type, name, found["NodeID"], HEAD in has))
+    return nodes
 
 
 def _sees(where: str, name: str, content: bytes) -> bool:
@@ -310,13 +284,6 @@ def _sees(where: str, name: str, content: bytes) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
-
-
-def _said_yes(answer: Any) -> bool:
-    try:
-        return ray.get(answer)
-    except RayError:
-        return True  # its node has left meanwhile, or cannot run anything: that is not for this question
 
 
 # Its messages

@@ -22,18 +22,24 @@ _WHERE_FILES_GO = ("RAY_TMPDIR", "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE")
 FOLDERS = ("TMPDIR", "RAY_TMPDIR")  # Ray takes the second for its own, if there is one
 
 
-def clear(address: str) -> None:
-    """Takes out what Ray is not to see; before it is imported, which is when it reads, and when we set what we need."""
+def prepare(address: str) -> None:
+    """Take out what Ray is not to see, before it is imported: that is when it reads, and when we set what we need.
+
+    A Ray of our own listens on loopback only. Ray resolves 127.0.0.1, given as a node's address, to that of the
+    network, except where it may not form a cluster: on Windows and macOS, where this variable has it do so.
+    """
     if "ray" in sys.modules:
         return
+    is_local = address == "local"
     for name in list(os.environ):
-        foreign = address == "local" and _OF_A_CLUSTER.match(name) and name not in _WHERE_FILES_GO
+        foreign = is_local and _OF_A_CLUSTER.match(name) and name not in _WHERE_FILES_GO
         if foreign or _OF_TUNE.match(name):
             del os.environ[name]
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if is_local else "1"
 
 
 def check_folders() -> None:
-    """Makes the folders of $TMPDIR and $RAY_TMPDIR absolute, and forgets empty ones, which Ray takes for where it is.
+    """Make the folders of $TMPDIR and $RAY_TMPDIR absolute, and forget empty ones, which Ray takes for where it is.
 
     Raises:
         RequestError: nothing can be written there. Python would take another folder without a word, and Ray does not

@@ -17,41 +17,34 @@ WANTED = 0.5  # points
 
 
 def forecast(plan: Plan, run: RunFolder) -> Iterator[str]:
-    """Lines for a person."""
+    """Yield lines for a person: the hours of what is left, and the difference that the seeds of each pair find."""
     yield from _hours(plan, run)
-    yield from _what_can_be_found(plan)
+    known = published.spreads()
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for planned in plan.planned:
+        seeds.setdefault((planned.trial.arch, planned.trial.dataset), set()).add(planned.trial.seed)
+    for pair, mine in seeds.items():
+        yield f"{'-'.join(pair)}: {_finds(len(mine), known.get(pair))}"
+    yield "(four times of five, before any correction for many comparisons)"
 
 
 def _hours(plan: Plan, run: RunFolder) -> Iterator[str]:
     """Hours of one trial after another, from the epochs that this run folder has on record."""
     if not plan.todo:
         return
-    rows = run.trials.read(["trial_id", "status", "train_s", "epochs", "arch", "dataset"]).to_pylist()
-    paces = epoch_seconds(rows)
-    todo = Counter((planned.trial.arch, planned.trial.dataset) for planned in plan.todo)
+    paces = epoch_seconds(run.trials.read(["trial_id", "status", "train_s", "epochs", "arch", "dataset"]).to_pylist())
     epochs = plan.todo[0].trial.recipe.epochs
     if not paces:
         yield f"{len(plan.todo)} trials of {epochs} epochs; how long that takes is known once the first has ended"
         return
-    typical = statistics.median(paces.values())
-    hours = 0.0
-    for (arch, dataset), count in todo.items():
-        pace = paces.get((arch, dataset), typical)
-        hours += count * epochs * pace / 3600
-        how = "measured" if (arch, dataset) in paces else "estimated from the other pairs"
-        yield f"{count} trials on {arch}-{dataset}: {count * epochs * pace / 3600:.2f} h ({pace:.2f} s an epoch, {how})"
-    yield f"{hours:.2f} h in all for one trial after another on such a machine"
-
-
-def _what_can_be_found(plan: Plan) -> Iterator[str]:
-    """For each pair, the difference that its seeds find, at the spread that the published runs of it have."""
-    seeds: dict[tuple[str, str], set[int]] = {}
-    for planned in plan.planned:
-        seeds.setdefault((planned.trial.arch, planned.trial.dataset), set()).add(planned.trial.seed)
-    known = published.spreads()
-    for (arch, dataset), mine in seeds.items():
-        yield f"{arch}-{dataset}: {_finds(len(mine), known.get((arch, dataset)))}"
-    yield "(four times of five, before any correction for many comparisons)"
+    total = 0.0
+    for pair, count in Counter((planned.trial.arch, planned.trial.dataset) for planned in plan.todo).items():
+        pace = paces.get(pair, statistics.median(paces.values()))
+        hours = count * epochs * pace / 3600
+        total += hours
+        how = "measured" if pair in paces else "estimated from the other pairs"
+        yield f"{count} trials on {'-'.join(pair)}: {hours:.2f} h ({pace:.2f} s an epoch, {how})"
+    yield f"{total:.2f} h in all for one trial after another on such a machine"
 
 
 def _finds(seeds: int, spread: Spread | None) -> str:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from orchestrator.packs import code
 from orchestrator.record import Job
 from results.store.lease import Lease
 from search_spaces.errors import RequestError
@@ -23,7 +22,6 @@ def run(todo: Sequence[Planned], data: Mapping[str, Dataset], job: Job, lease: L
 
     Raises:
         KeyboardInterrupt: it is `stop_at`, by `time.monotonic`; the trial that trained has written a checkpoint.
-        FolderError: nothing can be written.
     """
     from orchestrator.worker import run_pack  # torch, which a driver does without otherwise
 
@@ -43,13 +41,8 @@ def run(todo: Sequence[Planned], data: Mapping[str, Dataset], job: Job, lease: L
 
 def refuse_several(todo: Sequence[Planned]) -> None:
     """Raise a RequestError where trials run the code of more than one file."""
-    labels: dict[str, str] = {}
-    for planned in todo:
-        labels.setdefault(code(planned), planned.trial.pool.label)
+    labels = {planned.trial.pool.code: planned.trial.pool.label for planned in reversed(todo)}
     if len(labels) > 1:
-        named = ", ".join(labels.values())
-        raise RequestError.of(
-            f"expected trials of one file, or of built-in pools, got {named}: a process that has run one file runs no "
-            "other; pick with --only pool=...",
-            "--address inline",
-        )
+        what = f"expected trials of one file, or of built-in pools, got {', '.join(reversed(labels.values()))}"
+        why = "a process that has run one file runs no other; pick with --only pool=..."
+        raise RequestError.of(f"{what}: {why}", "--address inline")

@@ -24,19 +24,16 @@ GAIN = 1.03  # a larger pack must be worth its memory, and the trials that it ta
 
 
 def group(todo: Sequence[Planned], size_of: Callable[[PairKey], int], gpus: int = 1) -> list[list[Planned]]:
-    """The packs of the trials that are to run, in the order in which they should start.
+    """Return the packs of the trials that are to run, in the order in which they should start.
 
     Trials keep their order, seeds outermost, so that packs that have ended are whole comparisons. The packs of a pair
-    and a code are of one size, give or take one, and none takes more than its GPU's equal share of all trials.
-
-    Args:
-        size_of: how many trials of an (arch, dataset) may share a GPU.
-        gpus: how many there are.
+    and a code are of one size, give or take one: at most `size_of` the (arch, dataset), and at most a GPU's equal share
+    of all trials.
     """
     fair = math.ceil(len(todo) / max(1, gpus))
     packs = []
     for pair, of_pair in by_pair(todo).items():
-        for trials in _by(of_pair, code).values():
+        for trials in _by(of_pair, lambda planned: planned.trial.pool.code).values():
             count = math.ceil(len(trials) / min(size_of(pair), fair))
             bounds = [round(i * len(trials) / count) for i in range(count + 1)]
             packs += [trials[start:end] for start, end in itertools.pairwise(bounds)]
@@ -44,13 +41,8 @@ def group(todo: Sequence[Planned], size_of: Callable[[PairKey], int], gpus: int 
     return sorted(packs, key=lambda pack: position[pack[0].place])
 
 
-def code(planned: Planned) -> str:
-    """Whose code a trial runs."""
-    return planned.trial.pool.code
-
-
 def by_pair(todo: Sequence[Planned]) -> dict[PairKey, list[Planned]]:
-    """{(arch, dataset): its trials}, both in order of appearance."""
+    """Return {(arch, dataset): its trials}, both in order of appearance."""
     return _by(todo, lambda planned: (planned.trial.arch, planned.trial.dataset))
 
 
@@ -67,7 +59,7 @@ def measured_sizes(
     device: str,
     measure: Callable[[Pack], list[dict[str, Any]]],
 ) -> dict[PairKey, int]:
-    """{(arch, dataset): the pack size that is best on a device}: measured once, and recorded in the run folder.
+    """Return {(arch, dataset): the pack size that is best on a device}: measured once, recorded in the run folder.
 
     Args:
         measure: {size, images_per_s, memory_mb} of packs of the given trials, of one pair and code, at several sizes.
@@ -79,7 +71,8 @@ def measured_sizes(
         key = f"{name}, batch {recipe.batch_size}, {recipe.precision}, {device}"
         if key not in known:
             log.info(f"measuring how many trials of {name} to train side by side ...")
-            known[key] = measure([planned for planned in trials if code(planned) == code(trials[0])])
+            code = trials[0].trial.pool.code
+            known[key] = measure([planned for planned in trials if planned.trial.pool.code == code])
             run.pack_sizes.write(known)
         sizes[pair] = best(known[key])
         rates = ", ".join(f"{m['size']}: {m['images_per_s']:,.0f}" for m in known[key]) or "none fits"
@@ -88,8 +81,6 @@ def measured_sizes(
 
 
 def best(measurements: Sequence[Mapping[str, Any]]) -> int:
-    """The pack size to take: the smallest within `GAIN` of the fastest; 1 if there is none."""
-    if not measurements:
-        return 1
-    enough = max(found["images_per_s"] for found in measurements) / GAIN
-    return min(found["size"] for found in measurements if found["images_per_s"] >= enough)
+    """Return the pack size to take: the smallest within `GAIN` of the fastest; 1 if there is none."""
+    enough = max((found["images_per_s"] for found in measurements), default=0.0) / GAIN
+    return min((found["size"] for found in measurements if found["images_per_s"] >= enough), default=1)

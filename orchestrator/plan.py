@@ -27,8 +27,7 @@ class Plan:
     Attributes:
         only, final: which part of the grid it is.
         planned: the trials asked for, in the order in which they run.
-        ended: {trial id: how} of those that have ended.
-        todo: those that have not.
+        ended: {trial id: how} of those that have ended; `todo` are the others.
         before: {trial id: its attempt} of those to do that failed or were refused before.
         withheld: how many trials of hidden pairs were left out: all, or in a final run those of candidates that are not
             submitted.
@@ -43,9 +42,9 @@ class Plan:
     withheld: int
 
     def counts(self) -> Counter[str]:
-        """{status: how many}, trials that have not ended as `missing`."""
-        ids = [planned.trial.id for planned in self.planned]
-        return Counter(self.ended[one].status if one in self.ended else "missing" for one in ids)
+        """Return {status: how many}, trials that have not ended as `missing`."""
+        counts = Counter(one.status for one in self.ended.values())
+        return counts + Counter(missing=len(self.todo))
 
 
 def make_plan(
@@ -75,7 +74,7 @@ def make_plan(
         raise RequestError(_nothing_left(shown, only))
     known = run.ended()
     _refuse_other_protocols(run, {one.protocol for one in known.values()})
-    _refuse_other_recipes(space, run, {one.recipe for one in known.values()})
+    _refuse_other_recipes(run, {one.recipe for one in known.values()}, space.grid.recipe.to_json())
     _refuse_over_budget(space, run)
     again = {schema.FAILED, schema.INVALID} if retry_failed else set()
     ids = [one.trial.id for one in planned]
@@ -105,11 +104,10 @@ def _refuse_other_protocols(run: RunFolder, found: set[int]) -> None:
         )
 
 
-def _refuse_other_recipes(space: Space, run: RunFolder, found: set[str]) -> None:
-    mine = space.grid.recipe.to_json()
-    for recipe in found - {mine}:
+def _refuse_other_recipes(run: RunFolder, found: set[str], mine: str) -> None:
+    for other in found - {mine}:
         raise RequestError.of(
-            f"the run folder {run} holds trials of another recipe, {recipe}, where this space asks for {mine}; one "
+            f"the run folder {run} holds trials of another recipe, {other}, where this space asks for {mine}; one "
             "table must not mix them: give another --out"
         )
 
@@ -139,10 +137,10 @@ def _nothing_left(shown: Sequence[Planned], only: Mapping[str, Sequence[str]]) -
     if not shown:
         what = "every pair is hidden, and those run with --final only, for baselines and for submitted candidates"
         return [Problem("pairs", what)]
-    strange = [
-        Problem(f"--only {key}={value}", f"no trial has it; {did_you_mean(value, {FILTERS[key](p) for p in shown})}")
-        for key, values in only.items()
-        for value in values
-        if not any(FILTERS[key](p) == value for p in shown)
-    ]
+    strange = []
+    for key, values in only.items():
+        known = {FILTERS[key](planned) for planned in shown}
+        for value in values:
+            if value not in known:
+                strange.append(Problem(f"--only {key}={value}", f"no trial has it; {did_you_mean(value, known)}"))
     return strange or [Problem("--only", "no trial has all of these at once")]

@@ -32,14 +32,14 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from orchestrator import cluster, compat
-from orchestrator.packs import Pack, code
+from orchestrator.packs import Pack
 from orchestrator.record import FolderError, Job, StoppedError
 from orchestrator.resources import Share
 from orchestrator.shutdown import Shutdown
 from orchestrator.supervisor import Supervisor
 from orchestrator.watchdog import Heartbeat
 from results.store.folder import RunFolder
-from search_spaces.grid import Grid
+from search_spaces.grid import Grid, Planned
 from search_spaces.messages import log
 from trainer import isolation
 from trainer.data import Dataset
@@ -62,24 +62,20 @@ def run(
 ) -> None:
     """Run packs until each has ended or its worker died more than `max_failures` times.
 
+    The data go through the object store: one copy a node, which its workers read in place. `work` is what trains a
+    pack, `orchestrator.worker.run_pack` unless given.
+
     Raises:
         KeyboardInterrupt: `shutdown` was asked for, and the trials have stopped or had their time.
-        StoppedError: Ray has died.
-        whatever `supervisor.step` raises.
-
-    The data go through the object store: one copy a node, which its workers read in place.
-
-    Args:
-        work: what trains a pack, `orchestrator.worker.run_pack` unless given.
+        StoppedError: Ray has died, or `supervisor.step` says so.
     """
     places = [[planned.place for planned in pack] for pack in packs]
     trainable = tune.with_parameters(_train, grid=grid, places=places, data=data, job=job, work=work)
-    scratch_folder = tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
     compat.count_no_callbacks()
     for lost in compat.missing():
         log.warning(f"note: Ray {ray.__version__} has no {lost}")
     relay = _Relay(packs, supervisor, shutdown)
-    with scratch_folder as scratch, shutdown:
+    with tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True) as scratch, shutdown:
         tune.Tuner(
             tune.with_resources(trainable, cluster.request(share)),
             tune_config=tune.TuneConfig(
@@ -101,7 +97,7 @@ def run(
 
 
 def on_worker(name: str, share: Share, *arguments: Any) -> Any:
-    """Call a function of `orchestrator.worker` with a trial's share of a machine; what it returns or raises.
+    """Return what a function of `orchestrator.worker` does, called with a trial's share of a machine.
 
     The process is used once: if it has run a user's file, nothing else may come after.
     """
@@ -124,38 +120,37 @@ def _train(
 ) -> None:
     from orchestrator.worker import run_pack  # torch, which the driver does without, and no child has to import again
 
+    def pack_at(number: int) -> list[Planned]:
+        return [grid.at(place) for place in places[number]]
+
     def serve(asked: Connection) -> None:
         """Train one pack after another; the answer is why it cannot be written down, or nothing."""
         while (number := asked.recv()) is not None:
-            pack = [grid.at(place) for place in places[number]]
+            pack = pack_at(number)
             try:
                 (work or run_pack)(pack, data[pack[0].trial.dataset], job, _heartbeat)
             except FolderError as error:
                 asked.send(str(error))
             asked.send(None)
 
-    number = config["pack"]
-    first = grid.at(places[number][0])
+    run, pack = RunFolder(job.run), pack_at(config["pack"])
+    code = pack[0].trial.pool.code
     try:
-        for fault in isolation.child(code(first), serve).ask(number):
-            if code(first) and cluster.can_write(RunFolder(job.run)):
+        for fault in isolation.child(code, serve).ask(config["pack"]):
+            if code and cluster.can_write(run):
                 raise RuntimeError(f"in the process of this pool, and there alone: {fault}")
             tune.report({DONE: 0, FAULT: fault})  # the one thing that the run folder cannot say
     except isolation.ChildDiedError:
         member, silent_s = _heartbeat.silent()
         if job.stall_timeout is not None and silent_s >= job.stall_timeout:
-            _mark_hung(RunFolder(job.run), grid.at(places[number][member]).trial.id)
+            with contextlib.suppress(OSError):  # whoever cannot write it down fails otherwise
+                if attempt := run.trial(hanging := pack[member].trial.id).attempt():
+                    run.trial(hanging).write_attempt(dataclasses.replace(attempt, hung=True))
         raise
     tune.report({DONE: 1})
 
 
 _heartbeat = Heartbeat()  # one a process, whose children train one after another
-
-
-def _mark_hung(run: RunFolder, trial_id: str) -> None:
-    with contextlib.suppress(OSError):  # whoever cannot write it down fails otherwise
-        if attempt := run.trial(trial_id).attempt():
-            run.trial(trial_id).write_attempt(dataclasses.replace(attempt, hung=True))
 
 
 class _InOrder(Searcher):
@@ -209,9 +204,7 @@ class _Relay(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.add(trial.trial_id)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if FAULT in result:
             self._supervisor.folder_lost(result[FAULT])
 
@@ -225,11 +218,11 @@ class _Relay(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.discard(trial.trial_id)
-        self._machines_lost[trial.trial_id] += _machine_lost(trial)
+        # Tune itself knows only of nodes that were drained.
+        self._machines_lost[trial.trial_id] += "its node has died" in _last_error(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._running.discard(trial.trial_id)
-        self._machines_lost[trial.trial_id] += _machine_lost(trial)
+        self.on_trial_recover(iteration, trials, trial)
         failures = trial.num_failures - self._machines_lost[trial.trial_id]
         if failures <= trial.max_failures:
             self._supervisor.lost(self._pack(trial))
@@ -239,11 +232,6 @@ class _Relay(tune.Callback):
 
     def _pack(self, trial: Any) -> Pack:
         return self._packs[trial.config["pack"]]
-
-
-def _machine_lost(trial: Any) -> bool:
-    """Whether a Tune trial last failed because its node is gone. Tune itself knows only of nodes that were drained."""
-    return "its node has died" in _last_error(trial)
 
 
 def _last_error(trial: Any) -> str:

@@ -30,21 +30,20 @@ class Job:
         run: the run folder.
         gpu: whether trials compute on CUDA.
         threads: that a trial computes with on the CPU.
+        checkpoint_every: so many epochs.
         compiled: whether torch.compile makes the kernels.
-        git_commit: of this project, for the record.
         costs: {(entry of the grid, arch): what the gate measured}.
-        keep_weights: whether a trial that completes leaves its final weights.
         stall_timeout: seconds without an epoch after which a trial counts as hanging; None for never.
         driver: the token of the lease under which it runs (`results.store.lease`); None for nobody's.
         interactive: whether what a trial prints is shown on the terminal, too.
     """
 
     run: str
-    gpu: bool
-    threads: int
-    checkpoint_every: int
-    compiled: bool
-    git_commit: str | None
+    gpu: bool = False
+    threads: int = 1
+    checkpoint_every: int = 1
+    compiled: bool = False
+    git_commit: str | None = None
     costs: Mapping[tuple[int, str], Cost] = field(default_factory=dict)
     keep_weights: bool = False
     stall_timeout: float | None = None
@@ -65,20 +64,18 @@ class FolderError(StoppedError):
 
 @contextlib.contextmanager
 def folder_faults() -> Iterator[None]:
-    """What fails within the block is the run folder."""
+    """What fails within the block, or the function that this decorates, is the run folder."""
     try:
         yield
     except OSError as error:
-        raise FolderError(
-            f"the run folder cannot be written on {socket.gethostname()}: {error.strerror or error}"
-        ) from error
+        what = f"the run folder cannot be written on {socket.gethostname()}: {error.strerror or error}"
+        raise FolderError(what) from error
 
 
 def give_up(planned: Planned, error: str, job: Job) -> None:
     """Mark a trial as failed whose worker died too often to say so itself. Its epochs stay on record.
 
-    Args:
-        error: why, as far as the driver knows; its first line goes into the table, all of it into the log.
+    The first line of the error goes into the table, all of it into the log.
     """
     run, trial_id = RunFolder(job.run), planned.trial.id
     reason, *_ = error.splitlines()
@@ -87,8 +84,8 @@ def give_up(planned: Planned, error: str, job: Job) -> None:
         reason = f"it hung: no epoch for {job.stall_timeout:.0f} s (stall_timeout); the log says where"
     with run.trial(trial_id).open_log() as file:
         print(f"given up: {error}", file=file)
-    tried = {"attempt": attempts(run, trial_id), "finished_at": datetime.now(UTC)}
-    run.write_trial({**row(planned, schema.FAILED, (), reason, job.cost(planned)), "epochs": None, **tried})
+    failed = row(planned, schema.FAILED, (), reason, job.cost(planned))
+    _write_untrained(run, {**failed, "attempt": attempts(run, trial_id)})
     run.trial(trial_id).end_attempt()
 
 
@@ -101,15 +98,18 @@ def attempts(run: RunFolder, trial_id: str) -> int:
 
 
 def refuse(planned: Planned, error: str, run: RunFolder) -> None:
-    """Marks a trial whose pool the gate refuses."""
-    when = {"finished_at": datetime.now(UTC)}
-    run.write_trial({**row(planned, schema.INVALID, (), error), "epochs": None, **when})
+    """Mark a trial as invalid whose pool the gate refuses."""
+    _write_untrained(run, row(planned, schema.INVALID, (), error))
+
+
+def _write_untrained(run: RunFolder, trial: dict[str, Any]) -> None:
+    run.write_trial({**trial, "epochs": None, "finished_at": datetime.now(UTC)})
 
 
 def row(
     planned: Planned, status: str, history: Sequence[Epoch], error: str | None, cost: Cost | None = None
 ) -> dict[str, Any]:
-    """The part of a `schema.TRIALS` row that follows from the trial, its epochs and what its pool costs."""
+    """Return the part of a `schema.TRIALS` row that follows from the trial, its epochs and what its pool costs."""
     trial = planned.trial
     name, params, revision = trial.pool.key
     found: dict[str, Any] = {
@@ -156,18 +156,17 @@ def _identity(trial: Trial) -> dict[str, Any]:
 
 
 def epoch_rows(trial: Trial, history: Sequence[Epoch]) -> list[dict[str, Any]]:
+    """Return the rows of `schema.EPOCHS`."""
     identity = _identity(trial)
-    return [{**identity, **{name: getattr(epoch, name) for name in _EPOCH_COLUMNS}} for epoch in history]
-
-
-_EPOCH_COLUMNS = [name for name in schema.EPOCHS.names if name in Epoch.__dataclass_fields__]
+    columns = [name for name in schema.EPOCHS.names if name in Epoch.__dataclass_fields__]
+    return [{**identity, **{name: getattr(epoch, name) for name in columns}} for epoch in history]
 
 
 @functools.cache
 def versions() -> str:
-    names = ("torch", "torchvision", "ray", "numpy", "pyarrow")
+    """Return the versions of what numbers depend on, as JSON."""
     found = {"python": platform.python_version()}
-    for name in names:
+    for name in ("torch", "torchvision", "ray", "numpy", "pyarrow"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return json.dumps(found)

@@ -49,55 +49,39 @@ class Share:
     avoids: str | None = None
 
     def fits(self, node: Node) -> bool:
-        """Whether the node is large enough, and may take it."""
+        """Return whether the node is large enough, and may take it."""
         enough = node.cpus >= self.cpus and node.gpus >= self.gpus
         return enough and node.id != self.avoids and self.accelerator_type in (None, node.accelerator_type)
 
 
 def this_machine(gpus: int) -> Node:
-    """This machine, of which Ray is told what the affinity mask of this process leaves of it."""
-    cpus = machine.cores()
-    return Node(cpus, gpus)
+    """Return this machine, with the CPUs that the affinity mask of this process leaves of it."""
+    return Node(machine.cores(), gpus)
 
 
 def slow_precision(precision: str, archs: Iterable[str], cpu_bf16: bool) -> str | None:
-    """Why a precision is a bad choice for trials on a CPU, if it is; it is part of the recipe, so never changed."""
+    """Return why a precision is a bad choice on a CPU, if it is; it is part of the recipe, so never changed."""
     if precision == "tf32":
         return "tf32 makes no difference on a CPU: it computes in fp32, and the trials are not those of fp32"
     if precision == "bf16" and not cpu_bf16:
         return "bf16 is slower than fp32 on this CPU, which has no instructions for it"
     if precision == "bf16" and "mobilenetv2_s32" in archs:
-        return (
-            "bf16 is slower than fp32 for mobilenetv2_s32 on a CPU, two to three times: its depthwise convolutions are"
-        )
+        return "bf16 is slower than fp32 for mobilenetv2_s32 on a CPU, two to three times: its depthwise layers are"
     return None
 
 
 def share(asked: Resources, nodes: Sequence[Node]) -> Share:
-    """What a trial gets on these nodes.
+    """Return what a trial gets on these nodes.
 
     Raises:
         RequestError: no node has what one trial asks for. Ray would wait for such a node for ever, looking healthy.
     """
-    most_gpus = max((node.gpus for node in nodes), default=0)
-    most_cpus = max((node.cpus for node in nodes), default=0)
-    problems = []
     # One GPU is what any space asks for by default, and no laptop should need another file for having none.
-    gpus = 0 if most_gpus == 0 and asked.gpus_per_trial == 1 else asked.gpus_per_trial
-    if gpus > most_gpus:
-        what = f"expected {most_gpus} at most, the most that a node has, got {gpus}; a trial computes on one: give 1"
-        problems.append(Problem("resources.gpus_per_trial", what))
-    if asked.cpus_per_trial > most_cpus:
-        what = f"expected {most_cpus} at most, the most that a node has, got {asked.cpus_per_trial}"
-        problems.append(Problem("resources.cpus_per_trial", what))
-    if gpus > 1 and asked.trials_per_gpu != 1:
-        problems.append(
-            Problem("resources.trials_per_gpu", f"expected 1 beside gpus_per_trial {gpus}, got {asked.trials_per_gpu}")
-        )
-    if asked.accelerator_type is not None:
-        problems += _problems_of_accelerator(asked, nodes)
+    without_gpu = asked.gpus_per_trial == 1 and not any(node.gpus for node in nodes)
+    gpus = 0 if without_gpu else asked.gpus_per_trial
     each = Share(asked.cpus_per_trial, gpus, asked.accelerator_type if _known(nodes) else None)
     fitting = [node for node in nodes if each.fits(node)]
+    problems = list(_problems(asked, gpus, nodes))
     if not problems and not fitting:
         kind = f" {each.accelerator_type}" if each.accelerator_type else ""
         what = f"no node has {gpus}{kind} GPUs and {asked.cpus_per_trial} CPUs at once"
@@ -111,21 +95,29 @@ def share(asked: Resources, nodes: Sequence[Node]) -> Share:
     return dataclasses.replace(each, avoids=next((node.id for node in nodes if node.head), None))
 
 
-def _problems_of_accelerator(asked: Resources, nodes: Sequence[Node]) -> Iterator[Problem]:
-    key, wanted = "resources.accelerator_type", asked.accelerator_type
-    with_gpus = [node for node in nodes if node.gpus]
-    types = {node.accelerator_type for node in with_gpus if node.accelerator_type}
-    if asked.gpus_per_trial == 0:
-        yield Problem(
-            key, f"expected nothing beside gpus_per_trial 0, which asks for no GPU, got {wanted}; take one of them out"
-        )
-    elif not with_gpus:
-        yield Problem(
-            key, f"expected a GPU of type {wanted}, got a node without any; without this key trials run on the CPU"
-        )
-    elif _known(nodes) and wanted not in types:
-        among = did_you_mean(wanted, types) if types else "none, as far as Ray can tell"
-        yield Problem(key, f"expected a GPU of type {wanted}, and no node has one; {among}")
+def _problems(asked: Resources, gpus: int, nodes: Sequence[Node]) -> Iterator[Problem]:
+    most = "expected {} at most, the most that a node has, got {}"
+    if gpus > (most_gpus := max((node.gpus for node in nodes), default=0)):
+        what = f"{most.format(most_gpus, gpus)}; a trial computes on one: give 1"
+        yield Problem("resources.gpus_per_trial", what)
+    if asked.cpus_per_trial > (most_cpus := max((node.cpus for node in nodes), default=0)):
+        yield Problem("resources.cpus_per_trial", most.format(most_cpus, asked.cpus_per_trial))
+    if gpus > 1 and asked.trials_per_gpu != 1:
+        what = f"expected 1 beside gpus_per_trial {gpus}, got {asked.trials_per_gpu}"
+        yield Problem("resources.trials_per_gpu", what)
+    if wanted := asked.accelerator_type:
+        with_gpus = [node for node in nodes if node.gpus]
+        types = {node.accelerator_type for node in with_gpus if node.accelerator_type}
+        what = ""
+        if asked.gpus_per_trial == 0:
+            what = f"nothing beside gpus_per_trial 0, which asks for no GPU, got {wanted}; take one of them out"
+        elif not with_gpus:
+            what = f"a GPU of type {wanted}, got a node without any; without this key trials run on the CPU"
+        elif _known(nodes) and wanted not in types:
+            among = did_you_mean(wanted, types) if types else "none, as far as Ray can tell"
+            what = f"a GPU of type {wanted}, and no node has one; {among}"
+        if what:
+            yield Problem("resources.accelerator_type", f"expected {what}")
 
 
 def _known(nodes: Sequence[Node]) -> bool:

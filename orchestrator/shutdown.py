@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -26,22 +26,20 @@ def interruptible() -> Iterator[None]:
         heard.append(f"interrupted by {signal.Signals(number).name}")
         raise KeyboardInterrupt(heard[-1])
 
-    before = _handle(interrupt)
-    try:
-        yield
-    except Exception:
-        if heard:
-            raise KeyboardInterrupt(heard[-1]) from None
-        raise
-    finally:
-        _restore(before)
+    with _handled_by(interrupt):
+        try:
+            yield
+        except Exception:
+            if heard:
+                raise KeyboardInterrupt(heard[-1]) from None
+            raise
 
 
 class Shutdown:
     """An early end of a sweep in good order, for the length of the block.
 
     The first signal, or `stop_at`, asks the trials to write checkpoints and go; they have until the end of their
-    epoch, and `GRACE_S` at most. A second signal is not made to wait. A KeyboardInterrupt that happens to be raised
+    epoch, and `grace_s` at most. A second signal is not made to wait. A KeyboardInterrupt that happens to be raised
     inside a destructor or a callback from C is printed and forgotten by Python, and the sweep would go on: so `check`
     raises it again.
 
@@ -51,7 +49,6 @@ class Shutdown:
     Args:
         ask: tells the trials; called once.
         stop_at: when to do so without a signal, by `time.monotonic`.
-        grace_s: that they have.
     """
 
     def __init__(self, ask: Callable[[], None], stop_at: float = float("inf"), grace_s: float = GRACE_S):
@@ -61,28 +58,29 @@ class Shutdown:
         self._deadline = float("inf")
         self._why = ""
         self._told = False
+        self._handling = _handled_by(self._heed)
         self.asked = False
 
     def __enter__(self) -> Self:
-        self._before = _handle(self._heed)
+        self._handled = self._handling.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        _restore(self._before)
+    def __exit__(self, *error: Any) -> None:
+        self._handling.__exit__(*error)
 
     def insist(self) -> None:
-        """Takes the signals back from whoever has taken them meanwhile: Tune takes SIGUSR1."""
-        for number in self._before:
+        """Take the signals back from whoever has taken them meanwhile: Tune takes SIGUSR1."""
+        for number in self._handled:
             signal.signal(number, self._heed)
 
     def check(self, running: int) -> None:
-        """To be called now and then, outside of signal handlers.
+        """Look whether it is time to go; to be called now and then, outside of signal handlers.
 
         Args:
             running: how many processes train.
 
         Raises:
-            KeyboardInterrupt: it is time to go.
+            KeyboardInterrupt: it is.
         """
         if not self.asked and time.monotonic() >= self._stop_at:
             self._begin("the time budget is used up")
@@ -103,24 +101,23 @@ class Shutdown:
 
 
 def reinstate() -> None:
-    """Sets Python's handlers once more, where C++ code has set its own without Python's knowing, as Ray's does."""
+    """Set Python's handlers once more, where C++ code has set its own without Python's knowing, as Ray's does."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if (handler := signal.getsignal(number)) is not None:
                 signal.signal(number, handler)
 
 
-def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Sets it for those signals that are not ignored (`nohup`), and gives the handlers that were there before."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
-    for number in before:
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[list[int]]:
+    """Within the block it handles those signals that are not ignored (`nohup`): in the main thread, which may."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in SIGNALS if in_main}
+    taken = [number for number, old in before.items() if old not in (signal.SIG_IGN, None)]
+    for number in taken:
         signal.signal(number, handler)
-    return before
-
-
-def _restore(before: dict[int, Any]) -> None:
-    for number, old in before.items():
-        signal.signal(number, old)
+    try:
+        yield taken
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 from orchestrator.packs import Pack
 from orchestrator.record import FolderError, Job, folder_faults, give_up
@@ -64,12 +65,9 @@ class Supervisor:
         self._fault = FolderError(why)
 
     def _unfinished(self, pack: Pack) -> Pack:
-        try:
-            with folder_faults():
-                return [planned for planned in pack if not self._has_ended(planned.trial.id)]
-        except FolderError as fault:
-            self._fault = fault
-            return []
+        with self._faults_kept():
+            return [planned for planned in pack if not self._has_ended(planned.trial.id)]
+        return []
 
     def _has_ended(self, trial_id: str) -> bool:
         """Whether the trial has a row, and not only that of an attempt before this sweep."""
@@ -82,9 +80,15 @@ class Supervisor:
     def _give_up(self, trials: Pack, error: str) -> None:
         if self._fault:  # of which they know nothing
             return
+        with self._faults_kept():
+            for planned in trials:
+                give_up(planned, error, self._job)
+
+    @contextlib.contextmanager
+    def _faults_kept(self) -> Iterator[None]:
+        """For the next step: Tune would take an exception in one of its callbacks for the trial's."""
         try:
             with folder_faults():
-                for planned in trials:
-                    give_up(planned, error, self._job)
+                yield
         except FolderError as fault:
             self._fault = fault

@@ -15,7 +15,7 @@ from orchestrator import environment, inline
 from orchestrator.packs import Pack, group, measured_sizes
 from orchestrator.plan import Plan
 from orchestrator.record import Job, refuse
-from orchestrator.resources import Node, Share, share, slow_precision, this_machine
+from orchestrator.resources import Share, share, slow_precision, this_machine
 from orchestrator.shutdown import GRACE_S, Shutdown
 from orchestrator.supervisor import Supervisor
 from results import track
@@ -24,13 +24,12 @@ from results.store.folder import RunFolder
 from results.store.lease import Driver, Lease
 from search_spaces import machine
 from search_spaces.errors import RequestError, gather
-from search_spaces.grid import Grid, Planned
+from search_spaces.grid import Planned
 from search_spaces.messages import log
 from search_spaces.space import Space
 from trainer import data
 from trainer.data import Dataset
 from trainer.gate import Gate, Report
-from trainer.gate.report import Cost
 
 LOCAL, INLINE = "local", "inline"
 SHOWN_EVERY_S = 0.5
@@ -109,13 +108,13 @@ class Sweep:
 
     def _refuse_invalid(self, report: Report) -> list[Planned]:
         """Mark the trials whose pools the gate refuses as invalid; return the others."""
-        refused = {(one.pool, one.arch): one.refused for one in report.validations if one.refused}
+        problems = {(one.pool, one.arch): one.refused for one in report.validations}
         for problem in report.refused:
             log.info(f"invalid: {problem}")
         passed = []
         for planned in self.plan.todo:
-            if problems := refused.get((planned.trial.pool, planned.trial.arch)):
-                refuse(planned, "\n".join(map(str, problems)), self.run)
+            if found := problems.get((planned.trial.pool, planned.trial.arch)):
+                refuse(planned, "\n".join(map(str, found)), self.run)
             else:
                 passed.append(planned)
         return passed
@@ -125,7 +124,7 @@ class Sweep:
             each = share(self.space.resources, [this_machine(report.gpus)])
             inline.run(todo, datasets, self._job(each, report, lease), lease, self.stop_at)
             return
-        environment.clear(self.address)
+        environment.prepare(self.address)
         # Only now: whoever mistypes a key must not wait ten seconds for Ray to hear of it.
         from orchestrator import cluster
 
@@ -135,13 +134,18 @@ class Sweep:
             cluster.connected(self.address, this_machine(report.gpus), ray_log) as nodes,
         ):
             each = share(self.space.resources, nodes)
-            self._refuse_unseen(cluster.unseen_by([node for node in nodes if each.fits(node)], self.run))
-            self._say_what_is_slow(todo, each, report)
+            fitting = [node for node in nodes if each.fits(node)]
+            if unseen := cluster.unseen_by(fitting, self.run):
+                what = f"{self.run} is another folder, or none, on {', '.join(unseen)}"
+                raise RequestError.of(f"{what}; give one that all machines share, or s3://BUCKET/RUN", "--out")
+            if not each.gpus:
+                self._say_what_is_slow(todo, each, report)
             job = self._job(each, report, lease)
-            packs = self._packs(todo, datasets, job, each, nodes)
-            self._schedule(packs, datasets, job, each, lease)
+            gpus = sum(node.gpus for node in fitting)
+            self._schedule(self._packs(todo, datasets, job, each, gpus), datasets, job, each, lease)
 
     def _job(self, each: Share, report: Report, lease: Lease) -> Job:
+        entry = {one.pool: index for index, one in enumerate(self.space.grid.entries)}
         return Job(
             self.run.where,
             gpu=bool(each.gpus),
@@ -149,45 +153,35 @@ class Sweep:
             checkpoint_every=self.space.checkpoint_every,
             compiled=self.space.compiled,
             git_commit=machine.commit(),
-            costs=_costs(self.space.grid, report),
+            costs={(entry[one.pool], one.arch): one.cost for one in report.validations if one.cost},
             keep_weights=self.space.keep_weights,
             stall_timeout=self.space.stall_timeout,
             driver=lease.token,
         )
 
     def _schedule(
-        self, packs: list[list[Planned]], datasets: Mapping[str, Dataset], job: Job, each: Share, lease: Lease
+        self, packs: Sequence[Pack], datasets: Mapping[str, Dataset], job: Job, each: Share, lease: Lease
     ) -> None:
         from orchestrator import ray_tune
 
         supervisor = Supervisor(job, lease, self.plan.before)
         shutdown = Shutdown(functools.partial(_ask_to_stop, lease), self.stop_at)
-        start = functools.partial(
-            ray_tune.run, self.space.grid, data=datasets, job=job, share=each, supervisor=supervisor, shutdown=shutdown
-        )
         with Screen(self.run, self.console) as screen, screen.follow(SHOWN_EVERY_S):
             while packs:
                 # Packs of several first. One that died twice is split: nobody knows whose fault it was.
-                several, single = ([pack for pack in packs if (len(pack) > 1) is many] for many in (True, False))
-                start(several or single, max_failures=1 if several else self.space.max_failures)
-                packs = (single if several else []) + [list(pack) for pack in supervisor.take_again()]
+                several = [pack for pack in packs if len(pack) > 1]
+                now, failures = (several, 1) if several else (packs, self.space.max_failures)
+                ray_tune.run(self.space.grid, now, datasets, job, each, failures, supervisor, shutdown)
+                packs = [pack for pack in packs if several and len(pack) == 1] + supervisor.take_again()
             supervisor.step()
 
     def _packs(
-        self,
-        todo: Sequence[Planned],
-        datasets: Mapping[str, Dataset],
-        job: Job,
-        each: Share,
-        nodes: Sequence[Node],
-    ) -> list[list[Planned]]:
+        self, todo: Sequence[Planned], datasets: Mapping[str, Dataset], job: Job, each: Share, gpus: int
+    ) -> Sequence[Pack]:
         """The trials that are to run, by the process that they run in. On the CPU each has its own."""
         from orchestrator import ray_tune
 
-        asked = self.space.resources.trials_per_gpu
-        if not each.gpus:
-            return group(todo, lambda _: 1)
-        gpus = sum(node.gpus // each.gpus for node in nodes if each.fits(node))
+        asked = self.space.resources.trials_per_gpu if each.gpus else 1
         if asked != "auto":
             return group(todo, lambda _: asked, gpus)
 
@@ -198,26 +192,14 @@ class Sweep:
         return group(todo, sizes.__getitem__, gpus)
 
     def _say_what_is_slow(self, todo: Sequence[Planned], each: Share, report: Report) -> None:
-        if each.gpus:
-            return
         if self.space.resources.gpus_per_trial:
             log.info(f"no GPU here: trials run on the CPU, {each.cpus} thread{'s' * (each.cpus > 1)} each")
         archs = {planned.trial.arch for planned in todo}
         if warning := slow_precision(self.space.grid.recipe.precision, archs, report.cpu_bf16):
             log.warning(f"warning: {warning}")
 
-    def _refuse_unseen(self, names: Sequence[str]) -> None:
-        if names:
-            what = f"{self.run} is another folder, or none, on {', '.join(names)}"
-            raise RequestError.of(f"{what}; give one that all machines share, or s3://BUCKET/RUN", "--out")
-
 
 def _ask_to_stop(lease: Lease) -> None:
     log.info(f"stopping: trials write checkpoints first, within {GRACE_S:.0f} s; Ctrl-C again stops at once")
     with contextlib.suppress(OSError):  # then they are ended when the time is up
         lease.ask_to_stop()
-
-
-def _costs(grid: Grid, report: Report) -> dict[tuple[int, str], Cost]:
-    entry = {each.pool: index for index, each in enumerate(grid.entries)}
-    return {(entry[one.pool], one.arch): one.cost for one in report.validations if one.cost}

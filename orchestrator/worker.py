@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import platform
 import socket
@@ -16,6 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -59,13 +59,8 @@ def run_pack(
     """Train trials of one architecture and dataset, taking turns, each to its own end.
 
     A pool that raises ends its own trial as failed, with the traceback in its log. A trial for which there is no memory
-    beside the others waits for them to end, and goes on from its checkpoint; the batch is never made smaller.
-
-    When the driver asks for it, or is gone, trials stop at the end of their epoch, and have no row. A trial that has no
-    epoch for `job.stall_timeout` seconds takes the process with it (`Watchdog`).
-
-    Args:
-        heartbeat: where the parent of this process sees what trains.
+    beside the others waits for them to end, and goes on from its checkpoint; the batch is never made smaller. When the
+    driver asks for it, or is gone, trials stop at the end of their epoch, and have no row.
 
     Raises:
         DeviceLostError: with it, all trials of the pack are lost as far as they had come.
@@ -74,10 +69,8 @@ def run_pack(
     torch.set_num_threads(job.threads)
     run = RunFolder(job.run)
     lease = LeaseView(run, job.driver)
-    # A worker that died after a row is started again: nothing is trained twice. A trial without a log has no row, and
-    # to look for one among thousands of files costs milliseconds.
-    with folder_faults():
-        waiting = deque(planned for planned in pack if not _is_trained(run, planned))
+    with folder_faults():  # a worker that died after a row is started again: nothing is trained twice
+        waiting = deque(planned for planned in pack if not _is_trained(run, planned.trial.id))
     images = Images(data, _device(job)) if waiting else None
     room, live = len(waiting), list[_Live]()
     with Watchdog(job.stall_timeout, heartbeat or Heartbeat()) as watchdog:
@@ -100,42 +93,35 @@ def run_pack(
                     del attempt  # and with it the memory of its program
 
 
-def _is_trained(run: RunFolder, planned: Planned) -> bool:
-    return run.trial(planned.trial.id).has_log() and run.status(planned.trial.id) in schema.TRAINED
+def _is_trained(run: RunFolder, trial_id: str) -> bool:
+    # Without a log there is no row, and to look for one among thousands of files costs milliseconds.
+    return run.trial(trial_id).has_log() and run.status(trial_id) in schema.TRAINED
 
 
+@dataclass(eq=False)
 class _Live:
     """A trial under way: its program, its history so far, its log."""
 
-    def __init__(
-        self,
-        planned: Planned,
-        images: Any,
-        job: Job,
-        run: RunFolder,
-        lease: LeaseView,
-        make_program: Callable[..., Program],
-    ):
-        self.planned = planned
-        self._job = job
-        self._lease = lease
-        self._run = run
+    planned: Planned
+    images: Any
+    job: Job
+    run: RunFolder
+    lease: LeaseView
+    make_program: Callable[..., Program]
+
+    @folder_faults()
+    def __post_init__(self) -> None:
         self._started = datetime.now(UTC)
-        with folder_faults():
-            self._attempt = Attempt(
-                1 + attempts(run, planned.trial.id),
-                socket.gethostname(),
-                device_name(job),
-                self._started.isoformat(timespec="seconds"),
-            )
-            run.trial(planned.trial.id).write_attempt(self._attempt)
-            self.log = run.trial(planned.trial.id).open_log()
-        self._make_program = functools.partial(make_program, planned.trial, images, compiled=job.compiled)
+        number = 1 + attempts(self.run, self.planned.trial.id)
+        started_at = self._started.isoformat(timespec="seconds")
+        self._attempt = Attempt(number, socket.gethostname(), device_name(self.job), started_at)
+        self.run.trial(self.planned.trial.id).write_attempt(self._attempt)
+        self.log = self.run.trial(self.planned.trial.id).open_log()
         self._program: Program | None = None
         self._history: list[Epoch] = []
         self._stopped = False
-        self.epoch_began = time.monotonic()
         self._turns = self._train()
+        self.epoch_began = time.monotonic()
 
     def turn(self, alone: bool) -> bool:
         """Go on for a bit; False once the trial has ended.
@@ -145,7 +131,7 @@ class _Live:
             DeviceLostError: the GPU is broken.
             FolderError: nothing can be written.
         """
-        with _output_to(self.log, shown=self._job.interactive):
+        with _output_to(self.log, shown=self.job.interactive):
             try:
                 next(self._turns)
                 return True
@@ -158,13 +144,13 @@ class _Live:
                 print(*log.final_lines(self.planned.trial, self._history, status == schema.COLLAPSED), sep="\n")
             except (Exception, SystemExit) as caught:
                 traceback.print_exc()
-                _raise_if_lost(_device(self._job))
+                _raise_if_lost(_device(self.job))
                 if isinstance(caught, torch.OutOfMemoryError) and not alone:
                     print("out of memory beside others; waits for them to end")
                     raise
                 status = schema.FAILED
                 error = "".join(traceback.format_exception_only(caught)).strip()
-        self._end(status, error)
+            self._end(status, error)
         return False
 
     def _status(self) -> str:
@@ -183,13 +169,13 @@ class _Live:
         """Fill the history, and write it down now and then."""
         trial = self.planned.trial
         print(f"attempt {self._attempt.number}: {trial.id} on {self._attempt.device}, {self._attempt.started_at}")
-        _reset_peak_memory(_device(self._job))
-        self._program = self._make_program()
+        _reset_peak_memory(_device(self.job))
+        self._program = self.make_program(trial, self.images, compiled=self.job.compiled)
         yield
-        slot = _Slot(self._run.trial(trial.id).checkpoint)
+        slot = _Slot(self.run.trial(trial.id).checkpoint)
         written = time.monotonic()
         trains = False  # epochs behind a checkpoint come first, each at once: between those there is nothing to leave
-        epochs = turns(self._program, slot=slot, checkpoint_every=self._job.checkpoint_every)
+        epochs = turns(self._program, slot=slot, checkpoint_every=self.job.checkpoint_every)
         for epoch in epochs:
             if epoch is None:
                 trains = True
@@ -202,78 +188,68 @@ class _Live:
             if now - written >= WRITE_EVERY_S:
                 self._write_progress()
                 written = now
-            if trains and epoch.epoch < trial.recipe.epochs and not epoch.diverged and self._lease.order() != "go on":
+            if trains and epoch.epoch < trial.recipe.epochs and not epoch.diverged and self.lease.order() != "go on":
                 self._stop(epochs, slot)
                 return
 
     def _stop(self, epochs: Generator[Epoch | None, None, None], slot: _Slot) -> None:
         """Stop between two epochs, for a driver that asked for it: nothing is lost. For a lost one nothing is done."""
         self._stopped = True
-        slot.closed = self._lease.order() == "not yours"
+        slot.closed = self.lease.order() == "not yours"
         epochs.close()  # which writes a checkpoint
         if not slot.closed:
             self._write_progress()
             print(f"stopped after epoch {len(self._history)}, as the sweep was asked to; to go on, run it again")
 
+    @folder_faults()
     def _write_progress(self) -> None:
-        self._write_epochs()
-        if self._history:
-            last = self._history[-1]
-            shown = {name: getattr(last, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")}
-            self._attempt = dataclasses.replace(self._attempt, **shown)
-            with folder_faults():
-                self._run.trial(self.planned.trial.id).write_attempt(self._attempt)
+        if self._ended_elsewhere() is not None:
+            return
+        trial_id, last = self.planned.trial.id, self._history[-1]
+        self.run.epochs.write(trial_id, record.epoch_rows(self.planned.trial, self._history))
+        self.log.save()
+        shown = {name: getattr(last, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")}
+        self.run.trial(trial_id).write_attempt(dataclasses.replace(self._attempt, **shown))
 
-    def _write_epochs(self) -> None:
-        trial = self.planned.trial
-        if self._other_end() is None:
-            with folder_faults():
-                self._run.epochs.write(trial.id, record.epoch_rows(trial, self._history))
-                self.log.save()
-
-    def _other_end(self) -> str | None:
+    def _ended_elsewhere(self) -> str | None:
         """How another attempt has ended this trial, if one has.
 
         A machine that was cut off trains on, and may come back when its trials have long been trained elsewhere.
         """
-        with folder_faults():
-            ended = self._run.trial(self.planned.trial.id).ended()
+        ended = self.run.trial(self.planned.trial.id).ended()
         return ended.status if ended and ended.status in schema.TRAINED else None
 
+    @folder_faults()
     def _end(self, status: str, error: str | None) -> None:
-        """Writes everything down, the row last: it is what says that the trial has ended."""
-        if (ended := self._other_end()) is not None:
-            print(f"another attempt has ended this trial as {ended}; this one is dropped", file=self.log)
+        """Write everything down, the row last: it is what says that the trial has ended."""
+        if (ended := self._ended_elsewhere()) is not None:
+            print(f"another attempt has ended this trial as {ended}; this one is dropped")
             return
-        self._write_epochs()
-        with folder_faults():
-            self._write_end(status, error)
-
-    def _write_end(self, status: str, error: str | None) -> None:
-        trial, program, device = self.planned.trial, self._program, _device(self._job)
-        if self._job.keep_weights and program and status == schema.COMPLETED:
-            self._run.trial(trial.id).weights.write(_encoded(program.network))
+        trial, program = self.planned.trial, self._program
+        self.run.epochs.write(trial.id, record.epoch_rows(trial, self._history))
+        if self.job.keep_weights and program and status == schema.COMPLETED:
+            self.run.trial(trial.id).weights.write(_encoded(program.network))
         self.log.save()
-        self._run.write_trial(
+        self.run.write_trial(
             {
-                **record.row(self.planned, status, self._history, error, self._job.cost(self.planned)),
+                **record.row(self.planned, status, self._history, error, self.job.cost(self.planned)),
                 "test_images": program and program.test_images,
                 "params": program and count_parameters(program.network),
                 "pool_params_count": program and count_parameters(program.network.pool),
-                "peak_memory_mb": _peak_memory_mb(device),
+                "peak_memory_mb": _peak_memory_mb(_device(self.job)),
                 "device": self._attempt.device,
-                "compiled": self._job.compiled,
+                "compiled": self.job.compiled,
                 "attempt": self._attempt.number,
                 "host": self._attempt.host,
-                "git_commit": self._job.git_commit,
+                "git_commit": self.job.git_commit,
                 "versions": record.versions(),
                 "started_at": self._started,
                 "finished_at": datetime.now(UTC),
             }
         )
         if status != schema.FAILED:  # a failed trial that is tried again goes on from there
-            self._run.trial(trial.id).checkpoint.remove()
-        self._run.trial(trial.id).end_attempt()
+            self.run.trial(trial.id).checkpoint.remove()
+        self.run.trial(trial.id).end_attempt()
 
 
 class _Slot:
@@ -283,14 +259,14 @@ class _Slot:
         self._place = place
         self.closed = False
 
+    @folder_faults()
     def read(self) -> bytes | None:
-        with folder_faults():
-            return self._place.read()
+        return self._place.read()
 
+    @folder_faults()
     def write(self, data: bytes) -> None:
         if not self.closed:
-            with folder_faults():
-                self._place.write(data)
+            self._place.write(data)
 
 
 def _encoded(network: nn.Module) -> bytes:
@@ -301,14 +277,14 @@ def _encoded(network: nn.Module) -> bytes:
 
 
 def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> list[dict[str, Any]]:
-    """How fast packs of such trials are, by size, as plain data."""
+    """Return how fast packs of such trials are, by size, as plain data."""
     with shown_by(print):
         found = probe([planned.trial for planned in pack], data, _device(job), MOST, GAIN)
     return [dataclasses.asdict(measurement) for measurement in found]
 
 
 def device_name(job: Job) -> str:
-    """What trials compute on."""
+    """Return the name of what trials compute on."""
     if job.gpu:
         return torch.cuda.get_device_name(_device(job))
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

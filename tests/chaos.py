@@ -16,7 +16,7 @@ import argparse
 import contextlib
 import os
 import random
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +24,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from orchestrator.worker import run_pack
 from results.store import schema, verify
 from results.store.folder import RunFolder
 from search_spaces import space as spaces
-from tests.kills import identity
+from tests.kills import identity, numbers
 from trainer import data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +56,6 @@ LOOK_EVERY_S = 0.1
 PATIENCE_S = 240.0  # without any trial that ends: something hangs
 GONE_S = 120.0  # Ray's agents look for a control store that was killed for 60 s before they end
 REFUSALS = 5  # one after another
-NUMBERS = ["trial_id", "status", "best_test_acc", "best_epoch", "final_test_acc", "final_test_loss", "final_train_loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +79,17 @@ def processes(marker: str, sessions: set[int]) -> list[Process]:
     return found
 
 
-def is_worker(process: Process) -> bool:
-    return process.command.startswith("ray::") and "Agent" not in process.command
-
-
-Aim = Callable[[Sequence[Process], int], list[int]]
-SHOTS: Mapping[str, tuple[int, Aim]] = {
-    "kill -9 driver": (signal.SIGKILL, lambda _, driver: [driver]),
-    "kill -9 worker": (signal.SIGKILL, lambda found, _: [one.pid for one in found if is_worker(one)]),
-    "kill -9 raylet": (signal.SIGKILL, lambda found, _: _program(found, "/raylet")),
-    "kill -9 gcs_server": (signal.SIGKILL, lambda found, _: _program(found, "/gcs_server")),
-    "kill -9 all of it": (signal.SIGKILL, lambda found, _: [one.pid for one in found]),
-    "SIGTERM": (signal.SIGTERM, lambda _, driver: [driver]),
-    "SIGINT": (signal.SIGINT, lambda _, driver: [driver]),
-    "SIGUSR1": (signal.SIGUSR1, lambda _, driver: [driver]),
+# {what is killed: the signal, what the commands begin with; None for the driver's}
+SHOTS: Mapping[str, tuple[int, str | None]] = {
+    "kill -9 driver": (signal.SIGKILL, None),
+    "kill -9 worker": (signal.SIGKILL, "ray::(?!.*Agent)"),
+    "kill -9 raylet": (signal.SIGKILL, r"\S*/raylet\b"),
+    "kill -9 gcs_server": (signal.SIGKILL, r"\S*/gcs_server\b"),
+    "kill -9 all of it": (signal.SIGKILL, ""),
+    "SIGTERM": (signal.SIGTERM, None),
+    "SIGINT": (signal.SIGINT, None),
+    "SIGUSR1": (signal.SIGUSR1, None),
 }
-
-
-def _program(found: Sequence[Process], name: str) -> list[int]:
-    return [one.pid for one in found if one.command.partition(" ")[0].endswith(name)]
 
 
 class Defect(Exception):  # noqa: N818 - it is what is looked for
@@ -108,7 +99,7 @@ class Defect(Exception):  # noqa: N818 - it is what is looked for
 class Sweep:
     """A space on a run folder, started again and again; within the block, and no process of it is left after it."""
 
-    def __init__(self, space: Path, folder: Path, temporary: Path):
+    def __init__(self, space: Path, folder: Path, temporary: str):
         self.folder = folder
         self.trials = len(spaces.load(str(space)).grid)
         self.said = folder.with_suffix(".log")
@@ -116,10 +107,10 @@ class Sweep:
         self._marker = f"POOLSWEEP_CHAOS={uuid.uuid4().hex}"
         name, _, value = self._marker.partition("=")
         # Ray's own files, and scratch, so that what killed processes leave goes with the rest.
-        own = {name: value, "RAY_TMPDIR": str(temporary), "TMPDIR": str(temporary), "CUDA_VISIBLE_DEVICES": ""}
+        own = {name: value, "RAY_TMPDIR": temporary, "TMPDIR": temporary, "CUDA_VISIBLE_DEVICES": ""}
         self._environment = os.environ | own
         self._sessions: set[int] = set()
-        self._rows: dict[str, tuple[int, int, str]] = {}
+        self._rows: dict[str, list[int | str]] = {}
         self.driver: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Sweep:
@@ -160,7 +151,7 @@ class Sweep:
                 now = path.stat()
             except FileNotFoundError:
                 raise Defect(f"{path.name} had completed, and is gone") from None
-            if (now.st_ino, now.st_mtime_ns) != before[:2]:
+            if [now.st_ino, now.st_mtime_ns] != before[:2]:
                 raise Defect(f"{path.name} had completed, and was written again")
         for path in (self.folder / "trials").glob("[!.]*.parquet"):
             if path.stem not in self._rows and run.status(path.stem) in schema.TRAINED:
@@ -257,8 +248,10 @@ class Monkey:
     def _kill(self, sweep: Sweep, driver: int) -> str | None:
         """What was killed; None if there was none of it."""
         what = self._draw.choice(list(SHOTS))
-        number, aim = SHOTS[what]
-        targets = aim(sweep.processes(), driver)
+        number, begins = SHOTS[what]
+        targets = [driver]
+        if begins is not None:
+            targets = [one.pid for one in sweep.processes() if re.match(begins, one.command)]
         if what == "kill -9 worker" and targets:
             targets = [self._draw.choice(targets)]
         hit = [_signal(pid, number) for pid in targets]
@@ -279,16 +272,10 @@ def undisturbed(space_file: Path, folder: Path) -> list[str]:
     run = RunFolder(folder)
     run.create()
     run.write_grid(space.grid)
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=100, compiled=False, git_commit=None)
     digits = data.load("digits", Path("unused"))
     for planned in space.grid:
-        run_pack([planned], digits, job)
+        run_pack([planned], digits, Job(run.where, checkpoint_every=100))
     return numbers(run)
-
-
-def numbers(run: RunFolder) -> list[str]:
-    columns = [name for name in schema.EPOCHS.names if name != "epoch_s"]
-    return sorted(map(repr, [*run.epochs.read(columns).to_pylist(), *run.trials.read(NUMBERS).to_pylist()]))
 
 
 def check(sweep: Sweep, expected: Sequence[str]) -> str:
@@ -323,22 +310,14 @@ def chaos(seed: int, kills: int, seconds: float, trials: int, folder: Path, say:
     expected = undisturbed(space, folder / "undisturbed")
     monkey = Monkey(seed, kills, seconds)
     for number in range(kills + 1):
-        with _short_folder() as temporary, Sweep(space, folder / f"run-{number}", temporary) as sweep:
+        # A path to a socket may have 107 characters, of which Ray needs 70.
+        short = tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp", ignore_cleanup_errors=True)
+        with short as temporary, Sweep(space, folder / f"run-{number}", temporary) as sweep:
             monkey.torment(sweep, say)
             say(f"run-{number}: {check(sweep, expected)}")
         if monkey.is_done:
             break
     return monkey
-
-
-@contextlib.contextmanager
-def _short_folder() -> Iterator[Path]:
-    """A path to a socket may have 107 characters, of which Ray needs 70."""
-    path = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def main() -> int:

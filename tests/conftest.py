@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,11 +36,11 @@ TINY = Recipe(epochs=3, batch_size=32, lr=0.02, train_samples=80, test_samples=4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU; start with what needs Ray, which takes longest."""
+    """Skip what needs a GPU; start with what runs whole sweeps, which takes longest."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
-    items.sort(key=lambda item: "ray_address" not in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: item.path.name not in ("test_sweep.py", "test_inline.py"))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,18 @@ def make_trial() -> Callable[..., Trial]:
     return make
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB: a checkpoint of ResNet-20 takes 2.2."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=False, stderr=subprocess.DEVNULL)  # a test may have done it
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """HOST:PORT of an S3 on this machine, in this process."""
@@ -133,9 +146,6 @@ def ray_address() -> Iterator[str | None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster  # type: ignore
 
-    from orchestrator import compat
-
-    compat.listen_on_loopback(only=False)  # whatever an earlier test has had
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield cluster.address
     cluster.shutdown()

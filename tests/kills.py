@@ -41,6 +41,7 @@ from trainer.data import Dataset
 
 RECIPE = Recipe(epochs=3, batch_size=8, lr=0.02, train_samples=16, test_samples=8)  # 0.1 s
 POOLS = ("gap", "stochastic")  # the second draws numbers of its own
+SUMMARY = ["trial_id", "status", "best_test_acc", "best_epoch", "final_test_acc", "final_test_loss", "final_train_loss"]
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.truncate", "os.rmdir", "os.link"}
 
 
@@ -55,7 +56,7 @@ class Death:
     """
 
     folder: str
-    ended: dict[str, tuple[int, int, str]]
+    ended: dict[str, list[int | str]]
     covered: dict[str, list[dict[str, Any]]]
 
 
@@ -132,9 +133,8 @@ def sweep(folder: Path, grid: Grid, digits: Dataset, side_by_side: bool = False)
     run.write_grid(grid)
     ended = run.ended()
     todo = [planned for planned in grid if planned.trial.id not in ended]
-    job = Job(run.where, False, 1, checkpoint_every=1, compiled=False, git_commit=None, keep_weights=True)
     for pack in [todo] if side_by_side else [[planned] for planned in todo]:
-        run_pack(pack, digits, job)
+        run_pack(pack, digits, Job(run.where, keep_weights=True))
 
 
 def forked(work: Callable[[], Any]) -> int:
@@ -203,10 +203,16 @@ def seen(folder: Path) -> Death:
     return Death(folder.name, ended, covered)
 
 
-def identity(run: RunFolder, trial_id: str) -> tuple[int, int, str]:
-    """By which a file is seen to have been written again, even with the same in it."""
+def identity(run: RunFolder, trial_id: str) -> list[int | str]:
+    """By which a row's file is seen to have been written again, even with the same in it."""
     path = run.path / "trials" / f"{trial_id}.parquet"
-    return path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes().hex()
+    return [path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes().hex()]
+
+
+def numbers(run: RunFolder) -> list[str]:
+    """What a run folder has of its trials and epochs, but for how long they took."""
+    columns = [name for name in schema.EPOCHS.names if name != "epoch_s"]
+    return sorted(map(repr, [*run.epochs.read(columns).to_pylist(), *run.trials.read(SUMMARY).to_pylist()]))
 
 
 if __name__ == "__main__":

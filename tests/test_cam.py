@@ -66,7 +66,7 @@ def make_grid(files: Path, *specs: str, arch: str = "resnet20") -> Grid:
 
 
 def make_job(run: RunFolder, keep: bool) -> Job:
-    return Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None, keep_weights=keep)
+    return Job(run.where, keep_weights=keep)
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     folder.create()
     grid = Grid("chance", entries, (Pair("resnet20", "digits"),), (1, 2), recipe)
     folder.write_grid(grid)
-    run_pack(list(grid), digits, job_of(folder))
+    job = Job(folder.where)
+    run_pack(list(grid), digits, job)
     return folder.path
 
 
@@ -107,7 +108,10 @@ def test_it_is_never_trained_again(run: RunFolder, tmp_path: Path, digits: Datas
     plan = make_plan(spaces.load(tmp_path / "space.yaml"), run, retry_failed=True)
     assert [planned.trial.seed for planned in plan.todo] == [3, 3]
     before = {path: path.stat().st_mtime_ns for path in (run.path / "trials").iterdir()}
-    run_pack([planned for planned in plan.planned if planned not in plan.todo], digits, job_of(run))
+    job = Job(run.where)
+    old = [planned for planned in plan.planned if planned not in plan.todo]
+    run_pack(old, digits, job)
+    assert sorted(one.status for one in run.ended().values()) == ["collapsed", "collapsed", "completed", "completed"]
     assert {path: path.stat().st_mtime_ns for path in (run.path / "trials").iterdir()} == before
 
 

@@ -32,7 +32,7 @@ def test_a_row_that_is_written_again_is_seen(tmp_path: Path) -> None:
     """So the watch over finished trials does watch."""
     space = tmp_path / "chaos.yaml"
     space.write_text(chaos.SPACE.format(seeds=[0]))
-    sweep = chaos.Sweep(space, tmp_path / "run", tmp_path)
+    sweep = chaos.Sweep(space, tmp_path / "run", str(tmp_path))
     run = RunFolder(sweep.folder)
     run.create()
     for planned in spaces.load(str(space)).grid:

@@ -11,23 +11,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from orchestrator import cli, cluster, compat
 from orchestrator.resources import Node, Share, share
-from results.store import schema
 from results.store.folder import RunFolder
 from search_spaces.errors import RequestError
 from search_spaces.space import Resources
+from tests.watching import trained_once, wait_until, written
 
 ROOT = Path(__file__).parents[1]
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SPACE = """
 name: small
 recipe: {epochs: 15, batch_size: 32, lr: 0.02, train_samples: 64, test_samples: 40}
@@ -37,15 +35,6 @@ seeds: [1, 2, 3, 4]
 max_failures: 0
 checkpoint_every: 1
 """
-
-
-def wait_until(done: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := done()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)  # polls another process
-    return found
-
 
 # Where trials may run
 
@@ -77,11 +66,7 @@ def test_where_a_trial_may_run(asked: dict[str, Any], nodes: list[Node], gets: S
         ({"accelerator_type": "H100"}, [HEAD, WORKER], "type H100, got a node without any; without this key"),
         ({"accelerator_type": "H100"}, [Node(8, 0)], "type H100, got a node without any; without this key"),
         ({"accelerator_type": "H100"}, [Node(8, 1, "")], "none, as far as Ray can tell"),
-        (
-            {"accelerator_type": "L4", "gpus_per_trial": 0},
-            [L4],
-            "beside gpus_per_trial 0, which asks for no GPU, got L4",
-        ),
+        ({"accelerator_type": "L4", "gpus_per_trial": 0}, [L4], "beside gpus_per_trial 0, which asks for no GPU"),
         ({"accelerator_type": "L4", "gpus_per_trial": 4}, [H100, L4], "no node has 4 L4 GPUs and 1 CPUs at once"),
     ],
 )
@@ -180,20 +165,16 @@ def test_auto_joins_the_one_cluster_that_is_alive(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.soak
-def test_a_machine_that_is_no_node(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "is_node", lambda: False)
-    with pytest.raises(RequestError, match="this machine is no node of the cluster"):
-        connect(ray_address)
-
-
-@pytest.mark.soak
-def test_a_cluster_of_another_version_is_one_line(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    monkeypatch.setattr(ray, "__version__", "2.59.0")
+def test_a_cluster_of_another_version_is_one_line_and_one_of_others_another(
+    ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.ray, "__version__", "2.59.0")
     with pytest.raises(RequestError) as refused:
         connect(ray_address)
     message = str(refused.value)
+    monkeypatch.setattr(compat, "is_node", lambda: False)
+    with pytest.raises(RequestError, match="this machine is no node of the cluster"):
+        connect(ray_address)
     assert re.search(r"Version mismatch.* Ray: 2\.[0-9.]+ .* Ray: 2\.59\.0 .*requirements\.lock", message), message
     assert "\n" not in message
 
@@ -202,6 +183,8 @@ def test_a_cluster_of_another_version_is_one_line(ray_address: str, monkeypatch:
 
 LOCAL = """
 import os, sys
+from orchestrator import environment
+environment.prepare("local")
 import ray
 from orchestrator import cluster
 from orchestrator.resources import this_machine
@@ -332,29 +315,20 @@ def test_nodes_leave_and_join_in_the_middle(nodes: Any, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     run = tmp_path / "run"
     leaver = nodes.add_node(num_cpus=1)
-
-    def written() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in (run / "trials").glob("[!.]*")}
-
     command = ["run_sweep.py", "--space", tmp_path / "space.yaml", "--out", run, "--address", nodes.address]
     with subprocess.Popen(
         [sys.executable, *map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         try:
             running = functools.partial(Path.glob, run / "checkpoints", "[!.]*")
-            wait_until(lambda: process.poll() is not None or (written() and list(running())))
+            wait_until(lambda: process.poll() is not None or (written(run) and list(running())))
             nodes.remove_node(leaver, allow_graceful=False)
-            before = written()
+            before = written(run)
             nodes.add_node(num_cpus=1)
             said, _ = process.communicate(timeout=240)
         finally:
             process.kill()
     assert process.returncode in (cli.OK, cli.INCOMPLETE), said
-    trials, epochs = pd.read_parquet(run / "trials"), pd.read_parquet(run / "epochs")
-    assert len(trials) == 8
-    assert set(trials["status"]) <= {*schema.TRAINED}, "max_failures is 0: a node that is taken away fails nothing"
-    assert epochs.groupby("trial_id")["epoch"].apply(list).map(lambda found: found == list(range(1, 16))).all()
-    after = written()
-    assert 1 <= len(before) < 8
-    assert {name: after[name] for name in before} == before, "a finished trial was trained again"
+    trials = trained_once(run, range(1, 16), before)  # max_failures is 0: a node that is taken away fails nothing
+    assert 1 <= len(before) < len(trials) == 8
     assert (trials["attempt"] > 1).any(), "the node that left had a trial on it"

@@ -18,10 +18,8 @@ def test_what_is_missing_is_said_and_nothing_raises(lost: str, monkeypatch: pyte
     module, name = compat.PARTS[lost]
     monkeypatch.delattr(importlib.import_module(module), name)
     assert compat.missing() == [lost]
-    compat.listen_on_loopback(only=False)
     compat.count_no_callbacks()
     assert compat.dead_process() is None
-    assert compat.running() == [] or lost != compat.ADDRESSES
     with compat.sigterm_left_alone():
         pass
 
@@ -34,9 +32,10 @@ def test_what_was_taken_out_is_put_back() -> None:
     assert utils.set_sigterm_handler is theirs
 
 
-def test_without_the_services_ray_itself_says_whether_this_is_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_services_nothing_is_found_and_ray_itself_says_whether_this_is_a_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     services = importlib.import_module("ray._private.services")
     for name in ("find_gcs_addresses", "find_bootstrap_address", "find_node_ids"):
         monkeypatch.delattr(services, name)
-    assert compat.is_node()
-    assert compat.last_started() is None
+    assert (compat.running(), compat.last_started(), compat.is_node()) == ([], None, True)

@@ -71,7 +71,7 @@ def grid(tmp_path: Path) -> Grid:
 def job(tmp_path: Path, device: torch.device) -> Job:
     run = RunFolder(tmp_path / "run")
     run.create()
-    return Job(run.where, device.type == "cuda", threads=1, checkpoint_every=1, compiled=False, git_commit=None)
+    return Job(run.where, gpu=device.type == "cuda")
 
 
 def histories(
@@ -277,7 +277,7 @@ def test_memory_is_given_back(grid: Grid, digits: Dataset) -> None:
 def test_without_memory_for_all_the_pack_is_split(grid: Grid, tmp_path: Path, digits: Dataset) -> None:
     run = RunFolder(tmp_path / "run")
     run.create()
-    job = Job(run.where, gpu=True, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
+    job = Job(run.where, gpu=True)
     trials = list(grid)
     histories([planned.trial for planned in trials], digits, CUDA)  # libraries keep a workspace for each stream
     before = held()
@@ -317,7 +317,7 @@ run = RunFolder({str(tmp_path / "run")!r})
 run.create()
 entries = tuple(Entry(pool.expand(s)[0], BASELINE) for s in ("gap", {written(tmp_path, "lost", spoil, COUNTED)!r}))
 grid = Grid("lost", entries, (Pair("resnet20", "digits"),), (1,), Recipe(epochs=2, batch_size=8, train_samples=100))
-job = Job(run.where, gpu=True, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
+job = Job(run.where, gpu=True)
 try:
     run_pack(list(grid), data.load("digits", Path("unused")), job)
 except DeviceLostError:

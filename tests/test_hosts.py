@@ -12,24 +12,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 import results
 from orchestrator import cli
-from results.store import schema
+from tests.watching import trained_once, wait_until, written
 
 ROOT = Path(__file__).parents[1]
 PORT = 6399
 SUBNET = "10.213.77"
 EPOCHS, SEEDS = 12, 4
-TRIALS = 2 * SEEDS
 SPACE = f"""
 name: hosts
 recipe: {{epochs: {EPOCHS}, batch_size: 32, lr: 0.02, train_samples: 64, test_samples: 40}}
@@ -171,62 +168,51 @@ def make_host() -> Iterator[Callable[[], Host]]:
 
 
 def command_for(head: Host, hosts: int, space: Path, run: Path) -> list[str]:
-    """What every host is given, the head too: cluster/slurm.sbatch does no other."""
+    """What every host is given, the head too, as by cluster/slurm.sbatch."""
+    space.write_text(SPACE)
     address = f"{head.address}:{PORT}"
     ray = ["ray", "symmetric-run", "--address", address, "--min-nodes", str(hosts), "--num-cpus", "1"]
     sweep = [sys.executable, "run_sweep.py", "--space", str(space), "--out", str(run), "--address", address]
     return [*ray, "--", *sweep]
 
 
-def wait_until(done: Callable[[], Any], head: Host, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not done() and head.exit_code() is None:
-        assert time.monotonic() < deadline, head.said()
-        time.sleep(0.05)  # polls files of other processes
-
-
-def written(run: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (run / "trials").glob("[!.]*")}
+def wait_until_ended(head: Host, or_until: Callable[[], Any] = bool) -> None:
+    wait_until(lambda: head.exit_code() is not None or or_until(), 240, head.said)
 
 
 def test_hosts_are_lost_and_one_is_added(make_host: Callable[[], Host], tmp_path: Path) -> None:
-    space, run = tmp_path / "space.yaml", tmp_path / "run"
-    space.write_text(SPACE)
+    run = tmp_path / "run"
     head, first, second = (make_host() for _ in range(3))
-    command = command_for(head, 3, space, run)
+    command = command_for(head, 3, tmp_path / "space.yaml", run)
     for host in (head, first, second):
         host.start(command)
-    wait_until(lambda: written(run), head)
+    wait_until_ended(head, lambda: written(run))
     first.lose()
     added = make_host()
     added.start(command)
     so_far = len(written(run))
-    wait_until(lambda: len(written(run)) > so_far, head)
+    wait_until_ended(head, lambda: len(written(run)) > so_far)
     second.lose()  # whether or not the other has come yet
     before = written(run)
-    wait_until(lambda: head.exit_code() is not None, head)
+    wait_until_ended(head)
     assert head.exit_code() in (cli.OK, cli.INCOMPLETE), head.said()
 
-    trials, epochs = pd.read_parquet(run / "trials"), pd.read_parquet(run / "epochs")
-    assert len(trials) == TRIALS
-    assert set(trials["status"]) <= {*schema.TRAINED}, "max_failures is 0: a machine that is lost is nobody's failure"
-    assert epochs.groupby("trial_id")["epoch"].apply(list).map(lambda found: found == list(range(1, EPOCHS + 1))).all()
+    # max_failures is 0: a machine that is lost is nobody's failure
+    trials = trained_once(run, range(1, EPOCHS + 1), before)
+    assert len(trials) == 2 * SEEDS
     assert set(trials["host"]) - {first.name} == {second.name, added.name}, "the head takes none"
-    after = written(run)
-    assert {name: after[name] for name in before} == before, "a finished trial was trained again"
     table = results.load(run).leaderboard()
     assert (table["n"] + table["collapsed"] == SEEDS).all()
 
 
 def test_a_host_that_does_not_see_the_run_folder_is_named(make_host: Callable[[], Host], tmp_path: Path) -> None:
-    space, run = tmp_path / "space.yaml", tmp_path / "shared" / "run"
+    run = tmp_path / "shared" / "run"
     run.parent.mkdir()
-    space.write_text(SPACE)
     head, blind = make_host(), make_host()
-    command = command_for(head, 2, space, run)
+    command = command_for(head, 2, tmp_path / "space.yaml", run)
     head.start(command)
     blind.start(command, hides=run.parent)
-    wait_until(lambda: head.exit_code() is not None, head)
+    wait_until_ended(head)
     assert head.exit_code() == cli.REFUSED, head.said()
     assert f"{run} is another folder, or none, on {blind.name} ({blind.address}); give one that" in head.said()
     assert not written(run)

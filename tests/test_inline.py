@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import cli
 from results.store import schema
 from results.store.folder import RunFolder
 
@@ -65,8 +66,13 @@ def test_a_debugger_works_in_a_pool(space: Path) -> None:
     assert "TRAIN_METRICS: epoch=2" in done.stdout
 
 
-def test_codes_do_not_share_the_process(space: Path) -> None:
+def test_what_keeps_a_sweep_from_starting_is_said_at_once(space: Path) -> None:
+    (space.parent / "wrong.py").write_text(MINE.replace("x.mean((2, 3))", "x.mean((2, 3)) / 0"))
+    space.write_text(SPACE.replace("{file: mine.py}", "{file: mine.py}, {file: wrong.py}"))
     done = sweep(space)
-    assert done.returncode == 2
-    assert "expected trials of one file, or of built-in pools, got gap, mine" in done.stderr
+    assert done.returncode == cli.REFUSED
+    assert "check finite-output: on resnet20's feature map" in done.stderr
+    assert "expected trials of one file, or of built-in pools, got gap, mine, wrong" in done.stderr
     assert "pick with --only pool=" in done.stderr
+    assert "nothing was started" in done.stderr
+    assert not (space.parent / "run").exists()

@@ -49,7 +49,7 @@ def grid(tmp_path: Path) -> Grid:
 def job(tmp_path: Path) -> Job:
     run = RunFolder(tmp_path / "run")
     run.create()
-    return Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
+    return Job(run.where)
 
 
 def alone(trial: Trial, data: Dataset) -> list[dict[str, float]]:

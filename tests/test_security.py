@@ -190,7 +190,7 @@ def test_pickles_in_a_run_folder_stay_closed(
     run: RunFolder, tmp_path: Path, canary: Path, disguise: str, digits: Dataset
 ) -> None:
     data = disguises(canary)[disguise]
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
+    job = Job(run.where)
     planned = next(iter(run.space.read() or ()))  # gap, built in
     for folder in ("checkpoints", "weights"):
         (run.path / folder / f"{planned.trial.id}.pt").write_bytes(data)
@@ -236,7 +236,7 @@ def test_the_environment_stays_out_of_the_run_folder(
     run = RunFolder(tmp_path / "run")
     run.create()
     run.write_grid(grid)
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None, keep_weights=True)
+    job = Job(run.where, keep_weights=True)
     run_pack(list(grid), digits, job)
     assert {ended.status for ended in run.ended().values()} == {schema.COMPLETED, schema.FAILED}
     assert (

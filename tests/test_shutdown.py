@@ -38,18 +38,12 @@ def test_the_first_signal_asks_once_and_the_second_does_not_wait(number: int) ->
             ending.check(running=1)
 
 
-def test_who_has_left_is_not_waited_for() -> None:
-    with Shutdown(lambda: None) as ending:
+@pytest.mark.parametrize(("running", "grace_s"), [(0, 20.0), (1, 0.0)], ids=["all have left", "the grace is over"])
+def test_nobody_is_waited_for_in_vain(running: int, grace_s: float) -> None:
+    with Shutdown(lambda: None, grace_s=grace_s) as ending:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            ending.check(running=0)
-
-
-def test_nobody_is_waited_for_longer_than_the_grace() -> None:
-    with Shutdown(lambda: None, grace_s=0.0) as ending:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            ending.check(running=1)
+            ending.check(running)
 
 
 def test_a_time_that_is_up_is_as_good_as_a_signal() -> None:

@@ -34,8 +34,7 @@ def mine(run: RunFolder) -> Iterator[Lease]:
 
 @pytest.fixture
 def supervisor(run: RunFolder, mine: Lease) -> Supervisor:
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None, stall_timeout=5.0)
-    return Supervisor(job, mine)
+    return Supervisor(Job(run.where, stall_timeout=5.0), mine)
 
 
 def test_a_pack_that_dies_is_split_into_what_it_left_behind(supervisor: Supervisor, run: RunFolder) -> None:
@@ -46,16 +45,18 @@ def test_a_pack_that_dies_is_split_into_what_it_left_behind(supervisor: Supervis
     assert list(run.ended()) == [PACK[1].trial.id], "nobody knows whose fault it was"
 
 
-def test_a_trial_alone_that_dies_has_failed(supervisor: Supervisor, run: RunFolder) -> None:
+def test_a_trial_alone_that_dies_has_failed_and_nothing_is_read_off_what_its_pool_prints(
+    supervisor: Supervisor, run: RunFolder
+) -> None:
+    with run.trial(PACK[0].trial.id).open_log() as log:
+        print("attempt 7: x\nTimeout (0:00:05)!", file=log)
+    run.trial(PACK[0].trial.id).write_attempt(Attempt(1))
     supervisor.died(PACK[:1], "its worker failed 3 times\nwhat Ray says")
-    (found,) = run.trials.read().to_pylist()
-    assert found["trial_id"] == PACK[0].trial.id
-    assert found["status"] == schema.FAILED
-    assert found["error"] == "its worker failed 3 times"
-    text = run.trial(PACK[0].trial.id).log_text()
-    assert text is not None
-    assert "what Ray says" in text
-    assert supervisor.take_again() == []
+    (found,) = run.trials.read(["trial_id", "status", "attempt", "error"]).to_pylist()
+    assert list(found.values()) == [PACK[0].trial.id, schema.FAILED, 1, "its worker failed 3 times"]
+    assert "what Ray says" in (run.trial(PACK[0].trial.id).log_text() or "")
+    assert not supervisor.take_again()
+    assert not run.under_way()
 
 
 def test_one_that_hung_is_said_to_have(supervisor: Supervisor, run: RunFolder) -> None:
@@ -85,22 +86,10 @@ def test_who_leaves_without_a_result_has_failed(supervisor: Supervisor, run: Run
     assert run.status(PACK[0].trial.id) == schema.COMPLETED
 
 
-def test_a_trial_that_a_pool_says_hung_did_not(supervisor: Supervisor, run: RunFolder) -> None:
-    """Nothing is read off what a pool may print."""
-    with run.trial(PACK[0].trial.id).open_log() as log:
-        print("attempt 7: x\nTimeout (0:00:05)!", file=log)
-    run.trial(PACK[0].trial.id).write_attempt(Attempt(1))
-    supervisor.died(PACK[:1], "its worker failed 3 times")
-    (found,) = run.trials.read().to_pylist()
-    assert (found["attempt"], found["error"]) == (1, "its worker failed 3 times")
-    assert not run.under_way()
-
-
 def test_a_row_of_an_earlier_sweep_is_no_end(run: RunFolder, mine: Lease) -> None:
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
     before = {**row(PACK[0], schema.FAILED, (), "it raised"), "attempt": 3}
     run.write_trial(before)
-    supervisor = Supervisor(job, mine, {PACK[0].trial.id: 3})
+    supervisor = Supervisor(Job(run.where), mine, {PACK[0].trial.id: 3})
     supervisor.lost(PACK[:1])
     assert supervisor.take_again() == [[PACK[0]]]
     run.write_trial({**before, "attempt": 4})

@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, grid: Grid, digits: Dataset) 
 
 
 def train_all(run: RunFolder, pack: list[Planned], digits: Dataset) -> None:
-    job = Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
+    job = Job(run.where)
     run_pack(pack, digits, job)
 
 
