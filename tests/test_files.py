@@ -133,7 +133,7 @@ def test_many_writers_leave_what_one_of_them_wrote(files: Files) -> None:
     assert len(left) == 100_000
     assert len(set(left)) == 1
     assert files.names("epochs") == [*map(str, range(8)), "file"]
-    assert files.leftovers(older_s=0.0) == []
+    assert files.leftovers() == []
 
 
 def test_it_is_the_same_elsewhere(files: Files) -> None:
@@ -175,8 +175,7 @@ def test_leftovers_of_killed_writers(tmp_path: Path) -> None:
     files.create(["trials"])
     files.write("trials/a", b"x")
     (tmp_path / "trials" / f"{TEMPORARY}b").write_bytes(b"half")
-    assert files.leftovers(older_s=60.0) == []
-    assert files.leftovers(older_s=-1.0) == [f"trials/{TEMPORARY}b"]
+    assert files.leftovers() == [f"trials/{TEMPORARY}b"]
     assert files.names("trials") == ["a"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,13 +60,6 @@ class Files(Protocol):
         """Open a log for appending."""
         ...
 
-    def log(self, name: str) -> bytes | None:
-        """Read a log, with what a writer that was killed on this machine had not saved; None if there is none."""
-        try:
-            return self.read(name)
-        except FileNotFoundError:
-            return None
-
     def remove(self, name: str) -> None:
         """Remove a file, which may be missing."""
         ...
@@ -84,8 +76,8 @@ class Files(Protocol):
         """Return when a file was written, in seconds since 1970; None if there is none."""
         ...
 
-    def leftovers(self, older_s: float) -> list[str]:  # noqa: ARG002
-        """List temporary files that are older than that: their writers were killed."""
+    def leftovers(self) -> list[str]:
+        """List temporary files: their writers write them now, or were killed."""
         return []
 
 
@@ -161,7 +153,5 @@ class Disk(Files):
         except FileNotFoundError:
             return None
 
-    def leftovers(self, older_s: float) -> list[str]:
-        before = time.time() - older_s
-        names = [path.relative_to(self.path).as_posix() for path in self.path.glob(f"**/{TEMPORARY}*")]
-        return sorted(name for name in names if (self.modified(name) or before) < before)
+    def leftovers(self) -> list[str]:
+        return sorted(path.relative_to(self.path).as_posix() for path in self.path.glob(f"**/{TEMPORARY}*"))

@@ -144,7 +144,7 @@ class RunFolder:
 
         Only the one driver that has the lease may do so.
         """
-        for name in self.files.leftovers(older_s=0.0):
+        for name in self.files.leftovers():
             self.files.remove(name)
         names = [f"{folder}/{name}" for folder in ("checkpoints", "attempts") for name in self.files.names(folder)]
         if not names:

@@ -41,7 +41,7 @@ class UploadedLog(Log):
 
     def __init__(self, where: str, uploaded: bytes, upload: Callable[[bytes], None]):
         self._path = _kept_at(where)
-        super().__init__(_opened(self._path, recovered(where, uploaded)))
+        super().__init__(_opened(self._path, _continued(self._path, uploaded)))
         self._upload = upload
         self._uploaded = len(uploaded)
 
@@ -63,10 +63,10 @@ class UploadedLog(Log):
             super().close()
 
 
-def recovered(where: str, uploaded: bytes) -> bytes:
+def _continued(path: Path, uploaded: bytes) -> bytes:
     """Return what was uploaded, or this machine's copy if that continues it."""
     try:
-        kept = _kept_at(where).read_bytes()
+        kept = path.read_bytes()
     except OSError:
         return uploaded
     return kept if kept.startswith(uploaded) else uploaded

@@ -30,7 +30,6 @@ from urllib.parse import parse_qsl, unquote, urlencode
 import pyarrow as pa
 from pyarrow import fs
 
-from results.store import logs
 from results.store.disk import Files
 from results.store.logs import Log, UploadedLog
 from search_spaces.errors import Problem, RequestError, unknown
@@ -125,9 +124,6 @@ class ObjectStore(Files):
 
     def append(self, name: str) -> Log:
         return UploadedLog(self.spell(name), self._uploaded(name), functools.partial(self.write, name))
-
-    def log(self, name: str) -> bytes | None:
-        return logs.recovered(self.spell(name), self._uploaded(name)) or None
 
     def _uploaded(self, name: str) -> bytes:
         try:

@@ -97,11 +97,8 @@ class TrialFiles:
         return self._files.exists(self._log)
 
     def log_text(self) -> str | None:
-        """Return what the trial's attempts have printed; None if there was none.
-
-        In an object store it has what was saved, and what an attempt that was killed on this machine did not.
-        """
-        found = self._files.log(self._log)
+        """Return what the trial's attempts have printed; None if there was none. In an object store: what was saved."""
+        found = StoredFile(self._files, self._log).read()
         return None if found is None else found.decode(errors="replace")
 
     def log_place(self) -> str:

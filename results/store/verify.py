@@ -101,7 +101,7 @@ def audit(run: RunFolder) -> Audit:
         needed = {*known, *going_on, parquet.trial_id(parquet.MERGED)}
         orphans = [name for name in own if parquet.trial_id(name) not in needed]
         findings += [Finding("orphan", name, what, (name,)) for name in orphans if name not in damaged]
-    leftovers = dict.fromkeys(run.files.leftovers(0.0), "its writer was killed")
+    leftovers = dict.fromkeys(run.files.leftovers(), "its writer was killed")
     passing = [name for name in own if name.startswith(("checkpoints/", "attempts/"))]  # as `RunFolder.tidy`
     ended = [name for name in passing if status.get(parquet.trial_id(name)) in schema.TRAINED]
     leftovers |= dict.fromkeys(ended, "its trial has ended")
