@@ -28,7 +28,7 @@ def submit(run: RunFolder, spec: str) -> Pool:
     """
     label, _, revision = spec.partition("@")
     trials = _candidates(run)
-    keys, hidden = set(_keys(trials)), set(_keys(trials[trials["hidden"]]))
+    keys, hidden = set(_keys(trials)), set(_keys(trials[trials["hidden"].eq(True)]))
     trained = [pool for pool in run.pools.read() if pool.key in keys]
     named = [pool for pool in trained if pool.label == label] or [pool for pool in trained if pool.name == label]
     if not named:

@@ -132,7 +132,7 @@ def test_the_newer_row_of_a_trial_is_asked_not_the_one_that_matches(fill: Fill) 
 
 
 def test_merged_files_have_row_groups_that_a_filter_can_skip(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("results.store.folder.ROW_GROUP", 9)
+    monkeypatch.setattr("results.store.tables.ROW_GROUP", 9)
     run = results.load(fill("a"))
     run.folder.compact()
     (file,) = (run.folder.path / "epochs").iterdir()

@@ -89,7 +89,7 @@ def each(files: Files, function: Callable[[str], Any], names: Sequence[str]) -> 
 def first_row(files: Files, name: str, columns: Sequence[str]) -> dict[str, Any] | None:
     """Return some columns of the first row of a small file; None if there is no such file."""
     try:
-        return _read_small(files, name, columns).slice(0, 1).to_pylist()[0]
+        return _read_small(files, name, columns).select(list(columns)).to_pylist()[0]
     except FileNotFoundError:
         return None
 
