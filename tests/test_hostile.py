@@ -196,16 +196,18 @@ def test_in_html(marked: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixtur
     table = Page(ask(capsys, "leaderboard", str(marked.path), "--format", "html"))
     assert table.tags == {"table", "tr", "th", "td", "br", "p"}
     assert table.attributes == {"style"}
-    harmless = make_run(tmp_path / "harmless", [f"pool {i}" for i in range(len(MARKED))])
+    other = make_run(tmp_path / "harmless", [f"pool {i}" for i in range(len(MARKED))])
     pages = []
-    for one in (marked, harmless):
+    for one in (marked, other):
         ask(capsys, "report", str(one.path), "--pairs", "resnet20-digits")
         pages.append((one.path / "report.html").read_text())
     hostile, plain = map(Page, pages)
     assert hostile.tags == plain.tags, "no element comes from a label"
     assert hostile.attributes == plain.attributes
     assert "script" not in hostile.tags
-    strange = [one for one in hostile.addresses if not re.fullmatch(r"data:,|#[a-z][0-9a-f]{10}|logs/[a-z0-9_.-]+", one)]
+    strange = [
+        one for one in hostile.addresses if not re.fullmatch(r"data:,|#[a-z][0-9a-f]{10}|logs/[a-z0-9_.-]+", one)
+    ]
     assert not strange
     assert {*MARKED} <= hostile.texts
     assert {*MARKED} <= table.texts
