@@ -11,6 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported: see `_threads`
 
+import hypothesis
 import pytest
 import torch
 from pyarrow import fs
@@ -24,6 +25,9 @@ from trainer.data import Dataset
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared: what it computes is tested without a GPU too
+
+hypothesis.settings.register_profile("busy", deadline=None)  # 200 ms an example means nothing on a shared machine
+hypothesis.settings.load_profile("busy")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 S3_ENVIRONMENT = {

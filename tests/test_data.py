@@ -55,6 +55,7 @@ def test_normalisation_is_measured_before_the_margin_is_added(digits: Dataset) -
     assert "mean 0.3050" in str(digits)
 
 
+@pytest.mark.soak
 def test_real_cifar100(shared_data: Path) -> None:
     dataset = data.load("cifar100", shared_data)
     assert dataset.train_images.shape == (50_000, 40, 40, 3)
@@ -66,6 +67,7 @@ def test_real_cifar100(shared_data: Path) -> None:
     np.testing.assert_allclose(dataset.std, (0.2673, 0.2564, 0.2762), atol=1e-4)
 
 
+@pytest.mark.soak
 def test_real_fashion_mnist_is_resized_as_torchvision_does(shared_data: Path) -> None:
     """Equal in every pixel, over 400 images of each split, to Resize(32) of the PIL image."""
     dataset = data.load("fmnist", shared_data)

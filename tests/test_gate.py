@@ -139,6 +139,7 @@ def test_a_lazy_parameter_is_made_in_time(tmp_path: Path) -> None:
     assert check(Case(lazy, "resnet20")) == []
 
 
+@pytest.mark.soak
 def test_what_it_waits_for_is_limited_too(tmp_path: Path) -> None:
     with Gate([own(tmp_path, "time.sleep(1000)")], ["resnet20"], time_limit_s=1) as gate:
         assert gate.report.validations[0].verdict == "time-limit"

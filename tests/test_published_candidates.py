@@ -34,6 +34,7 @@ def test_they_have_the_names_under_which_they_were_published() -> None:
             assert {name for name in names if name.endswith(" agent")} < entries().keys()
 
 
+@pytest.mark.soak
 def test_the_gate_sees_what_was_published() -> None:
     """CAP: 72.66 on ResNet-56, 1.00 on VGG-16, 94.50 on MobileNetV2, whose map cannot have one position for that."""
     found = entries()
