@@ -163,7 +163,8 @@ def write_output(to: Path | StoredFile, data: bytes) -> str:
         else:
             to.write(data)
     except OSError as error:
-        raise RequestError.of(f"{to} cannot be written: {error.strerror or error}", "--output") from None
+        what = f"{to} cannot be written: {error.strerror or error}; give another --output"
+        raise RequestError.of(what) from None
     return str(to)
 
 

@@ -287,9 +287,9 @@ def test_a_map_of_one_position_is_drawn_and_said_to_be_one(
     torch.save(net.state_dict(), sink)
     run.trial(planned.trial.id).weights.write(sink.getvalue())
     run.write_trial({**record.row(planned, schema.COMPLETED, (), None), "final_test_acc": 10.0})
-    code, out, _ = ask(capsys, run, "gem", "--images", "2")
+    code, _, notes = ask(capsys, run, "gem", "--images", "2")
     assert code == 0
-    assert "note: the feature map of vgg11bn is 1x1" in out
+    assert "note: the feature map of vgg11bn is 1x1" in notes
     assert (run.path / "cam" / f"{planned.trial.id}.png").exists()
 
 
