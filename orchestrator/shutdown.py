@@ -58,10 +58,10 @@ class Shutdown:
         self._deadline = float("inf")
         self._why = ""
         self._told = False
-        self._handling = _handled_by(self._heed)
         self.asked = False
 
     def __enter__(self) -> Self:
+        self._handling = _handled_by(self._heed)  # anew: a sweep comes here once a round
         self._handled = self._handling.__enter__()
         return self
 

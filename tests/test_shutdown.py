@@ -46,6 +46,19 @@ def test_nobody_is_waited_for_in_vain(running: int, grace_s: float) -> None:
             ending.check(running)
 
 
+def test_it_serves_one_round_after_another() -> None:
+    """Packs that are split and machines that are lost make another round of the same sweep."""
+    asked: list[bool] = []
+    ending = Shutdown(lambda: asked.append(True))
+    for _ in range(2):
+        with ending:
+            ending.check(running=1)
+    with ending:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ending.check(running=1)
+    assert asked == [True]
+
+
 def test_a_time_that_is_up_is_as_good_as_a_signal() -> None:
     asked: list[bool] = []
     with Shutdown(lambda: asked.append(True), stop_at=time.monotonic()) as ending:
