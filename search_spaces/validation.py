@@ -110,9 +110,9 @@ def problems_in(error: ValidationError, forms: Mapping[str, Any]) -> Iterator[Pr
             yield from (problem.under(spell(path)) for problem in cause.problems)
             continue
         if item["type"] in ("extra_forbidden", "invalid_key", "unexpected_keyword_argument"):
-            fields = forms[spell(key for key in path[:-1] if isinstance(key, str))].__pydantic_fields__
-            keys = [field.alias or name for name, field in fields.items()]
-            what = f"unknown key; {did_you_mean(path[-1], keys)}"
+            form = forms.get(spell(key for key in path[:-1] if isinstance(key, str)))
+            known = [field.alias or name for name, field in form.__pydantic_fields__.items()] if form else []
+            what = f"unknown key; {did_you_mean(path[-1], known)}" if known else "unknown key"
         elif item["type"] == "missing":
             what = "missing; it must be given"
         else:

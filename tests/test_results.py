@@ -257,7 +257,7 @@ def test_views(fill: Fill, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(table) == 2 + 3
     target = tmp_path / "table.csv"
     assert main(["leaderboard", run, "--format", "csv", "--output", str(target)]) == 0
-    again = pd.read_csv(target).astype(leaderboard.COLUMNS)
+    again = pd.read_csv(target, float_precision="round_trip").astype(leaderboard.COLUMNS)
     pd.testing.assert_frame_equal(again, results.load(run).leaderboard(), check_exact=True)
 
 

@@ -105,7 +105,8 @@ def test_sorts() -> None:
 
 def test_csv_reads_back_every_digit() -> None:
     found = frame()
-    again = pd.read_csv(StringIO(render.to_csv(render.Wide(found)))).astype(leaderboard.COLUMNS)
+    text = StringIO(render.to_csv(render.Wide(found)))
+    again = pd.read_csv(text, float_precision="round_trip").astype(leaderboard.COLUMNS)
     pd.testing.assert_frame_equal(again, found, check_exact=True)
 
 
