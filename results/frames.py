@@ -15,7 +15,7 @@ import pyarrow as pa
 from results import submissions
 from results.store import s3
 from results.store.folder import RunFolder
-from results.store.s3 import ObjectStore, is_uri
+from results.store.s3 import ObjectStore, StoreError, is_uri
 from results.store.tables import Table
 from results.store.trial_files import StoredFile
 from results.table import leaderboard, render, topup
@@ -162,6 +162,8 @@ def write_output(to: Path | StoredFile, data: bytes) -> str:
             to.write_bytes(data)
         else:
             to.write(data)
+    except StoreError:  # which has said what to do
+        raise
     except OSError as error:
         what = f"{to} cannot be written: {error.strerror or error}; give another --output"
         raise RequestError.of(what) from None

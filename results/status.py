@@ -140,7 +140,7 @@ class Watch:
     def _read_planned(self) -> None:
         """Read what was asked, if it is another than at the last look."""
         driver = lease.holder(self._run)
-        version = self._run.files.modified("space.yaml"), driver and driver.token
+        version = self._run.files.modified(self._run.space.name), driver and driver.token
         if version == self._version:
             return
         grid = self._run.space.read()
@@ -209,13 +209,16 @@ def _medians(found: Iterable[tuple[Pair, float | None]]) -> dict[Pair, float]:
     return {pair: statistics.median(values) for pair, values in by_pair.items()}
 
 
-def keep_up(look: Callable[[], object], is_over: Callable[[float], bool], every_s: float) -> None:
+def keep_up(
+    look: Callable[[], object], is_over: Callable[[float], bool], every_s: float, first_s: float | None = None
+) -> None:
     """Look at a run folder every so many seconds until it is over; `is_over` waits as long as it is told.
 
-    To look takes long in a folder of many trials: it takes a twentieth of a core at most. What cannot be read now may
+    The first look is after `first_s`, or `every_s`. To look takes long in a folder of many trials: it takes a twentieth
+    of a core at most, as far as this thread computes. What cannot be read now may
     be at the next look.
     """
-    pause_s = 0.0
+    pause_s = every_s if first_s is None else first_s
     while not is_over(pause_s):
         began = time.thread_time()
         with contextlib.suppress(RequestError, OSError):
@@ -275,8 +278,9 @@ class Screen:
             left = now.left if number == len(ended) else ""
             self._print(f"[{number:>{len(str(total))}}/{total}] {self._spell(trial_id)}{left}")
         if self._console.is_terminal:
+            shown = Text(f"{self._above()}{now}")  # before the cursor is hidden: it may be refused
             self._live.start()
-            self._live.update(Text(f"{self._above()}{now}"), refresh=True)
+            self._live.update(shown, refresh=True)
         elif time.monotonic() - self._said_at >= PLAIN_EVERY_S and now.counts["running"]:
             self._print("; ".join(str(one) for one in now.unfinished if one.runs) + now.left)
 

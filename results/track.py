@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import multiprocessing
@@ -30,6 +31,7 @@ from filelock import FileLock, Timeout
 from results.status import Row, Status, Watch, keep_up
 from results.store import schema
 from results.store.folder import RunFolder
+from results.store.s3 import StoreError
 from results.trackers import KNOWN, METRICS, OUTCOME, Point, Tracker
 from search_spaces.errors import RequestError, first_line, gather, require
 from search_spaces.grid import Planned
@@ -40,6 +42,8 @@ EVERY_S = 5.0  # a trial's epochs are rewritten as often
 PATIENCE = 3  # failures in a row, after which a look ends: each may be a minute of waiting
 LOCKED_S = 10.0  # until a follower has looked once more whose sweep was killed
 WAITED_S = 3.0  # for a follower at a sweep's end, until a person hears of it
+AT_ONCE = 50  # trials whose epochs are read together: a folder of 10,000 is not listed for each
+News = tuple[Planned, float, Row | None]  # a trial, when the last of it was done, and its row if it has ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # with which a sweep is asked to stop
 
 
@@ -67,6 +71,8 @@ def track(run: RunFolder, to: str, follow: bool = False, every: float = EVERY_S)
         with Follower(to, run) as follower:
             while not follower.look().is_over and follow:
                 time.sleep(every)
+    except StoreError:  # which has said what to do
+        raise
     except OSError as error:
         raise RequestError.of(f"the run folder {run} cannot be written: {error.strerror or error}") from None
     return follower.is_complete
@@ -90,22 +96,23 @@ class Follower:
         self._run = run
         self._watch = Watch(run)
         self._file = run.tracked(name)
-        self._locked = contextlib.ExitStack()
         self._tracker: Tracker | None = None
         self._opened: dict[str, tuple[Any, int]] = {}  # what the tracker has open, and the last epoch that it has
         self._said = False
         self.is_complete = True
 
     def __enter__(self) -> Self:
-        if self._run.on_disk:
-            lock = FileLock(self._run.path / "trackers" / f"{self._name}.lock", LOCKED_S)
-            try:
-                with contextlib.suppress(NotImplementedError):  # on a disk that has no locks
-                    self._locked.enter_context(lock)
-            except Timeout:
-                what = f"another process logs {self._run} with {self._name}; let it do so, or end it first"
-                raise RequestError.of(what) from None
-        self._memory = from_json(dict[str, dict[str, str]], self._file.read() or b"") or {}
+        with contextlib.ExitStack() as locked:
+            if self._run.on_disk:
+                lock = FileLock(self._run.path / "trackers" / f"{self._name}.lock", LOCKED_S)
+                try:
+                    with contextlib.suppress(NotImplementedError):  # on a disk that has no locks
+                        locked.enter_context(lock)
+                except Timeout:
+                    what = f"another process logs {self._run} with {self._name}; let it do so, or end it first"
+                    raise RequestError.of(what) from None
+            self._memory = from_json(dict[str, dict[str, str]], self._file.read() or b"") or {}
+            self._locked = locked.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,11 +129,27 @@ class Follower:
         status = self._watch.status()
         ended = self._memory.setdefault(f"{KNOWN[self._name].place()} {self._watch.name}", {})
         news = list(self._news(status, ended))
-        failures = 0
         self.is_complete = True
+        for start in range(0, len(news), AT_ONCE):
+            before = len(ended)
+            goes_on = self._log_all(news[start : start + AT_ONCE], ended)
+            if len(ended) > before or not goes_on:
+                self._file.write(json.dumps(self._memory, indent=1).encode())
+            if not goes_on:
+                break
+        return status
+
+    def _log_all(self, news: Sequence[News], ended: dict[str, str]) -> bool:
+        """Log what is new of some trials, and note those that have ended; whether to go on with others."""
+        columns = ["trial_id", "epoch", *METRICS, "epoch_s"]
+        ids = [planned.trial.id for planned, _, _ in news]
+        rows: dict[str, list[Row]] = {}
+        for epoch in self._run.epochs.read(columns, {"trial_id": ids}).sort_by("epoch").to_pylist():
+            rows.setdefault(epoch["trial_id"], []).append(epoch)
+        failures = 0
         for planned, when, row in news:
             try:
-                self._log(planned, when, row)
+                self._log(planned, when, row, rows.get(planned.trial.id, []))
                 if row:
                     ended[planned.trial.id] = str(row["finished_at"])
                 failures = 0
@@ -139,12 +162,10 @@ class Follower:
                     what = f"{type(error).__name__}: {first_line(error)}"
                     log.warning(f"tracker {self._name}: {what}; its trials are in the run folder all the same")
                 if failures == PATIENCE:
-                    break
-        if news:
-            self._file.write(json.dumps(self._memory, indent=1).encode())
-        return status
+                    return False
+        return True
 
-    def _news(self, status: Status, logged: Mapping[str, str]) -> Iterator[tuple[Planned, float, Row | None]]:
+    def _news(self, status: Status, logged: Mapping[str, str]) -> Iterator[News]:
         """Yield the trials that have new epochs or have ended, when the last of it was done, and the rows of these.
 
         What the gate refused is not among them: nothing of it was trained.
@@ -158,11 +179,10 @@ class Follower:
             if row and row["status"] != schema.INVALID and logged.get(trial_id) != str(row["finished_at"]):
                 yield planned, row["finished_at"].timestamp() if row["finished_at"] else time.time(), row
 
-    def _log(self, planned: Planned, when: float, row: Row | None) -> None:
+    def _log(self, planned: Planned, when: float, row: Row | None, epochs: Sequence[Row]) -> None:
         self._tracker = self._tracker or KNOWN[self._name](self._run, self._watch.name)
         trial_id = planned.trial.id
-        rows = self._run.epochs.read(["epoch", *METRICS, "epoch_s"], {"trial_id": trial_id}).sort_by("epoch")
-        start, points = _curve(rows.to_pylist(), when)
+        start, points = _curve(epochs, when)
         if trial_id not in self._opened:
             self._opened[trial_id] = self._tracker.open(planned, start)
         opened, epoch = self._opened[trial_id]
@@ -254,7 +274,9 @@ def _follow(name: str, where: str, every_s: float, pipe: Connection) -> None:
     """Follow until the parent says so or is gone, and then look once more. The main function of a process."""
     try:
         with shown_by(pipe.send), Follower(name, RunFolder(where)) as follower:
-            keep_up(follower.look, pipe.poll, every_s)
+            with contextlib.suppress(Exception):  # which the first look says
+                importlib.import_module(KNOWN[name].module)  # seconds that are no look's
+            keep_up(follower.look, pipe.poll, every_s, first_s=0.0)
             follower.look()
     except (RequestError, OSError) as error:
         pipe.send(f"tracker {name}: {error}")

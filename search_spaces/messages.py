@@ -11,21 +11,21 @@ import logging
 from collections.abc import Callable, Iterator
 
 log = logging.getLogger("poolsweep")
-log.setLevel(logging.INFO)  # once and for all: a logger remembers what it has passed over at another level
 
 
 @contextlib.contextmanager
 def shown_by(show: Callable[[str], object]) -> Iterator[None]:
     """Hand every line to `show`, and to nobody else, for the length of the block."""
 
-    def emit(record: logging.LogRecord) -> None:
-        show(handler.format(record))
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
 
-    handler = logging.Handler()
-    handler.emit = emit
-    before = log.handlers[:], log.propagate
-    log.handlers, log.propagate = [handler], False
+    before, level = (log.handlers[:], log.propagate), log.level
+    log.handlers, log.propagate = [Handler()], False
+    log.setLevel(logging.INFO)  # by this method alone: a logger remembers what it has passed over at another level
     try:
         yield
     finally:
         log.handlers, log.propagate = before
+        log.setLevel(level)

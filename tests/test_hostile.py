@@ -350,7 +350,7 @@ def _has_text_keys(data: Any) -> bool:
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "null", "\0", "{", '{"a": 1e999}', "9" * 5000, "\udc80"])
 def test_what_is_no_data_at_all_is_a_message(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(RequestError, match=re.escape(name)):
+    with pytest.raises(RequestError, match=f"{re.escape(name)} is not what a sweep wrote"):
         RunFolder(tmp_path).documents[name].read()
 
 

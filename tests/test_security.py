@@ -58,6 +58,7 @@ ALLOWED = {
     ("trainer/user_module.py", "importlib.import_module"),  # a candidate's text becomes a module
     ("trainer/user_module.py", "importlib.util.module_from_spec"),
     ("trainer/archs/__init__.py", "importlib.import_module"),  # of a family that it names itself
+    ("results/track.py", "importlib.import_module"),  # of a tracker in a table of its own
     ("trainer/pools/__init__.py", "importlib.import_module"),  # of the name of a built-in pool
     ("trainer/compat.py", "__import__"),  # of modules of torch's that it names itself
     ("orchestrator/compat.py", "importlib.import_module"),  # and of Ray's

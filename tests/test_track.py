@@ -100,9 +100,11 @@ def look_again(run: RunFolder, name: str, request: pytest.FixtureRequest) -> Ite
             yield follower.look
         return
 
+    damaged = itertools.cycle([b"[]", b"", b'{"x": 3}', b"\xff"])
+
     def again() -> None:
         if request.param == "killed before it remembers":
-            run.tracked(name).write(b"[]")
+            run.tracked(name).write(next(damaged))
         assert look(run, name) == []
 
     yield again
@@ -396,12 +398,37 @@ def test_every_problem_is_said_at_once(run: RunFolder, monkeypatch: pytest.Monke
     assert wandb.what.endswith("; pip install wandb")
 
 
+@pytest.mark.soak
+def test_an_address_that_takes_the_call_and_says_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client would try for a quarter of an hour; it is told half a minute (`results.trackers`)."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+            monkeypatch.delenv(name, raising=False)
+        began = time.monotonic()
+        with pytest.raises(RequestError, match="it cannot log to http"):
+            track.check(["mlflow"], run)
+        assert time.monotonic() - began < 90
+
+
+def test_a_store_that_mlflow_does_not_know(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
+    with pytest.raises(RequestError, match="it cannot log to nonsense://x"):
+        track.check(["mlflow"], run)
+
+
+def test_none_asked_for_is_none_made(run: RunFolder) -> None:
+    with track.following([], run):
+        assert not multiprocessing.active_children()
+    assert not (run.path / "trackers").exists()
+
+
 def test_what_writes_files_has_no_place_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder("s3://bucket/run")
     with pytest.raises(RequestError) as caught:
         track.check(["tensorboard", "mlflow", "wandb"], run)
     assert [problem.where for problem in caught.value.problems] == ["[0]", "[1]", "[2]"]
-    for problem, variable in zip(caught.value.problems, ("", "MLFLOW_TRACKING_URI", "WANDB_DIR"), strict=True):
+    for problem, variable in zip(caught.value.problems, ("on a disk", "MLFLOW_TRACKING_URI", "WANDB_DIR"), strict=True):
         assert f"it writes files, which {run} takes none of" in problem.what
         assert problem.what.endswith(variable)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tmp_path.as_uri())

@@ -25,7 +25,7 @@ from orchestrator.worker import run_pack
 from results.__main__ import main
 from results.store import parquet, schema, verify
 from results.store.folder import RunFolder
-from results.store.schema import COMPLETED, DIVERGED, FAILED
+from results.store.schema import COMPLETED, DIVERGED, FAILED, INVALID
 from results.store.set_aside import set_aside
 from search_spaces import pool
 from search_spaces.errors import RequestError
@@ -98,8 +98,10 @@ def either(request: pytest.FixtureRequest, run: RunFolder) -> RunFolder:
 def restored(path: Path) -> Iterator[None]:
     """Many examples spoil one folder: undo what is done to the file within the block."""
     before = path.read_bytes()
-    yield
-    path.write_bytes(before)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 def files_of(run: RunFolder, pattern: str = "*/*.parquet") -> list[Path]:
@@ -179,11 +181,13 @@ def test_what_other_commands_and_older_versions_write_is_well(
 
 # What can be wrong with a row, and with epochs
 
+HEAVIER = dataclasses.replace(RECIPE, weight_decay=0.1)
 SPOILT: list[tuple[str, str, Callable[[Rows], object], str, str]] = [
     ("trials", COMPLETED, setting(status="done"), "row", "status: expected one of completed, diverged, collapsed"),
     ("trials", COMPLETED, setting(role="boss"), "row", "role: expected one of baseline, candidate, got 'boss'"),
     ("trials", DIVERGED, setting(hidden=None), "row", "hidden is null"),
     ("trials", FAILED, setting(error=None), "row", "it is failed, and its error is None"),
+    ("trials", INVALID, setting(error=""), "row", "it is invalid, and its error is ''"),
     ("trials", COMPLETED, setting(error="none"), "row", "it is completed, and its error is 'none'"),
     ("trials", COMPLETED, setting(recipe="{"), "row", "expected the JSON of a recipe"),
     ("trials", COMPLETED, setting(best_test_acc=None), "row", "best_test_acc is null"),
@@ -193,11 +197,16 @@ SPOILT: list[tuple[str, str, Callable[[Rows], object], str, str]] = [
     ("trials", COMPLETED, setting(schema_version=99), "row", "is of a newer version"),
     ("trials", FAILED, setting(seed=7), "id", "its contents have the id"),
     ("trials", FAILED, setting(pool_source_sha="0" * 64), "id", "is not in pools.json"),
+    ("trials", COMPLETED, setting(pool_name="gap"), "id", "is not in pools.json"),
+    ("trials", FAILED, setting(pool_revision="0" * 8), "id", "is not in pools.json"),
+    ("trials", COMPLETED, setting(pool_params='{"p": 3.0}'), "id", "is not in pools.json"),
+    ("trials", COMPLETED, setting(recipe=HEAVIER.to_json()), "id", "its contents have the id"),
     ("trials", DIVERGED, setting(status=COMPLETED), "summary", "its last loss says otherwise"),
     ("trials", COMPLETED, setting(train_s=1e-3), "summary", "train_s: expected"),
     ("epochs", COMPLETED, lambda rows: rows.pop(1), "epochs", "epoch 2 with all its values, got epoch 3"),
     ("epochs", COMPLETED, lambda rows: rows.pop(), "epochs", "epochs: expected 2.0, got 3.0"),
     ("epochs", COMPLETED, lambda rows: rows.append(rows[0]), "epochs", "epoch 4 with all its values, got epoch 1"),
+    ("epochs", COMPLETED, lambda rows: [row.update(epoch=row["epoch"] - 1) for row in rows], "epochs", "got epoch 0"),
     ("epochs", COMPLETED, lambda rows: rows.reverse(), "epochs", "epoch 1 with all its values, got epoch 3"),
     ("epochs", COMPLETED, lambda rows: rows.append(rows[-1] | {"epoch": 4}), "epochs", "epochs: expected 4.0, got 3.0"),
     ("epochs", COMPLETED, lambda rows: rows[1].update(test_loss=None), "epochs", "epoch 2 with all its values"),
@@ -216,8 +225,11 @@ def test_rows_that_no_trial_can_have(
     findings = verify.audit(either).findings
     assert any(one.kind == kind and what in str(one) for one in findings), findings
     assert all(trial_id in str(one) for one in findings)
-    assert {one.name for one in findings} <= {name_of(where(either, each, trial_id)) for each in schema.TABLES}
+    tables = ["trials"] if status == INVALID else schema.TABLES  # it has no epochs
+    assert {one.name for one in findings} <= {name_of(where(either, each, trial_id)) for each in tables}
     assert not any(parquet.is_merged(name) for one in findings for name in one.aside)
+    if kind == "epochs" and not parquet.is_merged(file := name_of(where(either, folder, trial_id))):
+        assert any(one.aside and file in str(one) for one in findings), "the small file can be moved away"
 
 
 def test_epochs_that_are_gone(either: RunFolder) -> None:
@@ -383,6 +395,13 @@ def test_what_killed_processes_leave_is_found_and_tidied(run: RunFolder, monkeyp
     monkeypatch.setattr(time, "sleep", lambda _: run.tidy())
     assert not verify.verify(run).findings, "a process was about to take it away"
     assert run.files.exists(f"checkpoints/{failed}.pt")
+
+
+def test_a_newer_space_wins(run: RunFolder, grid: Grid) -> None:
+    entries = tuple(dataclasses.replace(entry, role=CANDIDATE) for entry in grid.entries)
+    pairs = tuple(dataclasses.replace(pair, hidden=True) for pair in grid.pairs)
+    run.write_grid(dataclasses.replace(grid, entries=entries, pairs=pairs, seeds=(1,)))
+    assert not verify.audit(run).findings
 
 
 # What comes of it

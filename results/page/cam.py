@@ -29,6 +29,7 @@ from search_spaces import datasets, machine
 from search_spaces.errors import Problem, RequestError, unknown
 from search_spaces.grid import Planned
 from search_spaces.messages import log
+from search_spaces.text import last_line
 from search_spaces.trial import PROTOCOL, Trial
 
 # In inches. At so many dots an inch every pixel of an image is a square of eight.
@@ -89,7 +90,7 @@ def draw(
     if trial.pool.source and not trust:
         raise RequestError.of(
             f"the pool of {trial.id} is code from {trial.pool.source.path}, which has to be run to draw this; read it "
-            f"in {run.files.spell('space.yaml')}, and pass --trust if you know whose it is"
+            f"in {run.files.spell(run.space.name)}, and pass --trust if you know whose it is"
         )
     if datasets.get(trial.dataset).torchvision and not data_dir.is_dir():
         what = f"there is no folder {data_dir.resolve()}; give the one that the sweep read {trial.dataset} from"
@@ -123,12 +124,12 @@ def _activations(trial: Trial, weights: bytes, data_dir: Path, images: int, wron
         (folder / "weights.pt").write_bytes(weights)
         command, environment = machine.module("trainer.cam", name), machine.environment() | {"PYTHONUNBUFFERED": "1"}
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False)
-        said = done.stdout.decode(errors="replace").splitlines()
+        said = done.stdout.decode(errors="replace")
         if (problems := folder / "problems.json").exists():
             raise RequestError(Problem(**problem) for problem in json.loads(problems.read_text(encoding="utf-8")))
-        if done.returncode:
-            raise RequestError.of(f"{trial.id} cannot be drawn: {said[-1] if said else f'exit code {done.returncode}'}")
-        for line in said:
+        if done.returncode or not (folder / "maps.npz").exists():
+            raise RequestError.of(f"{trial.id} cannot be drawn: {last_line(said) or f'exit code {done.returncode}'}")
+        for line in said.splitlines():
             log.info(line)
         with np.load(folder / "maps.npz") as arrays:
             return dict(arrays)

@@ -26,12 +26,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from results.frames import Frames
+from results.frames import Frames, write_output
 from results.store import schema
 from results.table import leaderboard, render
 from results.table.trials import METRICS, MISSING, NEEDS, Selection, select
-from search_spaces.errors import RequestError
-from search_spaces.grid import BASELINE
+from search_spaces.equivalence import Equivalence
+from search_spaces.grid import BASELINE, Grid
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without the yellow and with the light ones darkened to
 # 3:1 on white. In a page each of them, and ink, rule and paper, is a CSS variable: the dark theme has others.
@@ -117,6 +117,7 @@ class Measured:
     """What the pictures and the page are made of: the frames of one run folder, each with the table's names as `name`.
 
     Attributes:
+        grids, same: what was asked for, and which pools the gate found to be one function.
         pools: the rows of `table`, in order.
         best: {pair: its best baseline}.
         frame: the tidy table.
@@ -125,6 +126,8 @@ class Measured:
     """
 
     metric: str
+    grids: Sequence[Grid]
+    same: Sequence[Equivalence]
     pools: Sequence[Pool]
     table: render.Wide
     best: Mapping[Pair, str]
@@ -152,20 +155,23 @@ def measure(run: Frames, **selection: Any) -> Measured:
         RequestError: as `Frames.leaderboard`.
     """
     chosen = Selection(**selection)
-    recorded, grids = run.folder.trials.read().to_pandas(), run.grids()
-    frame = leaderboard.cells(recorded[NEEDS], grids, chosen, run.folder.equivalences.read())
+    recorded, grids, same = run.folder.trials.read().to_pandas(), run.grids(), run.folder.equivalences.read()
+    frame = leaderboard.cells(recorded[NEEDS], grids, chosen, same)
     name_of = leaderboard.names(frame)
 
     def with_names(table: pd.DataFrame) -> pd.DataFrame:
         names = [name_of(*key) for key in zip(table["pool"], table["revision"], strict=True)]
         return table.assign(name=pd.Series(names, index=table.index, dtype=object))
 
+    table = render.Wide(frame, chosen.metric)
     trials = with_names(select(recorded[NEEDS], grids, chosen))
+    trials = trials[trials["name"].isin([row.name for row in table.rows])]
     rest = [column for column in recorded.columns if column == "trial_id" or column not in trials.columns]
     epochs = run.folder.epochs.read(["trial_id", "epoch", "test_acc", "epoch_s"]).to_pandas()
-    table = render.Wide(frame, chosen.metric)
     return Measured(
         metric=chosen.metric,
+        grids=grids,
+        same=same,
         pools=[Pool(row.name, row.role, place) for place, row in enumerate(table.rows)],
         table=table,
         best=leaderboard.best_baselines(frame),
@@ -407,16 +413,13 @@ def save(run: Frames, output: Path, form: str, **selection: Any) -> str:
     """
     written = 0
     options: dict[str, Any] = {"metadata": {"Date": None}} if form == "svg" else {"dpi": 200}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for picture in pictures(measure(run, **selection)):
-            with styled({"svg.hashsalt": "poolsweep"}):
-                _dress(picture)
-                path = output / f"{picture.file_name}.{form}"
-                picture.figure.savefig(path, format=form, facecolor="white", **options)
-            written += 1
-    except OSError as error:
-        raise RequestError.of(f"the pictures cannot be written: {error}; give another --output") from None
+    for picture in pictures(measure(run, **selection)):
+        sink = io.BytesIO()
+        with styled({"svg.hashsalt": "poolsweep"}):
+            _dress(picture)
+            picture.figure.savefig(sink, format=form, facecolor="white", **options)
+        write_output(output / f"{picture.file_name}.{form}", sink.getvalue())
+        written += 1
     return f"{written} {'picture' if written == 1 else 'pictures'} in {output}"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import textwrap
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -68,7 +67,6 @@ def page(run: Frames, beside: Path | None = None, **selection: Any) -> str:
     trials = _trials(run.folder, measured, beside)
     counts = trials["status"].value_counts(sort=False)
     hidden = measured.frame.groupby(["arch", "dataset"])["hidden"].any()
-    grid = run.folder.space.read()
     pictures: dict[str, list[dict[str, Any]]] = {"curves": [], "differences": [], "cost": []}
     for number, picture in enumerate(figures.pictures(measured)):
         drawn = Markup(figures.to_svg(picture, f"f{number}"))  # noqa: S704 - its texts are escaped by matplotlib
@@ -83,7 +81,7 @@ def page(run: Frames, beside: Path | None = None, **selection: Any) -> str:
     )
     environment.filters["number"] = lambda value, form: "" if pd.isna(value) else format(value, form)
     return environment.get_template("report.html.jinja").render(
-        title=grid.name if grid else run.folder.name,
+        title=measured.grids[0].name if measured.grids else run.folder.name,
         now=datetime.now(UTC),
         facts={
             "trials completed": f"{counts[schema.COMPLETED]:,} of {len(trials) - counts[WITHHELD]:,}",
@@ -95,7 +93,7 @@ def page(run: Frames, beside: Path | None = None, **selection: Any) -> str:
         counts={status: count for status, count in counts.items() if count},
         pairs=[("-".join(pair), hidden[pair]) for pair in measured.table.pairs],
         groups=[(f"{role}s", [*rows]) for role, rows in groupby(measured.table.rows, lambda row: row.role)],
-        footer=[*measured.table.footer, *run.notes()],
+        footer=[*measured.table.footer, *run.notes(measured.same)],
         pools=measured.pools,
         markers=MARKERS,
         palette=figures.COLOURS,
@@ -127,7 +125,7 @@ def _trials(folder: RunFolder, measured: Measured, beside: Path | None) -> pd.Da
         pair=pd.Categorical(trials["arch"] + "-" + trials["dataset"], [*measured.table.head[1:]]),
         name=pd.Categorical(trials["name"], [pool.name for pool in measured.pools]),
         host=trials["host"].fillna(""),
-        error=[textwrap.shorten(first_line(one), ERROR, placeholder=" …") for one in trials["error"].fillna("")],
+        error=[(line := first_line(one)) and figures.shorten(line, ERROR) for one in trials["error"].fillna("")],
         log=[_link(folder, one, beside) if one in logs else "" for one in trials["trial_id"]],
     )
     return trials.sort_values(["status", "pair", "name", "seed"])

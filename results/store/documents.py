@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
-from pydantic import PlainValidator
 
 from results.store.disk import Files
 from results.store.s3 import StoreError
@@ -120,7 +119,7 @@ def pack_sizes(files: Files) -> Document[dict[str, Any]]:
 
 
 class _Checks(Form):
-    same_function: list[Annotated[Equivalence, PlainValidator(Equivalence.from_dict)]]
+    same_function: list[Equivalence]
 
 
 def equivalences(files: Files) -> Document[Sequence[Equivalence]]:

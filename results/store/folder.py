@@ -1,4 +1,4 @@
-"""The run folder: the only truth about what has been trained. This class owns every name in it.
+"""The run folder: the only truth about what has been trained. This is the list of every name in it.
 
     RUN/space.yaml                what was asked, resolved
     RUN/trials/<trial id>.parquet one row, written last: it marks the trial as ended
@@ -17,7 +17,8 @@
     RUN/pools.json                every pool that was ever asked for, with its text
     RUN/submitted.json            which revision of a candidate is its entry
     RUN/topups.json               which seeds were added after looking
-    RUN/trackers/<tracker>.json   what a tracker was told (`results.track`)
+    RUN/set-aside                 what `verify --set-aside` moved out of the way (`results.store.set_aside`)
+    RUN/trackers/<tracker>.json   which ends a tracker has logged (`results.track`), and a .lock beside it
     RUN/tensorboard, RUN/mlruns   what trackers on this disk make of it
 
 RUN is a folder on a disk that every machine of the sweep sees, or a place in an object store, `s3://bucket/run`, with
@@ -44,6 +45,7 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import Grid
 
 FOLDERS = ("trials", "epochs", "attempts", "checkpoints", "weights", "logs")
+PASSING = ("checkpoints", "attempts")  # of a trial that has not ended
 
 
 class RunFolder:
@@ -105,8 +107,7 @@ class RunFolder:
     @property
     def documents(self) -> dict[str, Document[Any]]:
         """All documents, by the names of their files."""
-        found = (self.space, self.pools, self.submissions, self.topups, self.pack_sizes, self.equivalences)
-        return {document.name: document for document in found}
+        return {one.name: one for one in vars(self).values() if isinstance(one, Document)}
 
     def exists(self) -> bool:
         """Return whether a sweep has been here.
@@ -146,7 +147,7 @@ class RunFolder:
         """
         for name in self.files.leftovers():
             self.files.remove(name)
-        names = [f"{folder}/{name}" for folder in ("checkpoints", "attempts") for name in self.files.names(folder)]
+        names = [f"{folder}/{name}" for folder in PASSING for name in self.files.names(folder)]
         if not names:
             return
         wanted = {"trial_id": {parquet.trial_id(name) for name in names}, "status": schema.TRAINED}
@@ -220,7 +221,7 @@ class RunFolder:
         return self.files.append("ray.log")
 
     def tracked(self, tracker: str) -> StoredFile:
-        """Return the place of what a tracker was told of each trial."""
+        """Return the place of what a tracker has logged the end of."""
         self.files.create(["trackers"])
         return StoredFile(self.files, f"trackers/{tracker}.json")
 

@@ -80,9 +80,10 @@ def _opened(path: Path, content: bytes) -> BinaryIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # a process that still writes into it keeps its own file
-        file = path.open("ab+")
-    except OSError:  # a cache that cannot be written
+        path.write_bytes(content)
+        return path.open("ab+")
+    except OSError:  # a cache that is full, or cannot be written
         file = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - the log that is made of it closes it
-    file.write(content)
-    file.flush()
-    return file
+        file.write(content)
+        file.flush()
+        return file

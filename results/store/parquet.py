@@ -33,17 +33,35 @@ def read(files: Files, folder: str, whole: pa.Schema, columns: Sequence[str] | N
     """
     allowed = _allowed_values(whole, columns or (), where or {})
     shown = list(columns or whole.names)
+
+    def keys(names: Sequence[str]) -> list[str]:
+        """Return what tells repeated rows: a small file has none."""
+        return [key for key in ("trial_id", "epoch") if key in whole.names] if any(map(is_merged, names)) else []
+
+    def wanted(names: Sequence[str]) -> pa.Schema:
+        return pa.schema([whole.field(column) for column in dict.fromkeys([*shown, *allowed, *keys(names)])])
+
+    names, table = current(files, folder, _by_name(allowed), wanted, allowed)
+    if repeated := keys(names):
+        table = _without_repeats(table, repeated)  # before the filter: the newer row may not match
+    return _matching(table, allowed).select(shown)
+
+
+def current(
+    files: Files,
+    folder: str,
+    keep: Callable[[str], bool],
+    wanted: Callable[[Sequence[str]], pa.Schema],
+    allowed: Mapping[str, pa.Array] | None = None,
+) -> tuple[list[str], pa.Table]:
+    """Read the files whose names `keep` lets pass, as they are now; return these names, and the rows."""
     while True:
-        names = list(filter(_by_name(allowed), listed(files, folder)))
-        keys = [key for key in ("trial_id", "epoch") if key in whole.names] if any(map(is_merged, names)) else []
-        wanted = pa.schema([whole.field(column) for column in dict.fromkeys([*shown, *allowed, *keys])])
+        names = list(filter(keep, listed(files, folder)))
         try:
             with of_a_sweep(files, folder):
-                table = concatenated(files, names, wanted, allowed)
+                return names, concatenated(files, names, wanted(names), allowed)
         except FileNotFoundError:
             continue  # `compact` has just put what was in it elsewhere
-        table = _without_repeats(table, keys) if keys else table  # before the filter: the newer row may not match
-        return _matching(table, allowed).select(shown)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,9 @@ An inferred schema breaks a reader as soon as the first file has a column of not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -83,17 +86,18 @@ EPOCHS = pa.schema(
 )
 
 TABLES = {"trials": TRIALS, "epochs": EPOCHS}
-FILLED_IN_FROM = {"pool_name": "trial_id", "pool_revision": "pool_source_sha"}
+# {a column that rows from before version 3 lack: (the column that it follows from, how)}
+_FILLED_IN: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "pool_name": ("trial_id", lambda ids: pc.replace_substring_regex(ids, "-.*", "")),  # pyright: ignore
+    "pool_revision": ("pool_source_sha", lambda hashes: pc.utf8_slice_codeunits(hashes, 0, 8)),  # pyright: ignore
+}
+FILLED_IN_FROM = {name: source for name, (source, _) in _FILLED_IN.items()}
 
 
 def fill_in(table: pa.Table) -> pa.Table:
     """Fill in the columns of `FILLED_IN_FROM` that the table has, in rows from before version 3."""
-    old = {
-        "pool_name": lambda ids: pc.replace_substring_regex(ids, "-.*", ""),  # pyright: ignore
-        "pool_revision": lambda hashes: pc.utf8_slice_codeunits(hashes, 0, 8),  # pyright: ignore
-    }
-    for name, source in FILLED_IN_FROM.items():
+    for name, (source, derive) in _FILLED_IN.items():
         if name in table.column_names:
-            column = pc.coalesce(table[name], old[name](table[source]))  # pyright: ignore
+            column = pc.coalesce(table[name], derive(table[source]))  # pyright: ignore
             table = table.set_column(table.column_names.index(name), name, column)
     return table

@@ -44,15 +44,9 @@ class Table:
             RequestError: a file cannot be read.
         """
         wanted = pa.schema([self._columns.field(name) for name in columns])
-        while True:
-            names = [name for name in parquet.listed(self._files, self.name) if name not in read]
-            try:
-                with parquet.of_a_sweep(self._files, self.name):
-                    rows = parquet.concatenated(self._files, names, wanted).to_pylist()
-            except FileNotFoundError:
-                continue  # `compact` has just put what was in it elsewhere
-            read.update(names)
-            return rows
+        names, table = parquet.current(self._files, self.name, lambda name: name not in read, lambda _: wanted)
+        read.update(names)
+        return table.to_pylist()
 
     def write(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rows of one trial, in place of those that it has."""

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from results.store import parquet, schema
 from results.store.disk import Files
-from results.store.folder import RunFolder
+from results.store.folder import FOLDERS, PASSING, RunFolder
 from results.store.s3 import StoreError
 from results.store.set_aside import RESTORE, Finding
 from search_spaces.errors import RequestError, first_line
@@ -42,7 +42,7 @@ SUMMARY = ("best_test_acc", "best_epoch", *(f"final_{name}" for name in FINAL), 
 
 _IDENTITY = ("trial_id", "pool", "pool_name", "pool_params", "arch", "dataset", "seed", "recipe", "protocol")
 _NEVER_NULL = (*_IDENTITY, "role", "hidden", "status", "schema_version")
-_FOLDERS = ("trials", "epochs", "attempts", "checkpoints", "weights", "logs", "cam")
+_FOLDERS = (*FOLDERS, "cam")
 _UNNEEDED = "nothing needs it: set it aside (--set-aside)"
 _Fault = tuple[str, str, str]  # kind of finding, trial id, what is wrong
 
@@ -96,13 +96,13 @@ def audit(run: RunFolder) -> Audit:
     known = {*status, *(parquet.trial_id(name) for name in damaged if name.startswith("trials/"))}
     resumable = {parquet.trial_id(name) for name in own if name.startswith("checkpoints/")}
     going_on = ({planned.trial.id for planned in grid or ()} | resumable) - known
-    if not any(parquet.is_merged(name) or name == "space.yaml" for name in damaged):  # else nobody can say
+    if not any(parquet.is_merged(name) or name == run.space.name for name in damaged):  # else nobody can say
         what = f"its trial has no row, no checkpoint to go on from, and no place in space.yaml; {_UNNEEDED}"
         needed = {*known, *going_on, parquet.trial_id(parquet.MERGED)}
         orphans = [name for name in own if parquet.trial_id(name) not in needed]
         findings += [Finding("orphan", name, what, (name,)) for name in orphans if name not in damaged]
     leftovers = dict.fromkeys(run.files.leftovers(), "its writer was killed")
-    passing = [name for name in own if name.startswith(("checkpoints/", "attempts/"))]  # as `RunFolder.tidy`
+    passing = [name for name in own if name.partition("/")[0] in PASSING]
     ended = [name for name in passing if status.get(parquet.trial_id(name)) in schema.TRAINED]
     leftovers |= dict.fromkeys(ended, "its trial has ended")
     findings += [Finding("leftover", name, f"{why}; {_UNNEEDED}", (name,)) for name, why in leftovers.items()]
@@ -112,7 +112,7 @@ def audit(run: RunFolder) -> Audit:
 
 def unreadable(run: RunFolder) -> list[Finding]:
     """List the Parquet files that keep a sweep or a table from being made."""
-    names = [name for folder in ("trials", "epochs") for name in parquet.listed(run.files, folder)]
+    names = [name for folder in schema.TABLES for name in parquet.listed(run.files, folder)]
     found = parquet.each(run.files, functools.partial(_open, run.files), names)
     return [one for one in found if isinstance(one, Finding) and one.kind != "misplaced"]
 

@@ -21,7 +21,6 @@ from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError, require
 from search_spaces.grid import BASELINE, Grid
 
-ALPHA = stats.ALPHA
 GAPS = (*schema.STATUSES[1:], MISSING)  # what no mean is made of
 COLUMNS = {
     **dict.fromkeys(["pool", "revision", "role", "arch", "dataset"], "string"),
@@ -188,7 +187,7 @@ def _typical_spread(frame: pd.DataFrame) -> pd.Series:
 def _judged(frame: pd.DataFrame) -> pd.DataFrame:
     """Add the p of the family, the marks, and the minimum detectable differences."""
     p_holm = stats.holm(frame["p"].where(frame["role"] != BASELINE).to_numpy(np.float64))
-    sure, strictest = p_holm < ALPHA, strictest_alpha(p_holm)
+    sure, strictest = p_holm < stats.ALPHA, strictest_alpha(p_holm)
     gain = frame["diff"].to_numpy(np.float64)
     of_unit_spread = {n: stats.detectable(1.0, n, alpha=strictest) for n in frame["n_pairs"].unique()}
     detectable = frame["typical"].where(frame["typical"] > 0) * frame["n_pairs"].map(of_unit_spread)
@@ -200,7 +199,7 @@ def _judged(frame: pd.DataFrame) -> pd.DataFrame:
 
 def strictest_alpha(p_holm: npt.NDArray[np.float64]) -> float:
     """Return the level at which Holm marks the first of a family, whose other rows are NaN."""
-    return ALPHA / max(1, int((~np.isnan(p_holm)).sum()))
+    return stats.ALPHA / max(1, int((~np.isnan(p_holm)).sum()))
 
 
 def best_baselines(frame: pd.DataFrame) -> dict[tuple[str, str], str]:

@@ -70,7 +70,7 @@ class Column:
 
 
 def load(path: Path = PUBLISHED) -> pd.DataFrame:
-    """Read a published table: entry, kind, arch, dataset, seed (NaN: not stated), best_test_acc, source.
+    """Read a published table: entry, arch, dataset, best_test_acc, and kind (NaN: not stated).
 
     Raises:
         RequestError: it cannot be read, or lacks a column, or has something else in it.
@@ -81,7 +81,7 @@ def load(path: Path = PUBLISHED) -> pd.DataFrame:
         raise RequestError.of(f"{path} cannot be read as CSV: {error}", "--against") from None
     if wrong := _what_is_wrong(found):
         raise RequestError.of(f"{path}{wrong}", "--against")
-    unstated = {name: np.nan for name in ("seed", "kind", "source") if name not in found}
+    unstated = {name: np.nan for name in ("kind",) if name not in found}
     return found.astype(dict.fromkeys(NAMES, str) | {ACCURACY: float}).assign(**unstated)
 
 

@@ -22,7 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from results.store import schema
-from results.table.leaderboard import ALPHA, GAPS, across, best_baselines, names
+from results.table import stats
+from results.table.leaderboard import GAPS, across, best_baselines, names
 from results.table.trials import CELL, METRICS
 from search_spaces.grid import BASELINE, ROLES
 from search_spaces.text import plain
@@ -287,7 +288,7 @@ def _about_differences(frame: pd.DataFrame, every: bool) -> list[str]:
     if family := int(frame["p_holm"].notna().sum()):
         found = "" if (shown["better"] | shown["worse"]).any() else ": none here"
         lines.append(
-            f"{BETTER} better, {WORSE} worse: p < {ALPHA:.2f} after Holm over the {family} "
+            f"{BETTER} better, {WORSE} worse: p < {stats.ALPHA:.2f} after Holm over the {family} "
             f"comparison{'s' * (family > 1)} of candidates with baselines{found}."
         )
     if shown["alike"].any():
@@ -315,7 +316,7 @@ def _about_all_columns(frame: pd.DataFrame) -> list[str]:
     rows = zip(over["pool"], over["diff"], over["pairs"], ps, strict=True)
     named = [f"{pool} {diff:+.2f} over {pairs} (p {p})" for pool, diff, pairs, p in rows]
     pairs, baseline = over["pairs"].max(), over["baseline"].iloc[0]
-    least = f"; {pairs} columns alone cannot go below {2 / 2**pairs:.2f}" if 2 / 2**pairs > ALPHA else ""
+    least = f"; {pairs} columns alone cannot go below {2 / 2**pairs:.2f}" if 2 / 2**pairs > stats.ALPHA else ""
     return [
         f"Mean over columns against {baseline}, by an exact sign-flip test, Holm over the candidates{least}: "
         f"{', '.join(named)}."
