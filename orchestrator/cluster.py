@@ -78,6 +78,8 @@ def connected(address: str, here: Node, ray_log: TextIO) -> Iterator[list[Node]]
                 else:
                     _join(address)
                 nodes = _nodes_with_cpus()
+            for lost in compat.missing():
+                log.warning(f"note: Ray {ray.__version__} has no {lost}")
             yield nodes
         finally:
             ray.shutdown()
@@ -100,7 +102,8 @@ def unseen_by(nodes: Sequence[Node], run: RunFolder) -> list[str]:
         blind = [asked[one] for one in silent]
         for answer in answers:
             with contextlib.suppress(RayError):  # its node has left meanwhile, or cannot run anything: not our question
-                blind += [] if ray.get(answer) else [asked[answer]]
+                if not ray.get(answer):
+                    blind.append(asked[answer])
         return sorted(blind)
     finally:
         run.files.remove(name)
@@ -119,8 +122,12 @@ def can_write(run: RunFolder) -> bool:
 
 def options(share: Share) -> dict[str, Any]:
     """Return what `ray.remote` is to reserve for a share of a machine, and where."""
-    what = {"num_cpus": share.cpus, "num_gpus": share.gpus, "resources": _accelerator(share)}
-    return {**what, "label_selector": _where(share)}
+    return {
+        "num_cpus": share.cpus,
+        "num_gpus": share.gpus,
+        "resources": _accelerator(share),
+        "label_selector": _where(share),
+    }
 
 
 def request(share: Share) -> Any:

@@ -11,23 +11,23 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-ADDRESSES = "ray._private.services: --address auto finds no cluster; give HOST:PORT"
-SIGTERM = "ray._private.utils.set_sigterm_handler: SIGTERM while Ray starts ends a sweep without a word"
-PROCESSES = "ray._private.worker._global_node: that Ray has died is seen after a minute, and not at once"
-TAGS = "ray.air._internal.usage.tag_callbacks: Tune imports MLflow where it is installed, 1.4 s and 54 MiB"
+_AUTO = "--address auto finds no cluster; give HOST:PORT"
 
-# {what is lost without it: the module, the name}
+# {where it is: what is lost without it}
 PARTS = {
-    ADDRESSES: ("ray._private.services", "find_gcs_addresses"),
-    SIGTERM: ("ray._private.utils", "set_sigterm_handler"),
-    PROCESSES: ("ray._private.worker", "_global_node"),
-    TAGS: ("ray.air._internal.usage", "tag_callbacks"),
+    "ray._private.services.find_gcs_addresses": _AUTO,
+    "ray._private.services.find_bootstrap_address": _AUTO,
+    "ray._private.services.find_node_ids": "that this machine is no node of a cluster is said by Ray, in its own words",
+    "ray._private.utils.set_sigterm_handler": "SIGTERM while Ray starts ends a sweep without a word",
+    "ray._private.worker._global_node": "that Ray has died is seen after a minute, and not at once",
+    "ray.air._internal.usage.tag_callbacks": "Tune imports MLflow where it is installed, 1.4 s and 54 MiB",
 }
 
 
 def missing() -> list[str]:
-    """Return what this version of Ray lacks, each with what is lost."""
-    return [lost for lost, (module, name) in PARTS.items() if not hasattr(_module(module), name)]
+    """Return what this version of Ray lacks, in words: `ray._private.worker._global_node: that Ray has died ...`."""
+    split = ((place.rpartition("."), place, lost) for place, lost in PARTS.items())
+    return [f"{place}: {lost}" for (module, _, name), place, lost in split if not hasattr(_module(module), name)]
 
 
 def _module(name: str) -> Any:

@@ -41,8 +41,10 @@ def run(todo: Sequence[Planned], data: Mapping[str, Dataset], job: Job, lease: L
 
 def refuse_several(todo: Sequence[Planned]) -> None:
     """Raise a RequestError where trials run the code of more than one file."""
-    labels = {planned.trial.pool.code: planned.trial.pool.label for planned in reversed(todo)}
+    labels: dict[str, str] = {}
+    for planned in todo:
+        labels.setdefault(planned.trial.pool.code, planned.trial.pool.label)
     if len(labels) > 1:
-        what = f"expected trials of one file, or of built-in pools, got {', '.join(reversed(labels.values()))}"
+        what = f"expected trials of one file, or of built-in pools, got {', '.join(labels.values())}"
         why = "a process that has run one file runs no other; pick with --only pool=..."
         raise RequestError.of(f"{what}: {why}", "--address inline")

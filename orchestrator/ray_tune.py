@@ -72,8 +72,6 @@ def run(
     places = [[planned.place for planned in pack] for pack in packs]
     trainable = tune.with_parameters(_train, grid=grid, places=places, data=data, job=job, work=work)
     compat.count_no_callbacks()
-    for lost in compat.missing():
-        log.warning(f"note: Ray {ray.__version__} has no {lost}")
     relay = _Relay(packs, supervisor, shutdown)
     with tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True) as scratch, shutdown:
         tune.Tuner(
@@ -144,8 +142,9 @@ def _train(
         member, silent_s = _heartbeat.silent()
         if job.stall_timeout is not None and silent_s >= job.stall_timeout:
             with contextlib.suppress(OSError):  # whoever cannot write it down fails otherwise
-                if attempt := run.trial(hanging := pack[member].trial.id).attempt():
-                    run.trial(hanging).write_attempt(dataclasses.replace(attempt, hung=True))
+                files = run.trial(pack[member].trial.id)
+                if attempt := files.attempt():
+                    files.write_attempt(dataclasses.replace(attempt, hung=True))
         raise
     tune.report({DONE: 1})
 

@@ -78,15 +78,16 @@ def give_up(planned: Planned, error: str, job: Job) -> None:
     The first line of the error goes into the table, all of it into the log.
     """
     run, trial_id = RunFolder(job.run), planned.trial.id
+    files = run.trial(trial_id)
     reason, *_ = error.splitlines()
-    last = run.trial(trial_id).attempt()
+    last = files.attempt()
     if last and last.hung:
         reason = f"it hung: no epoch for {job.stall_timeout:.0f} s (stall_timeout); the log says where"
-    with run.trial(trial_id).open_log() as file:
+    with files.open_log() as file:
         print(f"given up: {error}", file=file)
     failed = row(planned, schema.FAILED, (), reason, job.cost(planned))
     _write_untrained(run, {**failed, "attempt": attempts(run, trial_id)})
-    run.trial(trial_id).end_attempt()
+    files.end_attempt()
 
 
 def attempts(run: RunFolder, trial_id: str) -> int:

@@ -71,10 +71,10 @@ class Supervisor:
 
     def _has_ended(self, trial_id: str) -> bool:
         """Whether the trial has a row, and not only that of an attempt before this sweep."""
-        status = self._run.status(trial_id)
+        ended = self._run.trial(trial_id).ended()
+        status = ended.status if ended else self._run.status(trial_id)
         if status is None or status in schema.TRAINED:
             return status is not None
-        ended = self._run.trial(trial_id).ended()
         return trial_id not in self._before or (ended and ended.attempt) != self._before[trial_id]
 
     def _give_up(self, trials: Pack, error: str) -> None:

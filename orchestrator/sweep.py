@@ -65,7 +65,7 @@ class Sweep:
         """
         lease = Lease(self.run, here=Driver.here(self.plan.only, self.plan.final))
         datasets, report = self._prepare(lease)
-        for note in report.notes:
+        for note in (*report.notes, *report.missing):
             log.info(f"note: {note}")
         with lease:
             self.run.tidy()

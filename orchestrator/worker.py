@@ -73,7 +73,7 @@ def run_pack(
         waiting = deque(planned for planned in pack if not _is_trained(run, planned.trial.id))
     images = Images(data, _device(job)) if waiting else None
     room, live = len(waiting), list[_Live]()
-    with Watchdog(job.stall_timeout, heartbeat or Heartbeat()) as watchdog:
+    with shown_by(print), Watchdog(job.stall_timeout, heartbeat or Heartbeat()) as watchdog:
         while waiting or live:
             if lease.order() != "go on":
                 waiting.clear()
@@ -111,12 +111,13 @@ class _Live:
 
     @folder_faults()
     def __post_init__(self) -> None:
+        self._files = self.run.trial(self.planned.trial.id)
         self._started = datetime.now(UTC)
         number = 1 + attempts(self.run, self.planned.trial.id)
         started_at = self._started.isoformat(timespec="seconds")
         self._attempt = Attempt(number, socket.gethostname(), device_name(self.job), started_at)
-        self.run.trial(self.planned.trial.id).write_attempt(self._attempt)
-        self.log = self.run.trial(self.planned.trial.id).open_log()
+        self._files.write_attempt(self._attempt)
+        self.log = self._files.open_log()
         self._program: Program | None = None
         self._history: list[Epoch] = []
         self._stopped = False
@@ -172,7 +173,7 @@ class _Live:
         _reset_peak_memory(_device(self.job))
         self._program = self.make_program(trial, self.images, compiled=self.job.compiled)
         yield
-        slot = _Slot(self.run.trial(trial.id).checkpoint)
+        slot = _Slot(self._files.checkpoint)
         written = time.monotonic()
         trains = False  # epochs behind a checkpoint come first, each at once: between those there is nothing to leave
         epochs = turns(self._program, slot=slot, checkpoint_every=self.job.checkpoint_every)
@@ -209,14 +210,14 @@ class _Live:
         self.run.epochs.write(trial_id, record.epoch_rows(self.planned.trial, self._history))
         self.log.save()
         shown = {name: getattr(last, name) for name in ("epoch", "test_acc", "epoch_s", "images_per_s")}
-        self.run.trial(trial_id).write_attempt(dataclasses.replace(self._attempt, **shown))
+        self._files.write_attempt(dataclasses.replace(self._attempt, **shown))
 
     def _ended_elsewhere(self) -> str | None:
         """How another attempt has ended this trial, if one has.
 
         A machine that was cut off trains on, and may come back when its trials have long been trained elsewhere.
         """
-        ended = self.run.trial(self.planned.trial.id).ended()
+        ended = self._files.ended()
         return ended.status if ended and ended.status in schema.TRAINED else None
 
     @folder_faults()
@@ -228,7 +229,7 @@ class _Live:
         trial, program = self.planned.trial, self._program
         self.run.epochs.write(trial.id, record.epoch_rows(trial, self._history))
         if self.job.keep_weights and program and status == schema.COMPLETED:
-            self.run.trial(trial.id).weights.write(_encoded(program.network))
+            self._files.weights.write(_encoded(program.network))
         self.log.save()
         self.run.write_trial(
             {
@@ -248,8 +249,8 @@ class _Live:
             }
         )
         if status != schema.FAILED:  # a failed trial that is tried again goes on from there
-            self.run.trial(trial.id).checkpoint.remove()
-        self.run.trial(trial.id).end_attempt()
+            self._files.checkpoint.remove()
+        self._files.end_attempt()
 
 
 class _Slot:
@@ -294,7 +295,7 @@ def device_name(job: Job) -> str:
 def _output_to(file: TextIO, shown: bool) -> Iterator[None]:
     """What is printed within the block goes there; and where it went before, if it is to be shown."""
     streams: list[Any] = [_Forgiving(file, stream if shown else None) for stream in (sys.stdout, sys.stderr)]
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]), shown_by(print):
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         yield
 
 

@@ -66,7 +66,11 @@ def test_where_a_trial_may_run(asked: dict[str, Any], nodes: list[Node], gets: S
         ({"accelerator_type": "H100"}, [HEAD, WORKER], "type H100, got a node without any; without this key"),
         ({"accelerator_type": "H100"}, [Node(8, 0)], "type H100, got a node without any; without this key"),
         ({"accelerator_type": "H100"}, [Node(8, 1, "")], "none, as far as Ray can tell"),
-        ({"accelerator_type": "L4", "gpus_per_trial": 0}, [L4], "beside gpus_per_trial 0, which asks for no GPU"),
+        (
+            {"accelerator_type": "L4", "gpus_per_trial": 0},
+            [L4],
+            "beside gpus_per_trial 0, which asks for no GPU, got L4",
+        ),
         ({"accelerator_type": "L4", "gpus_per_trial": 4}, [H100, L4], "no node has 4 L4 GPUs and 1 CPUs at once"),
     ],
 )

@@ -192,6 +192,17 @@ def test_the_ray_job_is_one(ray_job: Mapping[str, Any]) -> None:
     assert re.fullmatch("[a-z0-9-]{1,47}", ray_job["metadata"]["name"])
     assert ray_job["spec"]["submissionMode"] in {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"}
     assert ray_job["spec"]["rayClusterSpec"]["rayVersion"] == locked()["ray"]
+    given = {path for path, _ in fields(ray_job)}
+    cluster = "spec.rayClusterSpec"
+    for group in (f"{cluster}.headGroupSpec", f"{cluster}.workerGroupSpecs"):
+        for needed in ("template.spec.containers.name", "template.spec.containers.image"):
+            assert any(path.startswith(f"{group}.{needed}") for path in given), (group, needed)
+        for amount in ("requests", "limits"):
+            assert any(path.startswith(f"{group}.template.spec.containers.resources.{amount}.") for path in given)
+    for path, value in fields(ray_job):
+        assert value in {"Exists", "Equal"} if path.endswith("tolerations.operator") else True
+        assert value in {"NoSchedule", "PreferNoSchedule", "NoExecute"} if path.endswith("tolerations.effect") else True
+        assert value >= 0 if type(value) is int else True
 
 
 def test_the_ray_job_starts_over_and_loses_nothing(ray_job: Mapping[str, Any]) -> None:

@@ -278,6 +278,7 @@ def test_a_missing_bucket_is_said_at_once(s3: str, capsys) -> None:
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
+        ("s4://bucket/run", r"unknown store 's4://'; did you mean 's3://'\?.*or a path on a disk"),
         ("s3://bucket/run?regoin=x", r"unknown option 'regoin'; did you mean 'region'\?"),
         ("gs://bucket/run", r"unknown store 'gs://'; .*or a path on a disk"),
         ("s3://bucket//run", r"expected s3://BUCKET/RUN .*, got 'bucket//run'"),

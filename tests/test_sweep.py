@@ -103,6 +103,8 @@ def test_a_sweep_is_interrupted_and_run_again(command: Command, space_file: Path
     assert again.returncode == cli.INCOMPLETE, said
     assert "[6/6]" in said
     assert "2 invalid" in said
+    assert "imported: []" in said, "nor does one that goes to its end"
+    assert re.search(r"6 trials, of which \d+ completed", said)
     assert "best baseline" in said
     spoken = said.lower().replace("starting ray", "").replace(str(tmp_path), "")
     assert "ray" not in spoken, "Ray's own words go to its log"
@@ -124,7 +126,16 @@ def test_a_sweep_is_interrupted_and_run_again(command: Command, space_file: Path
     assert (trained["test_images"] == 200).all()
     assert epochs.groupby("trial_id")["epoch"].apply(list).map(lambda found: found == [1, 2]).all()
     assert (trained.set_index("trial_id")["best_test_acc"] == epochs.groupby("trial_id")["test_acc"].max()).all()
-    for column in ("params", "pool_params_count", "train_s", "peak_memory_mb", "device", "versions", "pool_times_gap"):
+    for column in (
+        "params",
+        "pool_params_count",
+        "train_s",
+        "peak_memory_mb",
+        "device",
+        "versions",
+        "pool_flops",
+        "pool_times_gap",
+    ):
         assert trained[column].notna().all(), column
     assert (trained["finished_at"] > trained["started_at"]).all()
     log = (run / "logs" / f"{trained['trial_id'].iloc[0]}.log").read_text()
