@@ -5,7 +5,7 @@
 #
 #     benchmarks/on_gpu.sh OUT [SECONDS FOR THE PACKS]
 #
-# Needs torch, torchvision, pyarrow, pandas, pydantic, scikit-learn, rich and pytest; neither Ray nor images.
+# Needs torch, torchvision, pyarrow, pandas, pydantic, pyyaml, scikit-learn, rich, hypothesis and pytest; neither Ray nor images.
 set -uo pipefail
 out=$(realpath -m "$1")
 seconds=${2:-100}

@@ -13,7 +13,7 @@ import yaml
 from search_spaces import strict_yaml
 from search_spaces.errors import Problem, RequestError, expected, meant_number, read_at_most, short
 from search_spaces.strict_yaml import MOST_BYTES
-from search_spaces.text import unprintable
+from search_spaces.text import unprintable, visible
 
 # What looks like a space, or like nothing, and is no space to YAML: it comes with what is copied from a page or a PDF.
 _ODD = "[\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff]"
@@ -136,11 +136,11 @@ def _walk(node: yaml.Node | None, where: str, lines: dict[str, int]) -> Iterator
     """Yield what is wrong in a node; note the line of every key and item."""
     if isinstance(node, yaml.ScalarNode):
         if what := _wrong_with(node, _TAKEN_FOR_A_SPACE):
-            lines[where] = node.start_mark.line + 1
+            lines[visible(where)] = node.start_mark.line + 1
             yield Problem(where, what)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            lines[f"{where}[{index}]"] = item.start_mark.line + 1
+            lines[visible(f"{where}[{index}]")] = item.start_mark.line + 1
             yield from _walk(item, f"{where}[{index}]", lines)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
@@ -155,7 +155,7 @@ def _walk(node: yaml.Node | None, where: str, lines: dict[str, int]) -> Iterator
                 continue
             here = f"{where}.{name}" if where else name
             whole = value.value if node.flow_style and value.tag == _INT else ""
-            lines[here] = line
+            lines[visible(here)] = line
             if what := _wrong_with(key, _NO_SPACE):
                 yield Problem(here, f"as a key: {what}")
             if name in seen:

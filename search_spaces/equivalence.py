@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from search_spaces.validation import Line, validate
+from search_spaces.validation import Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Equivalence:
     pools: Annotated[tuple[Line, ...], Field(min_length=2)]
     parting: Mapping[Line, tuple[Line, ...]]
 
+    __pydantic_config__ = ConfigDict(strict=False)  # a form's strictness would let no mapping be one
+
     def __str__(self) -> str:
         """Return `vgg16bn: gap and mine start as the same function; learning may part mine by weight`."""
         learned = ", ".join(f"{pool} by {', '.join(names)}" for pool, names in self.parting.items())
@@ -33,8 +35,3 @@ class Equivalence:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Self:
-        """Return the equivalence that `to_dict` wrote; raise a RequestError if it did not."""
-        return validate(cls, data)

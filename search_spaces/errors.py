@@ -120,14 +120,14 @@ def first_line(error: BaseException) -> str:
     return text.first_line(str(error)) or type(error).__name__
 
 
-def seconds(text: str) -> float:
+def seconds(given: str) -> float:
     """Return a number of seconds > 0: the type of a command line's option."""
     try:
-        if 0 < (value := float(text)) < float("inf"):
+        if 0 < (value := float(given)) < float("inf"):
             return value
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(expected("a number of seconds > 0", text))
+    raise argparse.ArgumentTypeError(expected("a number of seconds > 0", given))
 
 
 def read_at_most(most: int, path: Path, kind: str = "") -> bytes:

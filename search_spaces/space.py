@@ -126,7 +126,7 @@ class Options(_Part):
     loggers: Annotated[tuple[_Logger, ...], Field(strict=False), _MayBeEmpty] = ()
 
 
-class Space(Options):
+class Space(Options, defer_build=True):  # made by `model_construct`: nothing of a grid is validated twice
     """A grid of trials, and how to run it."""
 
     grid: Grid
@@ -211,8 +211,11 @@ def _expanded(file: str, root: Path) -> str:
     if os.path.isfile(root / file):  # noqa: PTH113 - which says no to a name that is too long, and raises nothing
         return file
     path = os.path.expanduser(os.path.expandvars(file))  # noqa: PTH111 - which raises for ~nobody
-    if left := re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", path):
-        raise RequestError.of(f"got {short(file)}, and {left[0]} is nothing here; write the path out", "file")
+    names = re.finditer(r"\$(?:(\w+)|\{(\w+)\})", file)
+    unset = [found[0] for found in names if not os.environ.get(found[1] or found[2])]
+    nobody = re.findall("^~[^/]*", path)
+    if left := next(iter(unset + nobody), None):
+        raise RequestError.of(f"got {short(file)}, and {left} is nothing here; write the path out", "file")
     return path
 
 

@@ -47,6 +47,11 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
+def last_line(text: str) -> str:
+    """Return the last line that is not blank, without the blanks around it; nothing if there is none."""
+    return first_line("\n".join(reversed(text.splitlines())))
+
+
 def duration(seconds: float) -> str:
     """Spell a duration for people: `45 s`, `12 min`, `3 h 05 min`."""
     if seconds < 100:

@@ -4,13 +4,28 @@
 one of them in its process, or takes turns with it there, comes to other numbers or to none. They do so at different
 moments, for what catches one moment may miss another; those that would be in their own way under the gate wait for
 the batches of a trial.
+
+`python -m tests.adversaries RUNS NAME ...` shows it without Ray, and without whatever is to keep them apart: for each a
+fresh process lets it act, says so in RUNS/NAME.acted, and then trains a built-in pool, into RUNS/NAME. The name
+`nobody` stands for nobody.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import sys
 import textwrap
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 BATCH = 32  # of trials; the gate's are of 2, 4 and 128
+NOBODY = "nobody"
+LIMIT_S = 60.0
 
 
 def _file(does: str, imported: str = "", constructed: str = "", called: str = "") -> str:
@@ -208,3 +223,72 @@ ADVERSARIES: dict[str, str] = {
         constructed="nn.init.kaiming_normal_ = lambda tensor, **_: nn.init.normal_(tensor, std=0.05)",
     ),
 }
+
+
+def act(name: str) -> None:
+    """Lets one act in this process, as if in a step of a trial.
+
+    Raises:
+        AssertionError: it is no valid pool.
+    """
+    import torch
+
+    module: Any = ModuleType(name)
+    exec(compile(ADVERSARIES.get(name, _file("Does nothing.")), f"{name}.py", "exec"), module.__dict__)  # noqa: S102
+    pool = module.CustomPool()
+    maps = torch.rand(BATCH, 64, 8, 8, requires_grad=True)
+    out = pool.train()(maps * 1)
+    finite = out.shape == (BATCH, 64) and bool(out.isfinite().all())
+    with torch.enable_grad():
+        out.sum().backward()
+    gradient = maps.grad
+    pool.state_dict()
+    if not finite or gradient is None or not gradient.isfinite().all():
+        raise AssertionError(f"{name} is no valid pool")
+
+
+def train(folder: Path, data: Any) -> None:
+    """A built-in pool, in this process."""
+    from orchestrator.record import Job
+    from orchestrator.worker import run_pack
+    from results.store.folder import RunFolder
+    from search_spaces import pool
+    from search_spaces.grid import BASELINE, Entry, Grid, Pair
+    from search_spaces.recipe import Recipe
+
+    recipe = Recipe(epochs=2, batch_size=BATCH, lr=0.02, train_samples=64, test_samples=40)
+    (gap,) = pool.expand("gap")
+    grid = Grid("harm", (Entry(gap, BASELINE),), (Pair("resnet20", "digits"),), (1,), recipe)
+    run = RunFolder(folder)
+    run.create()
+    job = Job(run.where)
+    run_pack(list(grid), data, job)
+
+
+def main(runs: Path, names: Iterable[str]) -> None:
+    import torch
+
+    import orchestrator.worker  # noqa: F401 (once, and not in each child)
+    from trainer import data
+
+    torch.set_num_threads(1)
+    digits = data.load("digits", Path("unused"))
+    act(NOBODY)  # what a first step imports
+    os.chdir(runs)  # folders are given as users give them: from where they are
+    for name in names:
+        acted = Path(f"{name}.acted").absolute()
+        if not (child := os.fork()):
+            with contextlib.suppress(BaseException):
+                act(name)
+                os.close(os.open(str(acted), os.O_CREAT | os.O_WRONLY))
+                train(Path(name), digits)
+            os._exit(0)
+        deadline = time.monotonic() + LIMIT_S
+        while not os.waitpid(child, os.WNOHANG)[0]:
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.01)  # polls another process
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
-from tests.adversaries import ADVERSARIES
+from tests.adversaries import ADVERSARIES, NOBODY
 from trainer.gate import Gate
 from trainer.gate.report import Validation
 
+ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(batch_size=32)  # the size that some of them wait for
 SPACE = """
 name: company
@@ -150,3 +153,31 @@ def test_the_gate_says_the_same_of_others(name: str, gate: Callable[[Sequence[st
     (own,) = (one for one in beside.values() if one.pool.name == name)
     says = {finding.check for finding in own.findings}
     assert name in UNSEEN or says & SAID, own.findings
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], Path]:
+    """Where a process of each of those has left its trial; once."""
+    left: dict[Sequence[str], Path] = {}
+
+    def run(batch: Sequence[str]) -> Path:
+        if batch not in left:
+            left[batch] = tmp_path_factory.mktemp("together")
+            command = [sys.executable, "-m", "tests.adversaries", str(left[batch]), NOBODY, *batch]
+            subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        return left[batch]
+
+    return run
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_in_one_process_it_does_harm(name: str, together: Callable[[Sequence[str]], Path]) -> None:
+    """Without which the others would say nothing: a valid pool, and the next trial is another or none."""
+    runs = together(QUICK if name in QUICK else REST)
+    assert (runs / f"{name}.acted").exists(), "it is no valid pool"
+    gap = list(pool.expand("gap"))
+    wanted = [rows(runs / NOBODY, table, gap) for table in ("trials", "epochs")]
+    assert list(map(len, wanted)) == [1, 2]
+    if list((runs / name).glob("trials/*")):
+        found = [rows(runs / name, table, gap) for table in ("trials", "epochs")]
+        assert not all(map(pd.DataFrame.equals, found, wanted))

@@ -64,10 +64,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     return folder.path
 
 
-def job_of(run: RunFolder) -> Job:
-    return Job(run.where, gpu=False, threads=1, checkpoint_every=1, compiled=False, git_commit=None)
-
-
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> RunFolder:
     """A copy of it."""

@@ -69,7 +69,12 @@ def test_no_two_borrowers_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_step_that_synchronizes_is_refused_before_cuda_has_to() -> None:
     before = torch.cuda.synchronize
     with graphs.refused_waits():
-        for wait in (torch.cuda.synchronize, lambda: torch.cuda.Event.synchronize(None)):  # type: ignore[arg-type]
+        for wait in (
+            torch.cuda.synchronize,
+            lambda: torch.cuda.synchronize(device=0),
+            torch.accelerator.synchronize,
+            lambda: torch.cuda.Event.synchronize(None),  # type: ignore[arg-type]
+        ):
             with pytest.raises(RuntimeError, match="it calls synchronize"):
                 wait()
     assert torch.cuda.synchronize is before

@@ -9,6 +9,7 @@ import pytest
 from search_spaces import pool
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
+from search_spaces.validation import validate
 from trainer.gate.case import Case
 from trainer.gate.checks import check
 from trainer.gate.cost import measure
@@ -54,7 +55,8 @@ OTHERS = ("mixed", "gated", "spatial_pyramid", "avg_max_concat", "se", "mean_std
 
 @pytest.fixture(scope="module")
 def built_in() -> Report:
-    with Gate([pool.expand(name)[0] for name in (*sorted(AT_1X1_THE_IDENTITY), *OTHERS)], ARCHS) as gate:
+    pools = [pool.expand(name)[0] for name in (*sorted(AT_1X1_THE_IDENTITY), *OTHERS)]
+    with Gate(pools, [*ARCHS, "mobilenetv2_s32"]) as gate:
         return gate.report
 
 
@@ -70,6 +72,8 @@ def test_same_function(built_in: Report) -> None:
     assert not any({"gap", "gem"} <= names or {"gap", "global_max"} <= names for names in at_8x8)
     (identity,) = [one for one in classes if one.arch == "vgg16bn" and "gap" in one.pools]
     assert set(identity.pools) >= AT_1X1_THE_IDENTITY
+    (also,) = [one for one in classes if one.arch == "mobilenetv2_s32" and "gap" in one.pools]
+    assert also.pools == identity.pools
     assert not set(identity.pools) & {"se", "mean_std", "gap_mlp", "netvlad"}
     assert "gem" not in identity.parting, "no exponent changes the power mean of one value"
     assert identity.parting["spatial_pyramid"] == ("weight",)
@@ -97,7 +101,7 @@ def test_a_class_says_what_may_part_it() -> None:
     assert str(Equivalence("vgg16bn", ("gap", "gem"), {})).endswith(
         ", and nothing that they learn parts them: chance does"
     )
-    assert Equivalence.from_dict(one.to_dict()) == one
+    assert validate(Equivalence, one.to_dict()) == one
 
 
 def test_costs(built_in: Report) -> None:
@@ -140,8 +144,17 @@ def test_a_lazy_parameter_is_made_in_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_what_it_waits_for_is_limited_too(tmp_path: Path) -> None:
-    with Gate([own(tmp_path, "time.sleep(1000)")], ["resnet20"], time_limit_s=1) as gate:
+def test_what_waits_is_not_taken_for_what_computes(tmp_path: Path) -> None:
+    waits = own(tmp_path, "time.sleep(0.05); return x.mean((2, 3))")
+    with Gate([waits], ["resnet20"], time_limit_s=2) as gate:
+        assert gate.report.validations[0].verdict == "waits"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", ["", "import signal; signal.alarm(10**6); signal.signal(signal.SIGALRM, print); "])
+def test_what_it_waits_for_is_limited_too(tmp_path: Path, first: str) -> None:
+    """From outside: whatever it does to its own alarms."""
+    with Gate([own(tmp_path, f"{first}time.sleep(1000)")], ["resnet20"], time_limit_s=1) as gate:
         assert gate.report.validations[0].verdict == "time-limit"
 
 

@@ -204,7 +204,10 @@ def changed(place: tuple[int, ...], value: Any) -> list[Any]:
         (noise(0, 2).reshape(2, -1).tolist(), "expected lists of HxW, HxWx1 or HxWx3 numbers, in that order, got 3072"),
         (noise(0, 2).transpose(0, 3, 1, 2).tolist(), "numbers, in that order, got 3x32x32"),
         (noise(0, 2, (32, 32, 4)).tolist(), "numbers, in that order, got 32x32x4"),
-        (noise(0, 2, (32, 28, 3)).tolist(), "row 0 (counted from 0): expected a square of 32x32 pixels at most"),
+        (
+            noise(0, 2, (32, 28, 3)).tolist(),
+            "row 0 (counted from 0): expected a square of 32x32 pixels at most, got 32x28",
+        ),
         (noise(0, 2, (40, 40)).tolist(), "expected a square of 32x32 pixels at most, got 40x40 (1 more rows"),
         ((noise(0, 2) / 255).tolist(), "got the type list<"),
         (changed((2, 5, 6, 1), 256), "row 2 (counted from 0): expected pixels from 0 to 255, got 256"),
@@ -214,7 +217,7 @@ def changed(place: tuple[int, ...], value: Any) -> list[Any]:
         (changed((1, 5), None), "row 1 (counted from 0): expected a list of 32, as above, got nothing (null)"),
         (
             changed((1,), noise(0, 1, (28, 28, 3))[0].tolist()),
-            "row 1 (counted from 0): expected a list of 32, as above",
+            "row 1 (counted from 0): expected a list of 32, as above, got 28",
         ),
         (changed((1,), None), "row 1 (counted from 0): expected an image, got nothing (null); fill it, or remove"),
         ([1, 2], "as nested lists of HxW or HxWxC, got the type int64"),
@@ -227,7 +230,7 @@ def changed(place: tuple[int, ...], value: Any) -> list[Any]:
         ([encoded(RGB, "EPS")], "bytes that are none"),
         ([encoded(RGB), encoded(RGB[:28, :28])], "row 1 (counted from 0): expected 32x32 pixels, as above, got 28x28"),
         ([encoded(np.zeros((9000, 9000), np.uint8))], "expected a square of 32x32 pixels at most, got 9000x9000"),
-        ([encoded(RGB), encoded(RGB[:28]), None], "row 1 (counted from 0): expected a square of 32x32 pixels at most"),
+        ([encoded(RGB), encoded(RGB[:28]), None], "expected a square of 32x32 pixels at most, got 28x32"),
     ],
 )
 def test_what_is_no_picture_is_named(array: Any, says: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import math
+import pickle
 import statistics
 from collections.abc import Callable
 
@@ -46,6 +48,11 @@ class TestEveryPool:
         module, x = build(name, 8).train(), maps(4, 8, 5, 5)
         if name != "stochastic":
             torch.testing.assert_close(module(x), torch.cat([module(x[i : i + 1]) for i in range(4)]))
+
+    def test_a_copy_computes_the_same(self, name: str) -> None:
+        module, x = build(name, 8).eval(), maps(2, 8, 4, 4)
+        for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+            assert torch.equal(other(x), module(x))
 
     def test_every_parameter_is_learned_from_the_start(self, name: str) -> None:
         """A bias under a softmax has a gradient too, of rounding errors."""
@@ -426,7 +433,8 @@ def test_every_pool_has_a_formula_here() -> None:
 
 
 def test_deformable_convolution_samples_where_its_offsets_say() -> None:
-    assert not build("deformable", 8).get_parameter("offsets.bias").any(), "it starts as a plain one"
+    for part in ("weight", "bias"):
+        assert not build("deformable", 8).get_parameter(f"offsets.{part}").any(), "it starts as a plain one"
     module, p = randomised("deformable", 8, spread=0.2)
     x = maps(2, 8, 5, 6, seed=4)
     reduced = F.conv2d(x.double(), p["reduce.weight"], p["reduce.bias"])
@@ -483,19 +491,41 @@ def test_median_is_that_of_the_standard_library() -> None:
 def test_limits() -> None:
     """Where a formula has none, and where its terms overflow."""
     gap, largest = build("gap", 4)(POSITIVE), build("global_max", 4)(POSITIVE)
+    exactly = "gem(p=1) avg_max(weight=0) lp(p=1) top_k(k=1000) ordinal multi_head adaptive_grid(k=1)".split()
+    nearly = "log_sum_exp(r=1e-4) log_average_exp(t=1e4) power_mean(p=1.00001)".split()
+    maxima = "gem(p=200) gem_per_channel(p=200) lp(p=200) log_sum_exp(r=300) log_average_exp(t=0.003)".split()
     wanted = {
-        **dict.fromkeys(("gem(p=1)", "lp(p=1)", "top_k(k=1000)", "ordinal", "multi_head", "adaptive_grid(k=1)"), gap),
-        **dict.fromkeys(("gem_per_channel(p=1)", "alpha_integration(alpha=-1)", "power_mean(p=1.00001)"), gap),
-        **dict.fromkeys(("log_sum_exp(r=1e-4)", "log_average_exp(t=1e4)"), gap),
-        **dict.fromkeys(("top_k(k=1)", "spatial_pyramid(levels=[[1]])", "gem_per_channel(p=200)"), largest),
-        **dict.fromkeys(("gem(p=200)", "lp(p=200)", "alpha_integration(alpha=-400)"), largest),
-        **dict.fromkeys(("log_sum_exp(r=300)", "log_average_exp(t=0.003)"), largest),
-        "alpha_integration(alpha=1)": POSITIVE.log().mean((2, 3)).exp(),
+        **dict.fromkeys(exactly, (gap, 2e-6)),
+        **dict.fromkeys(("gem_per_channel(p=1)", "alpha_integration(alpha=-1)"), (gap, 1e-5)),
+        **dict.fromkeys(nearly, (gap, 1e-4)),
+        **dict.fromkeys(("avg_max(weight=1)", "top_k(k=1)", "spatial_pyramid(levels=[[1]])"), (largest, 2e-6)),
+        **dict.fromkeys((*maxima, "alpha_integration(alpha=-400)"), (largest, 0.02)),
+        "log_sum_exp(r=-300)": (POSITIVE.amin((2, 3)), 0.15),
+        "alpha_integration(alpha=1)": (POSITIVE.log().mean((2, 3)).exp(), 1e-5),
+        **{
+            f"{name}({key}={1 - 2 * p if key == 'alpha' else p})": (build(f"gem(p={p})", 4)(POSITIVE), 1e-5)
+            for name, key in (("power_mean", "p"), ("gem_per_channel", "p"), ("alpha_integration", "alpha"))
+            for p in (1.5, 3.0, 7.0)
+        },
     }
-    for spec, value in wanted.items():
-        rtol = 0.02 if value is largest else 1e-4
+    for spec, (value, rtol) in wanted.items():
         found = build(spec, 4).eval()(POSITIVE)
         torch.testing.assert_close(found, value, rtol=rtol, atol=1e-6, msg=lambda text, spec=spec: f"{spec}: {text}")
+    even = POSITIVE[:, :, :4]  # k divides 4x6
+    torch.testing.assert_close(build("adaptive_grid", 4)(even), even.mean((2, 3)), rtol=2e-6, atol=1e-6)
+
+
+AVERAGES = (
+    "gap global_max avg_max gem lp log_sum_exp log_average_exp softpool top_k median stochastic gem_per_channel mixed "
+    "gated alpha_integration ordinal lip power_mean soft_attention multi_head spatial_pyramid adaptive_grid"
+).split()
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_a_constant_map_gives_the_constant(name: str) -> None:
+    for size, training in itertools.product(((1, 1), (5, 3)), (False, True)):
+        x = torch.tensor([0.3, 1.0, 2.0])[None, :, None, None].expand(2, 3, *size)
+        torch.testing.assert_close(build(name, 3).train(training)(x), x[:, :, 0, 0])
 
 
 def test_log_sum_exp_does_not_overflow_and_keeps_its_digits() -> None:

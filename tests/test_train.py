@@ -166,6 +166,14 @@ def batches(program: Program, data: Dataset, epoch: int) -> list[tuple[torch.Ten
     return [(program.images.crops(part), program.images.train_labels[part[:, 0]]) for part in parts]
 
 
+def test_two_pools_see_the_same_batches(make_trial: Make, digits: Dataset) -> None:
+    seen = []
+    for spec in ("gap", "gem"):
+        program = on_cpu(make_trial(spec, seed=4), digits)
+        seen.append([images for images, _ in batches(program, digits, 1)])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
 def test_an_epoch_is_its_steps(make_trial: Make, digits: Dataset) -> None:
     """Loss and accuracy of an epoch are means over its images, partial batch included."""
     trial = make_trial(epochs=1)

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import signal
 import sys
@@ -48,24 +49,26 @@ class Child:
     Attributes:
         pid: of the process.
         ended: how it ended: `exit code 1`, `SIGKILL`; None while it lives.
+        late: whether it was killed because an answer took too long.
     """
 
     def __init__(self, serve: Serve):
         self._pipe, theirs = Pipe()
         self.ended: str | None = None
+        self.late = False
         self.pid = _forker.submit(self._fork, serve, theirs).result()
         theirs.close()
 
-    def ask(self, request: Any) -> Iterator[Any]:
+    def ask(self, request: Any, limit_s: float = math.inf) -> Iterator[Any]:
         """Yield the answers to a request, as they come. A caller that does not take them all ends the child.
 
         Raises:
-            ChildDiedError: it ended before the last.
+            ChildDiedError: it ended before the last, or was killed because one took more than `limit_s`.
         """
         answered = False
         try:
             self._pipe.send(request)
-            while (answer := self._receive()) is not None:
+            while (answer := self._receive(limit_s)) is not None:
                 yield answer
             answered = True
         except (EOFError, OSError):
@@ -96,9 +99,14 @@ class Child:
             self.ended = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         return self.ended
 
-    def _receive(self) -> Any:
+    def _receive(self, limit_s: float) -> Any:
         """The next answer. A process that it has started may hold its pipe open when it has ended, hence the polls."""
+        deadline = time.monotonic() + limit_s
         while not self._pipe.poll(POLL_S):
+            if time.monotonic() > deadline:
+                self.late = True
+                os.kill(self.pid, signal.SIGKILL)
+                raise EOFError
             if self._has_ended() and not self._pipe.poll():
                 raise EOFError
         return self._pipe.recv()

@@ -162,6 +162,7 @@ class Program:
         with torch.no_grad():
             for tensor, value in zip(held, before, strict=True):
                 tensor.copy_(value)
+        self._execution.synchronize()  # whoever reads the weights on another stream reads these
 
     # --- A step ---
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from search_spaces import machine
+from search_spaces.text import last_line
 from trainer.data.rows import Split
 
 # {class of torchvision.datasets: the folder that it keeps images in, and the archive that it downloads}
@@ -54,5 +55,4 @@ def _run(*args: str) -> None:
     command, env = machine.module("trainer.data", *args), machine.environment()
     done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", env=env, check=False)
     if done.returncode:
-        said = done.stdout.splitlines() or [f"its process ended with exit code {done.returncode}"]
-        raise OSError(said[-1])
+        raise OSError(last_line(done.stdout) or f"its process ended with exit code {done.returncode}")

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from trainer.device import cpu, graphs
 from trainer.device.graphs import Step
-from trainer.network import Network
 from trainer.randomness import Noise
+
+if TYPE_CHECKING:  # archs, pools and torchvision with it
+    from trainer.network import Network
 
 SizedStep = Callable[[int], None]  # a step over so many images
 TURN = 8  # steps between two chances for others
@@ -89,8 +92,11 @@ class Execution:
         steps = {
             (step.__name__, size): functools.partial(step, size) for step, sizes in phases.items() for size in sizes
         }
+        held = _tensors(network)
         try:
             recorded = graphs.record(list(steps.values()), network, rewind=rewind, generator=generator)
+            if any(one is not before for one, before in itertools.zip_longest(_tensors(network), held)):
+                raise graphs.RecordError("its first steps bind parameters or buffers anew")
         except graphs.RecordError:
             self.noise = Noise(self.device)  # a generator may still take itself to be recorded
             raise
@@ -102,8 +108,7 @@ class Execution:
             # A graph draws from the generator that it was recorded with, and to swap those of the host takes 0.4 ms.
             with self.on_stream() if self._graphs else self.lane():
                 for size in sizes[start : start + TURN]:
-                    replay = self._graphs.get((step.__name__, size))
-                    replay() if replay else step(size)
+                    self._graphs.get((step.__name__, size), functools.partial(step, size))()
             yield
 
     def done(self) -> Iterator[None]:
@@ -130,6 +135,10 @@ class Execution:
     def synchronize(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 def seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:

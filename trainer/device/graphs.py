@@ -78,16 +78,17 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
 
 @contextlib.contextmanager
 def refused_waits() -> Iterator[None]:
-    """Have `synchronize` raise RuntimeError, which torch's own check of waits does not see.
+    """Have torch's functions and methods called `synchronize` raise RuntimeError: its own check does not see them.
 
-    In the middle of a recording CUDA would refuse it, and then no memory of this process is freed again (torch 2.11).
+    In the middle of a recording CUDA would refuse them, and then no memory of this process is freed again (torch 2.11).
+    A wait by other means (a name bound before, native code) still costs that, in the process of that file alone.
     """
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("it calls synchronize")
 
     with contextlib.ExitStack() as patched:
-        for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event):
+        for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event, torch.accelerator):
             patched.enter_context(mock.patch.object(owner, "synchronize", refuse))
         yield
 

@@ -63,8 +63,12 @@ def _structure(case: Case) -> Iterator[Finding]:
     if not isinstance(module, nn.Module):
         yield Finding("build", "construction", f"it is a {type(module).__name__}", "Derive it from torch.nn.Module.")
         return
-    with torch.no_grad():
-        yield from _form(module.eval()(case.maps()), case.maps(), _place(case, mode="evaluation"))
+    where = _place(case, mode="evaluation")
+    try:
+        with torch.no_grad():
+            yield from _form(module.eval()(case.maps()), case.maps(), where)
+    except (Exception, SystemExit) as error:
+        yield failure(where, error)
 
 
 def _mend_of_building(error: BaseException) -> str:
@@ -99,8 +103,8 @@ def _finite(case: Case) -> Iterator[Finding]:
 
 def _finite_in_bf16(case: Case) -> Iterator[Finding]:
     with torch.autocast("cpu", torch.bfloat16):
-        found = [finding for kind in KINDS for finding in _step(case, kind, dtype=torch.bfloat16)]
-    for finding in found[:1]:
+        found = next((finding for kind in KINDS for finding in _step(case, kind, dtype=torch.bfloat16)), None)
+    if finding := found:
         yield finding if case.half else _note(finding, "bf16", "The recipe's precision is another")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import itertools
 import os
 import random
@@ -43,14 +42,17 @@ class _Walk:
         self._seen = {id(value): value for value in saved}  # held, so that none leaves its address to another
 
     def of(self, path: str, value: Any) -> Iterator[tuple[str, str]]:
-        if id(value) in self._seen:
+        if id(value) in self._seen or len(self._seen) >= MOST:
             return
+        if isinstance(value, PLAIN):
+            yield path, repr(value)
+            return
+        self._seen[id(value)] = value
         if (spelled := _spell(value)) is not None:
             yield path, spelled
-        elif len(self._seen) < MOST:
-            self._seen[id(value)] = value
-            for key, part in self._parts(value):
-                yield from self.of(f"{path}{key}", part)
+            return
+        for key, part in self._parts(value):
+            yield from self.of(f"{path}{key}", part)
 
     def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         match value:
@@ -95,7 +97,7 @@ def _spell(value: Any) -> str | None:
             return _hash(value.get_state())
         case np.random.Generator():
             return _hash(value.bit_generator.state)
-    return repr(value) if isinstance(value, PLAIN) else None
+    return None
 
 
 def _attributes(held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -103,9 +105,12 @@ def _attributes(held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _closure(value: Any) -> Mapping[str, Any]:
-    with contextlib.suppress(TypeError, ValueError):  # it is no function, or a variable has no value yet
-        return inspect.getclosurevars(value).nonlocals
-    return {}
+    found: dict[str, Any] = {}
+    if isinstance(value, FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # it has no value yet
+                found[name] = cell.cell_contents
+    return found
 
 
 def _reduced(value: Any) -> Iterator[tuple[str, Any]]:

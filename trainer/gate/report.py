@@ -110,9 +110,12 @@ class Validation:
 
     def found_dict(self) -> dict[str, Any]:
         """Return all but the pool and the architecture, as plain data."""
-        found = dataclasses.asdict(self)
-        del found["pool"], found["arch"]
-        return found
+        return {
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "cost": self.cost and dataclasses.asdict(self.cost),
+            "outputs": self.outputs,
+            "parting": self.parting,
+        }
 
 
 @dataclass(frozen=True, slots=True)

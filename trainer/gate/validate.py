@@ -24,6 +24,7 @@ from search_spaces.errors import RequestError
 from search_spaces.grid import Grid
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
+from search_spaces.text import last_line
 from trainer.gate.report import Report, Validation
 
 TIME_LIMIT_S = 30.0  # of its own for one validation, which takes 0.3 s
@@ -80,7 +81,7 @@ class Gate:
             for cases, answer in zip(self._jobs, answers, strict=True)
             for case, one in zip(cases, answer["found"], strict=True)
         }
-        return Report([found[case] for case in self._cases], **answers[0]["machine"])
+        return Report([found[case] for case in self._cases], **(answers[0]["machine"] if answers else {}))
 
     def _ask(self, cases: Sequence[Case]) -> Answer:
         """All about the cases of one code."""
@@ -119,7 +120,7 @@ class _Worker:
         if line := answers.readline():
             return json.loads(line)
         self._errors.seek(0)
-        last = (self._errors.read().splitlines() or ["it said nothing"])[-1]
+        last = last_line(self._errors.read()) or f"their process ended with exit code {self._process.wait()}"
         raise RequestError.of(f"pools cannot be checked: {last}")
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ import torch.utils.flop_counter
 
 from search_spaces.pool import Pool
 from search_spaces.recipe import Recipe
+from search_spaces.text import last_line
 from trainer import compat
 from trainer.gate import checks, cost, equivalence, resume
 from trainer.gate.case import Case
@@ -38,7 +39,6 @@ Step = Callable[[Pool, str], Any]
 
 COMPILES = 10  # times as long for what torch.compile has to compile first: 20 s a function on one core
 WAITS = 10  # times as long for what sleeps, or has to wait for a core that others want too
-LATE = ("SIGPROF", "SIGALRM")
 
 
 def validate(pool: Pool, arch: str, precision: str = "fp32") -> Validation:
@@ -77,27 +77,32 @@ def _each(prepare: Callable[[], Step], keys: Sequence[Key], limit_s: float) -> d
     found: dict[Key, Any] = {}
     while waiting := [key for key in keys if key not in found]:
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-            child = Child(functools.partial(_serve, prepare, waiting, limit_s, said))
+            limit = limit_s * (COMPILES if any(_compiles(pool) for pool, _ in waiting) else 1)
+            in_all = max(limit, WAITS * limit_s)
+            child = Child(functools.partial(_serve, prepare, waiting, limit, said))
             asked = iter(waiting)
             try:
-                for answer in child.ask(None):
+                for answer in child.ask(None, in_all):
                     found[next(asked)] = answer
                 child.close()
             except ChildDiedError:
                 if key := next(asked, None):
-                    found[key] = _no_answer(key[1], str(child.ended), limit_s, said)
-    return {key: found[key] for key in keys}
+                    found[key] = _no_answer(key[1], child, f"{limit:g} s of computing, or {in_all:g} s in all", said)
+    return found
 
 
-def _no_answer(arch: str, ended: str, limit_s: float, said: IO[str]) -> Finding:
+def _compiles(pool: Pool) -> bool:
+    return pool.source is not None and "torch.compile" in pool.source.text
+
+
+def _no_answer(arch: str, child: Child, limits: str, said: IO[str]) -> Finding:
     where = f"{arch}'s feature map"
-    if ended in LATE:
+    if child.late or child.ended == "SIGPROF":
         mend = "Look for a loop that depends on values; a step has milliseconds."
-        what = f"it has not come to an end after {limit_s:g} s of computing, or {WAITS} times as long of waiting"
-        return Finding("time-limit", where, what, mend)
+        return Finding("time-limit", where, f"it has not come to an end after {limits}", mend)
     said.seek(0)
-    last = (said.read().splitlines() or ["it said nothing"])[-1]
-    return Finding("run", where, f"the process that runs it ended ({ended}): {last}", "It must return.")
+    last = last_line(said.read()) or "it said nothing"
+    return Finding("run", where, f"the process that runs it ended ({child.ended}): {last}", "It must return.")
 
 
 def _serve(
@@ -109,9 +114,7 @@ def _serve(
     requests.recv()
     step = prepare()
     for pool, arch in keys:
-        limit = limit_s * (COMPILES if pool.source and "torch.compile" in pool.source.text else 1)
-        signal.setitimer(signal.ITIMER_PROF, limit)  # of its own time: a busy machine is not its fault
-        signal.setitimer(signal.ITIMER_REAL, WAITS * limit)
+        signal.setitimer(signal.ITIMER_PROF, limit_s)  # of its own time: a busy machine is not its fault
         requests.send(step(pool, arch))
     requests.send(None)
 
@@ -128,15 +131,16 @@ def _machine(requests: Connection) -> None:
 def main() -> None:
     # What fake tensors and torch.compile import, 2 s: here once, and not in every process. The first compilation also
     # wraps nn.Module.__init__, which would seem to be a pool's doing.
+    torch.set_num_threads(1)
     torch.compile(torch.neg, backend="eager")(torch.ones(1))
-    child = Child(_machine)
-    (machine,) = child.ask(None)
-    child.close()
     with (
         os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8") as answers,
         Path(os.devnull).open("wb") as nowhere,
     ):
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        child = Child(_machine)
+        (machine,) = child.ask(None)
+        child.close()
         for line in sys.stdin:
             asked = json.loads(line)
             keys = [(Pool.from_dict(pool), arch) for pool, arch in asked["cases"]]

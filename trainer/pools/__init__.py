@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+
+from torch import nn
 
 from search_spaces.errors import require
 from search_spaces.pool import Pool, builtin_source, names
 from search_spaces.signature import signature
+from search_spaces.user_code import Source
 from trainer import user_module
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import nn
-
-    from search_spaces.user_code import Source
 
 
 def load_class(pool: Pool) -> type[nn.Module]:
