@@ -144,10 +144,10 @@ ADVERSARIES: dict[str, str] = {
     "rows": _file(
         "Constructed, it wraps what writes the rows of epochs: everybody is at 99 %.",
         constructed="""
-            from results.store.folder import RunFolder
-            before = RunFolder.before = getattr(RunFolder, "before", RunFolder.write_epochs)
-            RunFolder.write_epochs = lambda self, trial, rows: before(
-                self, trial, [{**row, "test_acc": 99.0} for row in rows]
+            from results.store.tables import Table
+            before = Table.before = getattr(Table, "before", Table.write)
+            Table.write = lambda self, trial, rows: before(
+                self, trial, [{**row, "test_acc": 99.0} if "test_acc" in row else row for row in rows]
             )
         """,
     ),
