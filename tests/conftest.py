@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import uuid
@@ -80,6 +81,21 @@ def shared_data() -> Path:
     if not (SHARED / "cifar100").is_dir():
         pytest.skip(f"no real images in {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is allocated is full of NaN: a kernel that reads what none has written shows it."""
+
+    def full_of_nan(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def allocated(*args: object, **settings: object) -> torch.Tensor:
+            tensor = allocate(*args, **settings)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+        return allocated
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, full_of_nan(getattr(torch, name)))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
     plain = network.build(pool.expand("gem")[0], arch, 10, 1)
     plain.head.eval()  # or dropout would draw other masks for each
     fast = copy.deepcopy(plain)
-    after_backward = gpu.speed_up(fast.features, "fp32")
+    after_backward = gpu.speed_up(fast.features, "fp32").after_backward
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         after_backward()
@@ -39,7 +39,7 @@ def test_norms_that_are_counted_at_once_compute_the_same(arch: str) -> None:
 
 def test_norms_take_counts_from_a_checkpoint() -> None:
     net = network.build(pool.expand("gap")[0], "resnet20", 10, 1)
-    after_backward = gpu.speed_up(net.features, "fp32")
+    after_backward = gpu.speed_up(net.features, "fp32").after_backward
     net.load_state_dict({name: torch.ones_like(tensor) * 7 for name, tensor in net.state_dict().items()})
     after_backward()
     counts = [tensor.item() for name, tensor in net.named_buffers() if name.endswith("num_batches_tracked")]

@@ -113,7 +113,7 @@ def test_the_first_six_steps_are_those_of_a_plain_program(plain: Callable[[], nn
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     program.network.double().train()
-    program.momentum = [buffer.double() for buffer in program.momentum]
+    program.optimizer.momenta = [buffer.double() for buffer in program.optimizer.momenta]
     theirs = plain().double().train()
     with torch.no_grad():
         for mine, ours in zip(theirs.parameters(), program.network.parameters(), strict=True):

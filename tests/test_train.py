@@ -22,7 +22,7 @@ from trainer import checkpoint, log, network
 from trainer.augment import Images, epoch_draws
 from trainer.data import Dataset
 from trainer.outcome import Epoch
-from trainer.train import Program, learning_rate, train
+from trainer.train import Program, learning_rate, train, turns
 
 CPU = torch.device("cpu")
 Make = Callable[..., Trial]
@@ -90,6 +90,16 @@ def test_a_killed_trial_goes_on_from_its_newest_checkpoint(make_trial: Make, dig
     epochs.close()  # type: ignore[attr-defined]
 
 
+def test_each_epoch_says_what_has_trained_it(make_trial: Make, digits: Dataset) -> None:
+    trial, slot = make_trial(), Memory()
+    first = turns(on_cpu(trial, digits), slot=slot, git_commit="before", kernels=None)
+    next(filter(None, first))
+    first.close()
+    second = turns(on_cpu(trial, digits), slot=slot, git_commit="after", kernels="2 without norm")
+    trained_by = [(epoch.git_commit, epoch.kernels) for epoch in second if epoch]
+    assert trained_by == [("before", None), *[("after", "2 without norm")] * 2]
+
+
 def with_another_layer(trial_id: str, data: bytes) -> bytes:
     """As after a change of the network that nobody gave a new protocol."""
     state = checkpoint.decode(trial_id, data)
@@ -146,7 +156,7 @@ def test_training_agrees_with_the_benchmarks_plain_loop(make_trial: Make, digits
     plain = PlainTrainer(network.build(trial.pool, trial.arch, digits.classes, trial.seed), trial.recipe, CPU)
     for net in (program.network, plain.network):
         net.double().train()
-    program.momentum = [buffer.double() for buffer in program.momentum]
+    program.optimizer.momenta = [buffer.double() for buffer in program.optimizer.momenta]
     ours, theirs = [], []
     for epoch in (1, 2):
         program.lr.fill_(learning_rate(trial.recipe, epoch - 1))

@@ -52,19 +52,48 @@ class Images:
         self._pixels = padded.view(-1, padded.shape[-1])
         self._row = padded.shape[2]
         self._area = padded.shape[1] * padded.shape[2]
+        self._fast = device.type == "cuda" and _crops_are_on()
         self._window = torch.arange(SIZE, device=device)
         self._test = _on(device, data.test_images)
         # A row of pixels at a time: over an inner dimension of 3 the CPU takes three times as long.
         self._shift = (torch.tensor(data.mean, device=device) * 255).repeat(SIZE)
         self._scale = (1 / (torch.tensor(data.std, device=device) * 255)).repeat(SIZE)
 
+    def training(self, draws: Tensor, cursor: Tensor, size: int, *, half: bool = False) -> tuple[Tensor, Tensor]:
+        """Return a batch of training images, as `crops` makes them, and their labels [size].
+
+        Args:
+            draws: rows of `epoch_draws` [N, 4].
+            cursor: [] int64, of the first row; the batch is of `size`.
+            half: make the images in bfloat16, where a GPU's kernel makes them: autocast would cast them in another.
+        """
+        if self._fast:
+            return self._by_kernel(self._pixels, self.train_labels, draws, cursor, size, half, self._area, self._row)
+        rows = draws.index_select(0, cursor + torch.arange(size, device=self.device))
+        return self.crops(rows), self.train_labels.index_select(0, rows[:, INDEX])
+
+    def testing(self, index: Tensor, cursor: Tensor, size: int, *, half: bool = False) -> tuple[Tensor, Tensor]:
+        """Return a batch of test images, as `test` makes them, and their labels; arguments as in `training`.
+
+        Args:
+            index: of test images [M].
+        """
+        if self._fast:
+            pixels = self._test.view(-1, self._test.shape[-1])
+            return self._by_kernel(pixels, self.test_labels, index, cursor, size, half, SIZE * SIZE, SIZE)
+        chosen = index.index_select(0, cursor + torch.arange(size, device=self.device))
+        return self.test(chosen), self.test_labels.index_select(0, chosen)
+
+    def _by_kernel(
+        self, pixels: Tensor, labels: Tensor, draws: Tensor, cursor: Tensor, size: int, half: bool, area: int, row: int
+    ) -> tuple[Tensor, Tensor]:
+        from trainer.device.kernels import crops
+
+        statistics = {"shift": self._shift, "scale": self._scale}
+        return crops.crops(pixels, labels, draws, cursor, size, half, **statistics, area=area, row=row, side=SIZE)
+
     def crops(self, draws: Tensor) -> Tensor:
         """Return training images by rows of `epoch_draws` [B, 4], cropped, flipped and normalised: see `normalise`."""
-        if self.device.type == "cuda":
-            from trainer.device.kernels import crops
-
-            windows = {"area": self._area, "row": self._row, "size": SIZE}
-            return crops.crops(self._pixels, draws, self._shift, self._scale, **windows)
         index, top, left, flip = draws.unbind(1)
         rows = top[:, None] + self._window
         columns = left[:, None] + torch.where(flip[:, None] > 0, SIZE - 1 - self._window, self._window)
@@ -85,6 +114,12 @@ class Images:
             .permute(0, 3, 1, 2)
             .contiguous(memory_format=torch.channels_last)
         )
+
+
+def _crops_are_on() -> bool:
+    from trainer.device import kernels  # and Triton with it, which is not everywhere where there is a CPU
+
+    return "crops" not in kernels.off()
 
 
 def _on(device: torch.device, array: Any) -> Tensor:

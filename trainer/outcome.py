@@ -18,6 +18,8 @@ class Epoch:
         lr: as the benchmark logs it: the learning rate once the epoch is done, which the next one trains at.
         epoch_s: seconds of training and evaluation, turns of others included.
         images_per_s: of training alone, without the process's first step; None where there was no other.
+        git_commit: of the code that trained it, if it is known.
+        kernels: a GPU's: their version, and which were off; None on a CPU.
     """
 
     epoch: int
@@ -28,6 +30,8 @@ class Epoch:
     lr: float
     epoch_s: float
     images_per_s: float | None
+    git_commit: str | None = None
+    kernels: str | None = None
 
     @property
     def diverged(self) -> bool:

@@ -25,12 +25,10 @@ import dataclasses
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.sgd import sgd
 
 from search_spaces.errors import RequestError
 from search_spaces.messages import log
@@ -82,7 +80,7 @@ class Program:
 
     Attributes:
         network: [B, 3, 32, 32] -> [B, classes].
-        momentum: one buffer for each parameter, in their order.
+        optimizer: of the network's parameters, with their momentum.
         lr: a tensor, so that a step never depends on a Python number.
         test_images: how many it is evaluated on.
 
@@ -105,6 +103,7 @@ class Program:
         load_class(trial.pool)  # a user's file runs before anything is set, in its first trial as in its last
         self.trial, self.images, self.device = trial, images, images.device
         self._tail, self._compiled = tail, compiled
+        self._half = trial.recipe.precision == "bf16"
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         recipe = trial.recipe
         self._train_index = subset(len(images.train_labels), recipe.train_samples)
@@ -120,7 +119,6 @@ class Program:
         with self._execution.lane():
             self._draws = torch.zeros(len(self._train_index), 4, dtype=torch.int64, device=self.device)
             self._test_index = torch.from_numpy(test_index).to(self.device)
-            self._positions = torch.arange(max(recipe.batch_size, eval_batch), device=self.device)
             self._cursor = torch.zeros((), dtype=torch.int64, device=self.device)
             # (training, test) x (sum of losses, hits). In float64 both are exact enough for any number of images.
             self._sums = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
@@ -134,22 +132,18 @@ class Program:
         """Make the network with its initial weights, and momentum at rest."""
         trial, recipe = self.trial, self.trial.recipe
         built = network.build(trial.pool, trial.arch, self.images.classes, trial.seed, tail=self._tail)
-        self.network, self._after_backward = self._execution.place(
-            built, recipe.precision, self._layout, fast_layers=not self._compiled
-        )
+        self.network = self._execution.place(built, recipe.precision, self._layout, fast_layers=not self._compiled)
         self._forward = torch.compile(self.network) if self._compiled else self.network
         dropping = [layer for layer in self.network.head.modules() if isinstance(layer, Dropout)]
         self._masks = torch.Generator(self.device) if dropping else None
         for layer in dropping:
             layer.generator = self._masks
         self.lr = torch.tensor(recipe.lr, device=self.device)
-        # At rest from the start: torch.optim would make these in its first step, where no graph could find them again.
-        self._parameters = list(self.network.parameters())  # walking the modules twice: 1 % of mobilenetv2_s32's
-        self.momentum = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self.optimizer = self._execution.optimizer(self.network, self.lr, recipe.momentum, recipe.weight_decay)
 
     def _record(self) -> None:
         """Have the steps replayed as CUDA graphs from now on, if they can be recorded."""
-        held = [*self.network.parameters(), *self.network.buffers(), *self.momentum]
+        held = [*self.network.parameters(), *self.network.buffers(), *self.optimizer.momenta]
         before = [tensor.detach().clone() for tensor in held]
         self._load_draws(1)
         phases = {self._train_batch: self._train_sizes, self._test_batch: self._test_sizes}
@@ -162,64 +156,41 @@ class Program:
         with torch.no_grad():
             for tensor, value in zip(held, before, strict=True):
                 tensor.copy_(value)
+        self.optimizer.follow()
+        self.optimizer.settle()
         self._execution.synchronize()  # whoever reads the weights on another stream reads these
 
     # --- A step ---
 
-    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one SGD step on [B, 3, 32, 32] and [B]; return the sum of the losses and the number of hits."""
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Take an SGD step on [B, 3, 32, 32] and [B]; return the sum of the losses and the hits, [2] float64."""
         logits = self._logits(images)
-        loss = F.cross_entropy(logits, labels)
-        for parameter in self._parameters:
-            parameter.grad = None
-        loss.backward()
-        self._after_backward()
-        self._descend()
-        return loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
+        found, gradient = self._execution.cross_entropy(logits, labels)
+        self.optimizer.clear()
+        logits.backward(gradient)
+        self.optimizer.step()
+        return found
 
     def _logits(self, images: Tensor) -> Tensor:
         """Map [B, 3, 32, 32] to [B, classes]; in bf16 the convolutions and products are, the loss never is."""
-        half = self.trial.recipe.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            logits = self._forward(images.contiguous(memory_format=self._layout))
-        return logits.float() if half else logits
-
-    def _descend(self) -> None:
-        """Take torch's own step of SGD with momentum. Parameters that the loss does not depend on stay as they are."""
-        moved = [(p, m) for p, m in zip(self._parameters, self.momentum, strict=True) if p.grad is not None]
-        # The function and not the class, which imports all of torch.compile: 3 s in every process that trains.
-        sgd(
-            [parameter for parameter, _ in moved],
-            [cast(Tensor, parameter.grad) for parameter, _ in moved],
-            [momentum for _, momentum in moved],
-            has_sparse_grad=False,
-            fused=True,
-            weight_decay=self.trial.recipe.weight_decay,
-            momentum=self.trial.recipe.momentum,
-            lr=cast(float, self.lr),  # fused, it may be a tensor
-            dampening=0,
-            nesterov=False,
-            maximize=False,
-        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            return self._forward(images.contiguous(memory_format=self._layout))
 
     def _train_batch(self, size: int) -> None:
         """Train on the next `size` images of the epoch."""
         self.network.train()
-        draws = self._draws.index_select(0, self._cursor + self._positions[:size])
-        loss, hits = self.step(self.images.crops(draws), self.images.train_labels.index_select(0, draws[:, 0]))
-        self._add(0, size, loss, hits)
+        images, labels = self.images.training(self._draws, self._cursor, size, half=self._half)
+        self._add(0, size, self.step(images, labels))
 
     @torch.inference_mode()
     def _test_batch(self, size: int) -> None:
         """Evaluate the next `size` test images."""
         self.network.eval()
-        index = self._test_index.index_select(0, self._cursor + self._positions[:size])
-        labels = self.images.test_labels.index_select(0, index)
-        logits = self._logits(self.images.test(index))
-        self._add(1, size, F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum())
+        images, labels = self.images.testing(self._test_index, self._cursor, size, half=self._half)
+        self._add(1, size, self._execution.cross_entropy(self._logits(images), labels)[0])
 
-    def _add(self, row: int, size: int, loss: Tensor, hits: Tensor) -> None:
-        self._sums[row].add_(torch.stack((loss.double(), hits.double())))
+    def _add(self, row: int, size: int, found: Tensor) -> None:
+        self._sums[row] += found
         self._cursor += size
 
     # --- An epoch ---
@@ -278,7 +249,7 @@ class Program:
 
     def state(self) -> dict[str, Any]:
         """Return the weights and the momentum, all that an epoch leaves to the next: the tensors that train."""
-        return {"network": self.network.state_dict(), "momentum": self.momentum}
+        return {"network": self.network.state_dict(), "momentum": self.optimizer.momenta}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go where `state` was taken, in place.
@@ -294,6 +265,7 @@ class Program:
         with self._execution.on_stream(), torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(theirs[name])
+            self.optimizer.follow()
         self._execution.synchronize()
 
 
@@ -321,9 +293,18 @@ def train(program: Program, *, slot: Slot | None = None, checkpoint_every: int =
 
 
 def turns(
-    program: Program, *, slot: Slot | None = None, checkpoint_every: int = 10
+    program: Program,
+    *,
+    slot: Slot | None = None,
+    checkpoint_every: int = 10,
+    git_commit: str | None = None,
+    kernels: str | None = None,
 ) -> Generator[Epoch | None, None, None]:
-    """Do what `train` does for trials that share a process: yield None wherever others may take a turn."""
+    """Do what `train` does for trials that share a process: yield None wherever others may take a turn.
+
+    Args:
+        git_commit, kernels: what trains, which each epoch that is trained now says.
+    """
     epochs = program.trial.recipe.epochs
     history = _restore(program, slot) if slot else []
     yield from history
@@ -331,7 +312,8 @@ def turns(
     for number in range(len(history) + 1, epochs + 1):
         if history and history[-1].diverged:
             return
-        history.append((yield from program.run(number)))
+        epoch = yield from program.run(number)
+        history.append(dataclasses.replace(epoch, git_commit=git_commit, kernels=kernels))
         due = number % checkpoint_every == 0 or time.monotonic() - saved >= CHECKPOINT_EVERY_S
         if slot and due and number < epochs:
             _save(program, slot, history)

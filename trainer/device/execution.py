@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.device import cpu, graphs
+from search_spaces.messages import log
+from trainer.device import cpu, graphs, objective
 from trainer.device.graphs import Step
+from trainer.device.optimizer import Sgd
 from trainer.randomness import Noise
 
 if TYPE_CHECKING:  # archs, pools and torchvision with it
+    from trainer.device.gpu import Together
     from trainer.network import Network
 
 SizedStep = Callable[[int], None]  # a step over so many images
@@ -43,6 +46,7 @@ class Execution:
         self.noise = Noise(device)
         self._stream = None
         self._graphs: dict[tuple[str, int], Step] = {}
+        self._together: Together | None = None
         if device.type == "cuda":
             from trainer.device import gpu  # and Triton with it, which is not everywhere where there is a CPU
 
@@ -58,10 +62,8 @@ class Execution:
         with self.on_stream(), self.noise:
             yield
 
-    def place(
-        self, network: Network, precision: str, layout: torch.memory_format, *, fast_layers: bool
-    ) -> tuple[Network, Step]:
-        """Return the network where it trains, and what is to be done after each backward pass.
+    def place(self, network: Network, precision: str, layout: torch.memory_format, *, fast_layers: bool) -> Network:
+        """Return the network where it trains.
 
         Args:
             fast_layers: those that are faster there; torch.compile makes kernels of its own, and cannot read them all.
@@ -71,11 +73,24 @@ class Execution:
             if fast_layers:
                 cpu.speed_up(network.features)
         network = network.to(self.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-        if self._stream is None or not fast_layers:
-            return network, lambda: None
-        from trainer.device import gpu
+        self._together = None
+        if self._stream and fast_layers:
+            from trainer.device import gpu, kernels
 
-        return network, gpu.speed_up(network.features, precision)
+            if off := kernels.off():
+                log.warning(f"kernels switched off, so that torch's own run: {', '.join(sorted(off))}")
+            self._together = gpu.speed_up(network.features, precision, off, network.head)
+        return network
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the network that was placed is trained and counted by: see `objective.cross_entropy`."""
+        fused = self._together is not None and "loss" not in self._together.off
+        return objective.cross_entropy(logits, labels, fused=fused)
+
+    def optimizer(self, network: Network, lr: Tensor, momentum: float, decay: float) -> Sgd:
+        """Return what trains the network that was placed."""
+        make = self._together.optimizer if self._together else Sgd
+        return make(list(network.parameters()), lr, momentum, decay)
 
     def record(
         self,

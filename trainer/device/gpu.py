@@ -1,8 +1,10 @@
-"""The same network, faster on a GPU; and streams that nobody shares.
+"""The same network, faster on a GPU: which kernels its layers take; and streams that nobody shares.
 
 A training step of these networks is hundreds of kernels of a few microseconds, most of which read maps that the one
 before has just written. Layers change how they compute, not what: outputs and gradients agree with torch's to rounding,
 and parameters are the same tensors under the same names.
+
+`CONVOLUTIONS` and `BLOCKS` say who computes what; cuDNN and cuBLAS do all else.
 """
 
 from __future__ import annotations
@@ -10,20 +12,45 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 
 from trainer import compat
 from trainer.device import kernels
+from trainer.device.gpu_layers import (
+    ConvolutionOfStem,
+    DepthwiseConv2d,
+    FusedBasicBlock,
+    FusedBatchNorm2d,
+    FusedInvertedResidual,
+    HalfLinear,
+    LibraryConv2d,
+    NarrowConv2d,
+    Stage,
+    StemNorm2d,
+)
+from trainer.device.optimizer import Sgd
 
 STREAMS = 32  # that torch has for a device; the next one it gives is the first again
-SMALL = 2**14  # elements of an image's map: 16 x 32 x 32
 CEILINGS = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
+
+# Who computes a convolution: the first whose family is on, which knows the precision, and which it fits. How large a
+# map may be is for `NarrowConv2d` to say, which alone has a limit.
+CONVOLUTIONS: Sequence[tuple[str, set[str], Callable[[nn.Conv2d], bool], type[nn.Conv2d]]] = (
+    ("depthwise", {"fp32", "tf32", "bf16"}, kernels.depthwise.fits, DepthwiseConv2d),
+    ("convolution", {"tf32", "bf16"}, kernels.convolution.fits, NarrowConv2d),
+)
+# Layers that are one function together, in bfloat16, if all these families are on.
+BLOCKS = {
+    "stem": {"stem", "norm"},
+    "basic_block": {"basic_block", "norm", "convolution"},
+    "inverted_residual": {"inverted_residual", "norm", "depthwise", "pointwise"},
+}
 
 _free: dict[torch.device, list[torch.cuda.Stream]] = {}
 
@@ -43,128 +70,178 @@ def lend_stream(device: torch.device, borrower: object) -> torch.cuda.Stream:
 class Together:
     """What the layers of a network leave to be done for all of them in one kernel.
 
-    Batch norms leave the count of their batches, from which nothing is computed; convolutions of cuDNN leave the cast
-    of their weights to bfloat16, and that of the gradients back: 52 and 70 kernels of a step of MobileNetV2.
+    Batch norms leave the count of their batches, from which nothing is computed. Layers that multiply by a copy of
+    their weight in bfloat16 leave it to others to have it follow: to `FusedSgd`, which writes it as it writes the
+    weight and reads the gradient of either. One cast each would be 52 and 70 kernels of a step of MobileNetV2.
+
+    Attributes:
+        counts: [norms] int64, of which each norm has one; None without norms.
+        halves: {a parameter: its copy in bfloat16}, in the same order in memory.
+        off: families of kernels that are left to torch.
     """
 
-    def __init__(self, counts: Tensor | None, casting: list[LibraryConv2d]):
-        self._counts = counts  # [norms] int64, of which each norm has one
-        self._weights = [conv.weight for conv in casting]
-        self._halves = [cast(Tensor, conv.half_weight) for conv in casting]
+    def __init__(self, counts: Tensor | None, halves: Mapping[Tensor, Tensor], off: frozenset[str]):
+        self.counts, self.halves, self.off = counts, halves, off
 
-    def before_forward(self, *_: object) -> None:
+    def follow(self) -> None:
         """Cast the weights as they are now."""
-        if self._halves:
+        if self.halves:
             with torch.no_grad():
-                compat.copy_all(self._halves, self._weights)
+                compat.copy_all(list(self.halves.values()), list(self.halves))
 
     def after_backward(self) -> None:
-        """Put the gradients where an optimizer looks for them, and count a batch more."""
-        pairs = [(w, h) for w, h in zip(self._weights, self._halves, strict=True) if h.grad is not None]
+        """Put the gradients where torch's optimizers look for them, and count a batch more."""
+        pairs = [(weight, half) for weight, half in self.halves.items() if half.grad is not None]
         if pairs:
             gradients = [torch.empty_like(weight) for weight, _ in pairs]
             compat.copy_all(gradients, [cast(Tensor, half.grad) for _, half in pairs])
             for (weight, half), gradient in zip(pairs, gradients, strict=True):
                 weight.grad, half.grad = gradient, None
-        if self._counts is not None:
-            self._counts.add_(1)
+        if self.counts is not None:
+            self.counts.add_(1)
+
+    def optimizer(self, parameters: Sequence[Tensor], lr: Tensor, momentum: float, decay: float) -> Sgd:
+        """Return what trains a network with these layers; arguments as `Sgd` has them."""
+        kind = LibrarySgd if "sgd" in self.off else FusedSgd
+        return kind(self, parameters, lr, momentum, decay)
 
 
-def speed_up(features: nn.Module, precision: str) -> Callable[[], None]:
-    """Swap the layers of a network that is to train on a GPU, in place; return what to do after a backward pass."""
+class LibrarySgd(Sgd):
+    """Torch's SGD for a network with a GPU's layers."""
+
+    def __init__(self, together: Together, *settings: Any):
+        super().__init__(*settings)
+        self._together = together
+
+    def step(self) -> None:
+        self._together.after_backward()
+        super().step()
+        self.follow()
+
+    def follow(self) -> None:
+        self._together.follow()
+
+
+class FusedSgd(Sgd):
+    """SGD as one kernel: see `kernels.sgd`. What it cannot read, a pool's parameters in float64 say, is torch's."""
+
+    def __init__(self, together: Together, parameters: Sequence[Tensor], lr: Tensor, momentum: float, decay: float):
+        super().__init__(parameters, lr, momentum, decay)
+        self._together = together
+        fitting = [index for index, parameter in enumerate(parameters) if kernels.sgd.fits(parameter)]
+        self._others = [index for index in range(len(parameters)) if index not in fitting]
+        self._fused = kernels.sgd.Step(
+            [parameters[index] for index in fitting],
+            [self.momenta[index] for index in fitting],
+            together.halves,
+            together.counts,
+            lr,
+            momentum,
+            decay,
+        )
+
+    def clear(self) -> None:
+        super().clear()
+        self._fused.clear()
+
+    def step(self) -> None:
+        self._fused()
+        if self._others:
+            self._descend(self._others)
+
+    def follow(self) -> None:
+        self._together.follow()
+
+    def settle(self) -> None:
+        self._fused.settle()
+
+
+def speed_up(
+    features: nn.Module, precision: str, off: frozenset[str] = frozenset(), head: nn.Module | None = None
+) -> Together:
+    """Swap the layers of a network that is to train on a GPU, in place; return what they leave to be done.
+
+    Args:
+        off: families of kernels that are left to torch.
+    """
+    counts = None if "norm" in off else _fuse_norms(features)
+    halves: dict[Tensor, Tensor] = {}
+    for conv in [module for module in features.modules() if type(module) is nn.Conv2d]:
+        conv.__class__ = _chosen(conv, precision, off)
+        if precision == "bf16" and isinstance(conv, LibraryConv2d):
+            halves[conv.weight] = conv.half_weight = _half(conv.weight)
+    if precision == "bf16":
+        for linear in [module for module in head.modules() if type(module) is nn.Linear] if head else ():
+            linear.__class__ = HalfLinear
+            for name, parameter in linear.named_parameters():
+                halves[parameter] = _half(parameter)
+                setattr(linear, f"half_{name}", halves[parameter])
+        _join(features, {block for block, families in BLOCKS.items() if not families & off})
+    return Together(counts, halves, off)
+
+
+def _chosen(conv: nn.Conv2d, precision: str, off: frozenset[str]) -> type[nn.Conv2d]:
+    for family, precisions, fits, layer in CONVOLUTIONS:
+        if family not in off and precision in precisions and fits(conv):
+            return layer
+    return LibraryConv2d
+
+
+def _half(parameter: Tensor) -> Tensor:
+    """Return its copy in bfloat16, in the same order in memory, whose gradient autograd may find."""
+    return parameter.detach().to(torch.bfloat16).requires_grad_()
+
+
+def _fuse_norms(features: nn.Module) -> Tensor | None:
+    """Have batch norms do what follows them, and count their batches in one tensor, which is returned."""
     norms = [module for module in features.modules() if type(module) is nn.BatchNorm2d and module.momentum is not None]
     counts = torch.stack([cast(Tensor, norm.num_batches_tracked) for norm in norms]) if norms else None
+    tickets = kernels.norm.tickets(norms[0].weight.device) if norms else None
     for norm, count in zip(norms, () if counts is None else counts.unbind(), strict=True):
         norm.__class__ = FusedBatchNorm2d
         norm.num_batches_tracked = count
-    casting: list[LibraryConv2d] = []
-    for conv in [module for module in features.modules() if type(module) is nn.Conv2d]:
-        if kernels.depthwise.fits(conv):
-            conv.__class__ = DepthwiseConv2d
-        elif precision != "fp32" and kernels.convolution.fits(conv):
-            conv.__class__ = NarrowConv2d
-        else:
-            conv.__class__ = LibraryConv2d
-            if precision == "bf16":
-                casting.append(cast(LibraryConv2d, conv))
-                casting[-1].half_weight = conv.weight.detach().to(torch.bfloat16).requires_grad_()
+        cast(FusedBatchNorm2d, norm).tickets = tickets
     for module in list(features.modules()):
         if type(module) is BasicBlock:
             module.__class__ = FusedBasicBlock
             for norm in (module.bn1, module.bn2):
                 cast(FusedBatchNorm2d, norm).ceiling = CEILINGS[type(module.relu)]
+        elif type(module) is InvertedResidual:
+            if isinstance(module.conv[-1], FusedBatchNorm2d):
+                module.__class__ = FusedInvertedResidual
         elif isinstance(module, nn.Sequential):
             for index, (first, second) in enumerate(itertools.pairwise(module)):
                 if isinstance(first, FusedBatchNorm2d) and type(second) in CEILINGS:
                     first.ceiling = CEILINGS[type(second)]
                     module[index + 1] = nn.Identity()
-    together = Together(counts, casting)
-    features.register_forward_pre_hook(together.before_forward)
-    return together.after_backward
+                    if index + 2 < len(module) and _halves_maps(module[index + 2]):
+                        first.pooled = True
+                        module[index + 2] = nn.Identity()
+    return counts
 
 
-def _by_kernel(input: Tensor) -> bool:
-    """Whether Triton's kernels run where it is."""
-    return input.is_cuda
+def _halves_maps(module: nn.Module) -> bool:
+    """Whether this is a max-pool of 2x2."""
+    if type(module) is not nn.MaxPool2d:
+        return False
+    plain = not module.padding and module.dilation == 1 and not module.ceil_mode and not module.return_indices
+    return plain and module.kernel_size in (2, (2, 2)) and module.stride in (2, (2, 2))
 
 
-class FusedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that does not count its batches, with what stands before and after it: see `kernels.norm`.
-
-    Attributes:
-        ceiling: of the activation: infinite for ReLU, 6 for ReLU6, None for no activation.
-    """
-
-    ceiling: float | None = None
-
-    def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if _by_kernel(input):
-            return kernels.norm.batch_norm(self, input, ceiling=self.ceiling, shortcut=shortcut)
-        statistics, weights = (self.running_mean, self.running_var), (self.weight, self.bias)
-        out = F.batch_norm(input, *statistics, *weights, self.training, self.momentum or 0.0, self.eps)
-        out = out if shortcut is None else out + shortcut
-        return out if self.ceiling is None else F.hardtanh(out, 0.0, self.ceiling)
+def _is_stem(first: nn.Module, second: nn.Module) -> bool:
+    alone = type(second) is FusedBatchNorm2d and not second.pooled
+    return alone and isinstance(first, nn.Conv2d) and kernels.stem.fits(first)
 
 
-class FusedBasicBlock(BasicBlock):
-    """A residual block whose second batch norm adds the shortcut."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.bn2(self.conv2(self.bn1(self.conv1(x))), shortcut)
-
-
-class LibraryConv2d(nn.Conv2d):
-    """A convolution as cuDNN has it.
-
-    Attributes:
-        half_weight: its weight in bfloat16, if that is what it multiplies by.
-    """
-
-    half_weight: Tensor | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight if self.half_weight is None else self.half_weight
-        return F.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-class NarrowConv2d(nn.Conv2d):
-    """A 3x3 convolution of few channels over a small map, as ResNets have them: see `kernels.convolution`.
-
-    The kernel reads all weights again for every 64 pixels, which over 32x32 pixels of 64 channels (VGG's second layer)
-    is 450 MB: that is cuDNN's.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not _by_kernel(input) or input[0].numel() > SMALL:
-            return super().forward(input)
-        return kernels.convolution.convolve(input, self.weight)
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution: see `kernels.depthwise`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not _by_kernel(input):
-            return super().forward(input)
-        return kernels.depthwise.convolve(input, self.weight, self.stride[0])
+def _join(features: nn.Module, blocks: set[str]) -> None:
+    """Make one function of layers that `BLOCKS` names, of those blocks."""
+    for module in list(features.modules()):
+        if isinstance(module, FusedInvertedResidual):
+            module.whole = "inverted_residual" in blocks and kernels.inverted_residual.fits(module.conv)
+        elif isinstance(module, nn.Sequential):
+            if "basic_block" in blocks and any(map(kernels.basic_block.fits, module)):
+                module.__class__ = Stage
+            for first, second in itertools.pairwise(module) if "stem" in blocks else ():
+                if _is_stem(first, second):
+                    first.__class__, second.__class__ = ConvolutionOfStem, StemNorm2d
+                    cast(StemNorm2d, second).convolution = (cast(ConvolutionOfStem, first),)

@@ -1,5 +1,29 @@
 """Triton kernels: one operation a file, for maps that are channels-last. They run on a GPU only."""
 
-from trainer.device.kernels import convolution, crops, depthwise, norm
+from search_spaces.kernels import FAMILIES, VERSION, off
+from trainer.device.kernels import (
+    basic_block,
+    convolution,
+    crops,
+    depthwise,
+    inverted_residual,
+    loss,
+    norm,
+    sgd,
+    stem,
+)
 
-__all__ = ["convolution", "crops", "depthwise", "norm"]
+__all__ = [
+    "FAMILIES",
+    "VERSION",
+    "basic_block",
+    "convolution",
+    "crops",
+    "depthwise",
+    "inverted_residual",
+    "loss",
+    "norm",
+    "off",
+    "sgd",
+    "stem",
+]
