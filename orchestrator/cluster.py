@@ -30,7 +30,7 @@ from orchestrator import compat, shutdown
 from orchestrator.resources import Node, Share
 from results.store.disk import TEMPORARY
 from results.store.folder import RunFolder
-from search_spaces import machine
+from search_spaces import kernels, machine
 from search_spaces.errors import RequestError
 from search_spaces.messages import log
 
@@ -160,7 +160,9 @@ def _join(address: str) -> None:
     if not compat.is_node():
         raise _refusal(address, f"this machine is no node of the cluster, and {HOW_TO_JOIN}")
     others = [path.name for path in machine.ROOT.iterdir() if path.name not in machine.PACKAGES]
-    _init(address=found, runtime_env={"working_dir": str(machine.ROOT), "excludes": others, "env_vars": WORKER_ENV})
+    switches = {name: os.environ[name] for name in (kernels.SWITCH,) if name in os.environ}
+    env = WORKER_ENV | switches
+    _init(address=found, runtime_env={"working_dir": str(machine.ROOT), "excludes": others, "env_vars": env})
 
 
 @contextlib.contextmanager

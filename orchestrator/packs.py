@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from orchestrator import pack_table
 from results.store.folder import RunFolder
 from search_spaces.grid import Planned
 from search_spaces.messages import log
 
 Pack = Sequence[Planned]
 PairKey = tuple[str, str]
+Measurements = Sequence[Mapping[str, Any]]  # {size, images_per_s, memory_mb}, by size
 K = TypeVar("K")
 
 MOST = 16  # trials that `auto` tries side by side
@@ -56,31 +58,59 @@ def _by(todo: Sequence[Planned], key: Callable[[Planned], K]) -> dict[K, list[Pl
 def measured_sizes(
     todo: Sequence[Planned],
     run: RunFolder,
-    device: str,
-    measure: Callable[[Pack], list[dict[str, Any]]],
+    gpu: Mapping[str, Any],
+    measure: Callable[[Pack], tuple[Mapping[str, Any], Measurements]],
+    table: Iterable[Mapping[str, Any]],
 ) -> dict[PairKey, int]:
-    """Return {(arch, dataset): the pack size that is best on a device}: measured once, recorded in the run folder.
+    """Return {(arch, dataset): the pack size that is best on a GPU}.
+
+    What was measured in the run folder comes first, then the table that ships with the project (`pack_table`). What
+    neither has is measured once, and recorded in the run folder.
 
     Args:
-        measure: {size, images_per_s, memory_mb} of packs of the given trials, of one pair and code, at several sizes.
+        gpu: `trainer.packs.conditions` of one that trials run on.
+        measure: the conditions it measured under, and what it found of packs of the given trials, of one pair and code.
+        table: the rows that ship.
     """
-    known = run.pack_sizes.read()
+    known, shipped = run.pack_sizes.read(), list(table)
     sizes = {}
     for pair, trials in by_pair(todo).items():
         name, recipe = "-".join(pair), trials[0].trial.recipe
-        key = f"{name}, batch {recipe.batch_size}, {recipe.precision}, {device}"
-        if key not in known:
+        kind = {"arch": pair[0], "batch_size": recipe.batch_size, "precision": recipe.precision}
+        if (found := known.get(_key(name, kind, gpu))) is not None:
+            source = "measured in this run folder"
+        elif found := pack_table.find(shipped, {**gpu, **kind}):
+            source = f"shipped: measured on {found[0]['measured']} at commit {found[0]['commit'][:10] or 'unknown'}"
+        else:
             log.info(f"measuring how many trials of {name} to train side by side ...")
             code = trials[0].trial.pool.code
-            known[key] = measure([planned for planned in trials if planned.trial.pool.code == code])
+            where, found = measure([planned for planned in trials if planned.trial.pool.code == code])
+            known[_key(name, kind, where)] = found
             run.pack_sizes.write(known)
-        sizes[pair] = best(known[key])
-        rates = ", ".join(f"{m['size']}: {m['images_per_s']:,.0f}" for m in known[key]) or "none fits"
-        log.info(f"{name}: {sizes[pair]} side by side (images/s by how many: {rates})")
+            source = f"measured now on {where['gpu']}"
+        sizes[pair] = best(found, gpu["free_mb"])
+        rates = ", ".join(f"{m['size']}: {m['images_per_s']:,.0f}" for m in found) or "none fits"
+        log.info(f"{name}: {sizes[pair]} side by side (images/s by how many: {rates}; {source})")
     return sizes
 
 
-def best(measurements: Sequence[Mapping[str, Any]]) -> int:
-    """Return the pack size to take: the smallest within `GAIN` of the fastest; 1 if there is none."""
-    enough = max((found["images_per_s"] for found in measurements), default=0.0) / GAIN
-    return min((found["size"] for found in measurements if found["images_per_s"] >= enough), default=1)
+def _key(name: str, kind: Mapping[str, Any], gpu: Mapping[str, Any]) -> str:
+    trial = f"{name}, batch {kind['batch_size']}, {kind['precision']}"
+    return f"{trial}, {gpu['gpu']}, kernels {gpu['kernels']}, torch {gpu['torch']}"
+
+
+def best(measurements: Measurements, free_mb: float = math.inf) -> int:
+    """Return the pack size to take: the smallest within `GAIN` of the fastest that fits; 1 if there is none.
+
+    Args:
+        free_mb: of the GPU's memory. Close to it a pack may still be too large: then some of its trials wait.
+    """
+    fitting = [found for found in measurements if (found.get("memory_mb") or 0.0) <= free_mb]
+    enough = max((found["images_per_s"] for found in fitting), default=0.0) / GAIN
+    return min((found["size"] for found in fitting if found["images_per_s"] >= enough), default=1)
+
+
+def is_whole(measurements: Measurements) -> bool:
+    """Whether packs grew until it no longer paid: what was cut short says nothing of larger ones."""
+    *before, last = measurements
+    return last["size"] >= MOST or any(last["images_per_s"] < GAIN * found["images_per_s"] for found in before)

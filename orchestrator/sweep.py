@@ -11,18 +11,18 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import environment, inline
-from orchestrator.packs import Pack, group, measured_sizes
+from orchestrator import environment, inline, pack_table
+from orchestrator.packs import Measurements, Pack, group, measured_sizes
 from orchestrator.plan import Plan
 from orchestrator.record import Job, refuse
-from orchestrator.resources import Share, share, slow_precision, this_machine
+from orchestrator.resources import Node, Share, share, slow_precision, this_machine
 from orchestrator.shutdown import GRACE_S, Shutdown
 from orchestrator.supervisor import Supervisor
 from results import track
 from results.status import Screen
 from results.store.folder import RunFolder
 from results.store.lease import Driver, Lease
-from search_spaces import machine
+from search_spaces import kernels, machine
 from search_spaces.errors import RequestError, gather
 from search_spaces.grid import Planned
 from search_spaces.messages import log
@@ -89,6 +89,7 @@ class Sweep:
                     ("", functools.partial(data.refuse_shared, trained, self.data_dir)),
                     ("", lambda: None if space.skip_invalid else gate.report.refuse()),
                     ("", lease.check),
+                    ("", kernels.off),
                     ("", self.run.create),
                     ("", lambda: share(space.resources, [this_machine(gate.report.gpus)]) if on_this_machine else None),
                     ("", lambda: inline.refuse_several(self.plan.todo) if self.address == INLINE else None),
@@ -141,8 +142,7 @@ class Sweep:
             if not each.gpus:
                 self._say_what_is_slow(todo, each, report)
             job = self._job(each, report, lease)
-            gpus = sum(node.gpus for node in fitting)
-            self._schedule(self._packs(todo, datasets, job, each, gpus), datasets, job, each, lease)
+            self._schedule(self._packs(todo, datasets, job, each, fitting), datasets, job, each, lease)
 
     def _job(self, each: Share, report: Report, lease: Lease) -> Job:
         entry = {one.pool: index for index, one in enumerate(self.space.grid.entries)}
@@ -176,19 +176,24 @@ class Sweep:
             supervisor.step()
 
     def _packs(
-        self, todo: Sequence[Planned], datasets: Mapping[str, Dataset], job: Job, each: Share, gpus: int
+        self, todo: Sequence[Planned], datasets: Mapping[str, Dataset], job: Job, each: Share, nodes: Sequence[Node]
     ) -> Sequence[Pack]:
         """The trials that are to run, by the process that they run in. On the CPU each has its own."""
         from orchestrator import ray_tune
 
+        gpus = sum(node.gpus for node in nodes)
         asked = self.space.resources.trials_per_gpu if each.gpus else 1
         if asked != "auto":
             return group(todo, lambda _: asked, gpus)
 
-        def measure(pack: Pack) -> list[dict[str, Any]]:
+        def measure(pack: Pack) -> tuple[dict[str, Any], Measurements]:
             return ray_tune.on_worker("measure", each, pack, datasets[pack[0].trial.dataset], job)
 
-        sizes = measured_sizes(todo, self.run, ray_tune.on_worker("device_name", each, job), measure)
+        gpu = ray_tune.on_worker("gpu", each, job)
+        if len(types := {node.accelerator_type or "of unknown type" for node in nodes}) > 1:
+            what = f"GPUs differ ({', '.join(sorted(types))}), and packs are of the size that is best on {gpu['gpu']}"
+            log.info(f"note: {what}; resources.accelerator_type keeps to one type")
+        sizes = measured_sizes(todo, self.run, gpu, measure, pack_table.read())
         return group(todo, sizes.__getitem__, gpus)
 
     def _say_what_is_slow(self, todo: Sequence[Planned], each: Share, report: Report) -> None:

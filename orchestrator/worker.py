@@ -31,15 +31,17 @@ from results.store import schema
 from results.store.attempt import Attempt
 from results.store.folder import RunFolder
 from results.store.lease import LeaseView
+from search_spaces import kernels
 from search_spaces.grid import Planned
 from search_spaces.messages import shown_by
-from trainer import log
+from search_spaces.trial import Trial
+from trainer import compile_once, log
 from trainer.augment import Images
 from trainer.checkpoint import Slot
 from trainer.data import Dataset
 from trainer.network import count_parameters
 from trainer.outcome import Epoch
-from trainer.packs import probe
+from trainer.packs import conditions, probe
 from trainer.train import Program, turns
 
 WRITE_EVERY_S = 5.0  # to rewrite a trial's epochs costs some 2 ms, which no epoch of 10 ms may pay
@@ -78,7 +80,7 @@ def run_pack(
             if lease.order() != "go on":
                 waiting.clear()
             while waiting and len(live) < room:
-                live.append(_Live(waiting.popleft(), images, job, run, lease, make_program))
+                live.append(_Live(waiting.popleft(), data, images, job, run, lease, make_program))
             for attempt in list(live):
                 watchdog.turn(attempt.log, pack.index(attempt.planned), attempt.epoch_began)
                 try:
@@ -103,6 +105,7 @@ class _Live:
     """A trial under way: its program, its history so far, its log."""
 
     planned: Planned
+    data: Dataset
     images: Any
     job: Job
     run: RunFolder
@@ -115,7 +118,9 @@ class _Live:
         self._started = datetime.now(UTC)
         number = 1 + attempts(self.run, self.planned.trial.id)
         started_at = self._started.isoformat(timespec="seconds")
-        self._attempt = Attempt(number, socket.gethostname(), device_name(self.job), started_at)
+        used = kernels.used(kernels.off()) if self.job.gpu else None
+        where = socket.gethostname(), device_name(self.job)
+        self._attempt = Attempt(number, *where, started_at, self.job.git_commit, used)
         self._files.write_attempt(self._attempt)
         self.log = self._files.open_log()
         self._program: Program | None = None
@@ -170,13 +175,15 @@ class _Live:
         """Fill the history, and write it down now and then."""
         trial = self.planned.trial
         print(f"attempt {self._attempt.number}: {trial.id} on {self._attempt.device}, {self._attempt.started_at}")
+        _compile_ahead(trial, self.data, self.job)
         _reset_peak_memory(_device(self.job))
         self._program = self.make_program(trial, self.images, compiled=self.job.compiled)
         yield
         slot = _Slot(self._files.checkpoint)
         written = time.monotonic()
         trains = False  # epochs behind a checkpoint come first, each at once: between those there is nothing to leave
-        epochs = turns(self._program, slot=slot, checkpoint_every=self.job.checkpoint_every)
+        by = {"git_commit": self._attempt.git_commit, "kernels": self._attempt.kernels}
+        epochs = turns(self._program, slot=slot, checkpoint_every=self.job.checkpoint_every, **by)
         for epoch in epochs:
             if epoch is None:
                 trains = True
@@ -240,9 +247,10 @@ class _Live:
                 "peak_memory_mb": _peak_memory_mb(_device(self.job)),
                 "device": self._attempt.device,
                 "compiled": self.job.compiled,
+                "kernels": self._attempt.kernels,
                 "attempt": self._attempt.number,
                 "host": self._attempt.host,
-                "git_commit": self.job.git_commit,
+                "git_commit": self._attempt.git_commit,
                 "versions": record.versions(),
                 "started_at": self._started,
                 "finished_at": datetime.now(UTC),
@@ -277,11 +285,23 @@ def _encoded(network: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
-def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> list[dict[str, Any]]:
-    """Return how fast packs of such trials are, by size, as plain data."""
+def measure(pack: Sequence[Planned], data: Dataset, job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return how fast packs of such trials are, by size, as plain data, and on what: `gpu`."""
+    trials = [planned.trial for planned in pack]
     with shown_by(print):
-        found = probe([planned.trial for planned in pack], data, _device(job), MOST, GAIN)
-    return [dataclasses.asdict(measurement) for measurement in found]
+        _compile_ahead(trials[0], data, job)
+        found = probe(trials, data, _device(job), MOST, GAIN, compiled=job.compiled)
+    return gpu(job), [dataclasses.asdict(measurement) for measurement in found]
+
+
+def _compile_ahead(trial: Trial, data: Dataset, job: Job) -> None:
+    if not job.compiled:  # torch.compile makes kernels of its own
+        compile_once.for_trial(trial, data, _device(job))
+
+
+def gpu(job: Job) -> dict[str, Any]:
+    """Return `trainer.packs.conditions` of the GPU that a trial would get here."""
+    return conditions(_device(job), job.compiled)
 
 
 def device_name(job: Job) -> str:

@@ -86,8 +86,8 @@ class Resources(_Part):
             trials always. A trial never computes on more than one.
         cpus_per_trial: CPU cores to reserve, and the threads that a CPU trial computes with. One, because two trials
             with a thread each are faster than one after another with two: measured, see benchmarks/NOTES.md.
-        trials_per_gpu: how many trials of one architecture and dataset train side by side on a GPU; `auto` measures
-            it. Trials on the CPU have a process each.
+        trials_per_gpu: how many trials of one architecture and dataset train side by side on a GPU; `auto` takes
+            what was measured for this type of GPU, or measures it. Trials on the CPU have a process each.
         accelerator_type: what the GPUs have to be, in Ray's words: `H100`, `A100-80G`, `L4`.
         on_head: whether CPU trials may run on a cluster's head node too. They do where it is the only one; GPU trials
             run wherever there are GPUs.

@@ -13,6 +13,7 @@ from orchestrator import cli
 from orchestrator.record import row
 from orchestrator.resources import Node, Share, share, slow_precision
 from results.store.folder import RunFolder
+from search_spaces import kernels
 from search_spaces import space as spaces
 from search_spaces.equivalence import Equivalence
 from search_spaces.errors import RequestError
@@ -122,6 +123,11 @@ def test_problems_of_every_kind_come_together(refuse, tmp_path: Path) -> None:
     said = refuse("--out", str(tmp_path / "file" / "run"), space=space)
     for problem in ("cannot be written", "check shape", "gpus_per_trial"):
         assert problem in said
+
+
+def test_a_family_of_kernels_that_is_unknown(refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.SWITCH, "sgd,normm")
+    assert "POOLSWEEP_KERNELS_OFF: unknown family of kernels 'normm'; did you mean 'norm'? known: " in refuse()
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from orchestrator.packs import GAIN, best, group, measured_sizes
 from orchestrator.record import Job
 from orchestrator.worker import DeviceLostError, measure, run_pack
 from results.store import schema
+from results.store.attempt import Attempt
 from results.store.folder import RunFolder
 from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
-from search_spaces.messages import shown_by
 from search_spaces.recipe import Recipe
 from search_spaces.trial import Trial
 from tests.compare import numbers
@@ -74,6 +74,27 @@ def test_a_packs_trials_give_the_same_numbers_as_alone(grid: Grid, job: Job, dig
     assert set(statuses(job, trials)) == {schema.COMPLETED}
     for planned in trials:
         assert on_record(job.run, planned) == alone(planned.trial, digits), str(planned.trial)
+
+
+def test_rows_say_what_has_trained_them(grid: Grid, job: Job, digits: Dataset) -> None:
+    """And so do an attempt and the epochs of a trial that has not ended."""
+    planned, run = next(iter(grid)), RunFolder(job.run)
+    job = dataclasses.replace(job, git_commit="c0ffee")
+
+    attempts = list[Attempt | None]()
+
+    def watched(*arguments: Any, **options: Any) -> Program:
+        attempts.append(run.trial(planned.trial.id).attempt())
+        return Program(*arguments, **options)
+
+    run_pack([planned], digits, job, make_program=watched)
+    (attempt,) = attempts
+    assert attempt is not None
+    assert (attempt.git_commit, attempt.kernels) == ("c0ffee", None)
+    for table in (run.trials, run.epochs):
+        rows = table.read(["git_commit", "kernels"]).to_pylist()
+        assert rows == [{"git_commit": "c0ffee", "kernels": None}] * len(rows)
+        assert rows
 
 
 def test_turns_are_shorter_than_an_epoch(grid: Grid, digits: Dataset) -> None:
@@ -256,7 +277,8 @@ def test_the_best_size_is_the_smallest_that_is_as_fast() -> None:
 
 @pytest.mark.soak
 def test_a_probe_stops_where_it_no_longer_pays(grid: Grid, digits: Dataset, job: Job) -> None:
-    real = measure(list(grid), digits, job)
+    gpu, real = measure(list(grid), digits, job)
+    assert gpu["gpu"] is None
     assert [row["size"] for row in real] == [1, 2, 4, 8, 16][: len(real)]
     assert all(row["images_per_s"] > 0 for row in real)
     assert all(row["memory_mb"] is None for row in real), "it is the GPU's"
@@ -271,27 +293,23 @@ def test_a_probe_stops_where_no_more_fit(
     monkeypatch.setattr(worker, "GAIN", 0.0)
     for room, sizes in ((5, [1, 2, 4]), (0, [])):
         monkeypatch.setattr(packs, "Program", Tight(room))
-        assert [row["size"] for row in measure(list(grid), digits, job)] == sizes
+        assert [row["size"] for row in measure(list(grid), digits, job)[1]] == sizes
         assert f"no {8 if sizes else 1} side by side: CUDA out of memory" in capsys.readouterr().out
 
 
-def test_sizes_are_measured_once_for_a_run_folder(two_pairs: Grid, job: Job) -> None:
-    asked: list[int] = []
-    said: list[str] = []
+def test_each_pair_is_measured_with_trials_of_its_own(two_pairs: Grid, job: Job) -> None:
+    asked: list[set[tuple[str, str]]] = []
+    gpu = {"gpu": "a GPU", "gpu_memory_mb": 1.0, "free_mb": math.inf, "kernels": "2", "torch": "2.11"}
 
-    def measure(pack: Sequence[Planned]) -> list[dict[str, Any]]:
-        asked.append(len(pack))
-        return [dataclasses.asdict(Measurement(k, 1.0, 1.0, 100.0 * k, 10.0)) for k in (1, 2)]
+    def measure(pack: Sequence[Planned]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        asked.append({(planned.trial.arch, planned.trial.dataset) for planned in pack})
+        fastest = 2 if pack[0].trial.arch == "resnet20" else 4
+        return gpu, [dataclasses.asdict(Measurement(k, 1.0, 1.0, 100.0 * k, 10.0)) for k in (1, fastest)]
 
-    run, todo = RunFolder(job.run), list(two_pairs)
-    with shown_by(said.append):
-        for _ in range(2):
-            found = measured_sizes(todo, run, "a GPU", measure)
-            assert found == {("resnet20", "digits"): 2, ("vgg11bn", "digits"): 2}
-    assert asked == [6, 6]
-    assert "resnet20-digits: 2 side by side (images/s by how many: 1: 100, 2: 200)" in said
-    measured_sizes(todo, run, "another GPU", measure)
-    assert len(asked) == 4
+    for _ in range(2):
+        found = measured_sizes(list(two_pairs), RunFolder(job.run), gpu, measure, [])
+        assert found == {("resnet20", "digits"): 2, ("vgg11bn", "digits"): 4}
+    assert asked == [{("resnet20", "digits")}, {("vgg11bn", "digits")}]
 
 
 def test_taking_turns_runs_every_program(grid: Grid, digits: Dataset) -> None:

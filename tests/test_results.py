@@ -84,6 +84,7 @@ def test_files_have_the_declared_schema_even_where_all_is_null(fill: Fill) -> No
 def test_epochs_are_rewritten_whole_and_half_written_files_are_not_seen(fill: Fill) -> None:
     run = fill()
     row = dict.fromkeys(schema.EPOCHS.names, 1) | {"trial_id": "t", "pool": "gap", "arch": "a", "dataset": "d"}
+    row |= {"git_commit": "c0ffee", "kernels": None}
     run.epochs.write("t", [row])
     run.epochs.write("t", [row, row | {"epoch": 2}])
     (run.path / "epochs" / ".tmp-u.parquet").write_bytes(b"half a file")

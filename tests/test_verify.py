@@ -164,9 +164,12 @@ def test_a_folder_in_which_nothing_has_ended_is_well(tmp_path: Path, grid: Grid)
 def test_what_other_commands_and_older_versions_write_is_well(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in files_of(run, "trials/*"):
-        path.write_bytes(parquet.written(pq.read_table(path).drop_columns(["pool_name", "pool_revision"])))
-    assert not verify.audit(run).findings, "schema 1"
+    filled_in = {"trials": {"pool_name", "pool_revision"}, "epochs": set[str]()}
+    for version, absent in ((3, schema.ADDED), (1, filled_in)):
+        for folder, columns in absent.items():
+            for path in files_of(run, f"{folder}/*"):
+                path.write_bytes(parquet.written(pq.read_table(path).drop_columns(list(columns))))
+        assert not verify.audit(run).findings, f"schema {version}"
     for command in ("report", "topup", "compact"):
         assert main([command, run.where]) == 0
     assert main(["submit", run.where, "mine"]) == 0
@@ -177,6 +180,9 @@ def test_what_other_commands_and_older_versions_write_is_well(
     capsys.readouterr()
     assert main(["verify", run.where]) == 0
     assert capsys.readouterr().out.endswith("all is well\n")
+    added = run.epochs.read(["git_commit", "kernels"]).to_pandas()
+    assert len(added) == EPOCHS
+    assert added.isna().all(axis=None)
 
 
 # What can be wrong with a row, and with epochs

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from search_spaces import kernels
 from search_spaces.errors import first_line
 from search_spaces.messages import log
 from search_spaces.trial import Trial
@@ -45,18 +47,38 @@ class Measurement:
     memory_mb: float | None
 
 
-def probe(trials: Sequence[Trial], data: Dataset, device: torch.device, most: int, gain: float) -> list[Measurement]:
+def conditions(device: torch.device, compiled: bool = False) -> dict[str, Any]:
+    """Return what measurements on a device depend on beside the trial: the GPU, its kernels, torch major.minor.
+
+    On a CPU there is no GPU, and no kernels. `free_mb` is how much of its memory nobody has taken.
+    """
+    found = {"gpu": None, "gpu_memory_mb": None, "free_mb": math.inf, "kernels": None}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        found = {
+            "gpu": torch.cuda.get_device_name(device),
+            "gpu_memory_mb": total / 2**20,
+            "free_mb": free / 2**20,
+            "kernels": "torch.compile" if compiled else kernels.used(kernels.off()),
+        }
+    return {**found, "torch": ".".join(torch.__version__.split(".")[:2])}
+
+
+def probe(
+    trials: Sequence[Trial], data: Dataset, device: torch.device, most: int, gain: float, **settings: Any
+) -> list[Measurement]:
     """Measure packs of 1, 2, 4, ... `most` trials, each over an epoch of `PROBE_STEPS` steps at most.
 
     Stop at the first size that is not `gain` times as fast as the one before, or that does not fit.
 
     Args:
         trials: of one architecture and dataset; a pack takes them in turn.
+        settings: of `Program`.
     """
     images = Images(data, device)
     shortened = [_shortened(trial, images) for trial in trials]
     sizes = itertools.takewhile(lambda size: size <= most, (2**power for power in itertools.count()))
-    return list(while_it_pays(grow(itertools.cycle(shortened), images, sizes), gain))
+    return list(while_it_pays(grow(itertools.cycle(shortened), images, sizes, **settings), gain))
 
 
 def while_it_pays(measurements: Iterable[Measurement], gain: float) -> Iterator[Measurement]:
@@ -117,5 +139,9 @@ def grow(trials: Iterator[Trial], images: Images, sizes: Iterable[int], **settin
 
 def _shortened(trial: Trial, images: Images) -> Trial:
     recipe = trial.recipe
-    samples = min(PROBE_STEPS * recipe.batch_size, recipe.train_samples or len(images.train_labels))
-    return dataclasses.replace(trial, recipe=dataclasses.replace(recipe, train_samples=samples))
+    train, test = len(images.train_labels), len(images.test_labels)
+    trained, tested = min(recipe.train_samples or train, train), min(recipe.test_samples or test, test)
+    samples = min(PROBE_STEPS * recipe.batch_size, trained)
+    evaluated = math.ceil(tested * samples / trained)  # the part of the time that it has in a whole epoch
+    recipe = dataclasses.replace(recipe, train_samples=samples, test_samples=evaluated)
+    return dataclasses.replace(trial, recipe=recipe)

@@ -160,6 +160,7 @@ def _provenance(name: str, trials: pd.DataFrame) -> dict[str, list[str]]:
         "versions": [_spell_json(text) for text in distinct("versions")],
         "devices": counted("device"),
         "torch.compile": [{"True": "yes", "False": "no"}[one] for one in distinct("compiled")],
+        "kernels": distinct("kernels"),
         "hosts": counted("host"),
         "git commits": distinct("git_commit"),
         "when": [],

@@ -18,6 +18,8 @@ class Attempt:
         host: the machine's name.
         device: what it computes on.
         started_at: in UTC, as ISO 8601 has it.
+        git_commit: of the code that trains.
+        kernels: their version, and which were off; None on a CPU.
         epoch: the last one that is done; 0 before the first.
         test_acc: after that epoch, in percent.
         epoch_s: seconds of that epoch.
@@ -29,6 +31,8 @@ class Attempt:
     host: str = ""
     device: str = ""
     started_at: str = ""
+    git_commit: str | None = None
+    kernels: str | None = None
     epoch: int = 0
     test_acc: float | None = None
     epoch_s: float | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -136,20 +136,21 @@ def whole(files: Files, name: str) -> pa.Table:
         WrongColumnsError: its columns are not as declared.
         pa.ArrowException, OSError, ValueError, LookupError: it cannot be read.
     """
-    wanted = schema.TABLES[name.partition("/")[0]]
+    folder = name.partition("/")[0]
+    wanted, absent = schema.TABLES[folder], {*schema.FILLED_IN_FROM, *schema.ADDED[folder]}
     file = opened(pa.BufferReader(files.read(name)))
     found = file.schema_arrow
-    if not found.equals(wanted) and (wrong := ", ".join(_differences(wanted, found))):
+    if not found.equals(wanted) and (wrong := ", ".join(_differences(wanted, found, absent))):
         raise WrongColumnsError(wrong)
     table = file.read(use_threads=False)
     table.validate(full=True)  # for example that text is UTF-8
     return table
 
 
-def _differences(wanted: pa.Schema, found: pa.Schema) -> Iterator[str]:
+def _differences(wanted: pa.Schema, found: pa.Schema, absent: Collection[str]) -> Iterator[str]:
     for name in dict.fromkeys([*wanted.names, *found.names]):
         expected, got = (str(one.field(name).type) if name in one.names else "none" for one in (wanted, found))
-        if expected != got and not (got == "none" and name in schema.FILLED_IN_FROM):
+        if expected != got and not (got == "none" and name in absent):
             yield f"column {name}: expected {expected}, got {got}"
 
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 # 3 added `pool_name` and `pool_revision`, which `fill_in` gives to rows of version 1. There was no version 2.
-SCHEMA_VERSION = 3
+# 4 added what trained an epoch, and with which kernels: null in older rows.
+SCHEMA_VERSION = 4
 
 COMPLETED = "completed"
 DIVERGED = "diverged"  # a loss is not finite
@@ -58,6 +59,7 @@ TRIALS = pa.schema(
         ("peak_memory_mb", pa.float64()),  # of the process: all trials of a pack together
         ("device", pa.string()),
         ("compiled", pa.bool_()),  # by torch.compile
+        ("kernels", pa.string()),  # their version, and which were off; null on a CPU
         ("recipe", pa.string()),  # JSON
         ("protocol", pa.int64()),
         ("attempt", pa.int64()),  # from 1
@@ -82,10 +84,13 @@ EPOCHS = pa.schema(
         ("test_acc", pa.float64()),
         ("lr", pa.float64()),
         ("epoch_s", pa.float64()),
+        ("git_commit", pa.string()),  # that trained it, which a resumed trial may have several of
+        ("kernels", pa.string()),  # as in TRIALS
     ]
 )
 
 TABLES = {"trials": TRIALS, "epochs": EPOCHS}
+ADDED = {"trials": {"kernels"}, "epochs": {"git_commit", "kernels"}}  # by version 4
 # {a column that rows from before version 3 lack: (the column that it follows from, how)}
 _FILLED_IN: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "pool_name": ("trial_id", lambda ids: pc.replace_substring_regex(ids, "-.*", "")),  # pyright: ignore

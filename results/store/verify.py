@@ -217,7 +217,8 @@ def _recipe(text: str) -> Recipe | None:
 def _check_epochs(epochs: pa.Table, trials: pa.Table, damaged: set[str]) -> Iterator[Finding]:
     """Yield what is wrong with epochs, and with rows of trained trials that do not follow from them."""
     by_epoch, by_trial = epochs.to_pandas(), trials.to_pandas().drop_duplicates("trial_id").set_index("trial_id")
-    by_epoch["has_null"] = np.logical_or.reduce([column.is_null().to_numpy() for column in epochs.columns])
+    needed = [name for name in epochs.column_names if name not in schema.ADDED["epochs"]]
+    by_epoch["has_null"] = np.logical_or.reduce([epochs[name].is_null().to_numpy() for name in needed])
     trained = by_trial[by_trial["status"].isin(schema.TRAINED)]
     faults = [*_wrong_epochs(by_epoch)]
     sane = by_epoch[~by_epoch["trial_id"].isin([trial_id for _, trial_id, _ in faults])]
