@@ -232,7 +232,6 @@ NETWORKS = [
     ("resnet20", 3, 32, "bf16", "soak"),
     ("vgg16bn", 3, 32, "bf16", "soak"),
     ("mobilenetv2", 4, 16, "bf16", "soak"),
-    ("mobilenetv2", 4, 16, "fp32", "soak"),
 ]
 
 

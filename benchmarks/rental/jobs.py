@@ -20,7 +20,7 @@ Job = tuple[str, Callable[[Rows], None]]  # what it is called, and what adds its
 def main() -> None:
     """Run the jobs of a stage in a process that is started anew after a job that ended it."""
     module, settings = sys.argv[1:]
-    with tempfile.NamedTemporaryFile("w+") as begun:
+    with tempfile.NamedTemporaryFile("w+", encoding="utf-8") as begun:
         command = [sys.executable, "-u", "-m", module, settings, begun.name]
         last = -1
         while (code := subprocess.run(command, check=False).returncode) != 0:
@@ -43,7 +43,7 @@ def run(name: str, jobs: Callable[[Settings], Sequence[Job]]) -> None:
         if settings.left < 0:
             print(f"no time is left for {what} and what follows")
             return
-        begun.write_text(str(number))
+        begun.write_text(str(number), encoding="utf-8")
         try:
             work(rows)
         except Exception as error:
@@ -54,7 +54,7 @@ def run(name: str, jobs: Callable[[Settings], Sequence[Job]]) -> None:
 
 def _number(begun: Path) -> int:
     """Return the number of the job that began last; -1 if none did."""
-    return int(begun.read_text() or -1)
+    return int(begun.read_text(encoding="utf-8") or -1)
 
 
 def _raise_if_lost() -> None:

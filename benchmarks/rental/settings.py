@@ -61,7 +61,7 @@ FULL = Sizes(
     chain=500,
     streams=(1, 2, 4, 8, 16),
 )
-REHEARSAL = Sizes(("resnet20",), ("resnet20",), 8, (4,), 8, 3, (1, 2), 32, 2**20, 64, 10, (1, 2))
+REHEARSAL = Sizes(("resnet20",), ("resnet20", "vgg11bn"), 8, (4,), 8, 3, (1, 2), 32, 2**20, 64, 10, (1, 2))
 
 
 @dataclass(frozen=True, slots=True)
