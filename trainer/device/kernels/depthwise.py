@@ -143,13 +143,42 @@ def _geometry(x: Tensor, out: Tensor, *, shared: bool) -> tuple[tuple[int, int],
 
 
 @triton.jit
-def _weights(weight, columns, line: tl.constexpr, CHANNELS: tl.constexpr):
-    """Those of a line, [1, COLUMNS] each."""
-    at, channel = weight + columns * 9 + line * 3, columns < CHANNELS
-    first = tl.load(at, mask=channel, other=0.0)
-    second = tl.load(at + 1, mask=channel, other=0.0)
-    third = tl.load(at + 2, mask=channel, other=0.0)
-    return first[None, :], second[None, :], third[None, :]
+def _weight(weight, columns, tap: tl.constexpr, CHANNELS: tl.constexpr):
+    return tl.load(weight + columns * 9 + tap, mask=columns < CHANNELS, other=0.0)[None, :]
+
+
+@triton.jit
+def _weights(weight, columns, CHANNELS: tl.constexpr):
+    """All nine, [1, COLUMNS] each."""
+    return (
+        _weight(weight, columns, 0, CHANNELS),
+        _weight(weight, columns, 1, CHANNELS),
+        _weight(weight, columns, 2, CHANNELS),
+        _weight(weight, columns, 3, CHANNELS),
+        _weight(weight, columns, 4, CHANNELS),
+        _weight(weight, columns, 5, CHANNELS),
+        _weight(weight, columns, 6, CHANNELS),
+        _weight(weight, columns, 7, CHANNELS),
+        _weight(weight, columns, 8, CHANNELS),
+    )
+
+
+@triton.jit
+def _norms(
+    norm_weight, norm_bias, norm_saved, norm_mean, norm_var, norm_eps, out_weight, out_saved, out_affine, rows, columns,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """What both backward kernels need to know of the norms around: for `_input`, for its sums, for `_slope`."""
+    scale = tl.zeros(columns.shape, tl.float32)
+    shift, mean, inverse, factor, other, offset = scale, scale, scale, scale, scale, scale
+    if BEFORE:
+        scale, shift = folded(
+            norm_weight, norm_bias, norm_saved, norm_mean, norm_var, norm_eps, columns, CHANNELS
+        )  # fmt: skip
+        mean, inverse = norm.statistics(norm_saved, columns, CHANNELS)
+    if AFTER:
+        factor, other, offset = folded_slopes(out_weight, out_saved, out_affine, rows, columns, CHANNELS)
+    return scale, shift, mean, inverse, factor, other, offset
 
 
 @triton.jit
@@ -277,9 +306,7 @@ def _convolve(
         )  # fmt: skip
     if SUMS:
         pivot = tl.load(running_mean + columns, mask=columns < CHANNELS, other=0.0)
-    w0, w1, w2 = _weights(weight, columns, 0, CHANNELS)
-    w3, w4, w5 = _weights(weight, columns, 1, CHANNELS)
-    w6, w7, w8 = _weights(weight, columns, 2, CHANNELS)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = _weights(weight, columns, CHANNELS)
     first = tl.zeros([ROWS, COLUMNS], tl.float32)
     second = tl.zeros([ROWS, COLUMNS], tl.float32)
     bands: tl.constexpr = (OUT_HEIGHT + LINES - 1) // LINES
@@ -349,19 +376,11 @@ def _differentiate(
 ):  # fmt: skip
     """Of a stride of 1: a line of the output's gradient takes part in three lines of inputs, and those in it."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    scale = tl.zeros([COLUMNS], tl.float32)
-    shift, mean, inverse, factor, other, offset = scale, scale, scale, scale, scale, scale
-    if BEFORE:
-        scale, shift = folded(
-            norm_weight, norm_bias, norm_saved, norm_mean, norm_var, norm_eps, columns, CHANNELS
-        )  # fmt: skip
-        mean, inverse = norm.statistics(norm_saved, columns, CHANNELS)
-    if AFTER:
-        rows = images * (OUT_HEIGHT * OUT_WIDTH)
-        factor, other, offset = folded_slopes(out_weight, out_saved, out_affine, rows, columns, CHANNELS)
-    w0, w1, w2 = _weights(weight, columns, 0, CHANNELS)
-    w3, w4, w5 = _weights(weight, columns, 1, CHANNELS)
-    w6, w7, w8 = _weights(weight, columns, 2, CHANNELS)
+    scale, shift, mean, inverse, factor, other, offset = _norms(
+        norm_weight, norm_bias, norm_saved, norm_mean, norm_var, norm_eps,
+        out_weight, out_saved, out_affine, images * (OUT_HEIGHT * OUT_WIDTH), columns, BEFORE, AFTER, CHANNELS,
+    )  # fmt: skip
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = _weights(weight, columns, CHANNELS)
     zeros = tl.zeros([ROWS, COLUMNS], tl.float32)
     s0, s1, s2, s3, s4, s5, s6, s7, s8 = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
     first, second = zeros, zeros
@@ -437,19 +456,11 @@ def _differentiate_by_two(
 ):  # fmt: skip
     """Of a stride of 2: an output, the next one, and the two below take part in 2x2 inputs, by each weight once."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    scale = tl.zeros([COLUMNS], tl.float32)
-    shift, mean, inverse, factor, other, offset = scale, scale, scale, scale, scale, scale
-    if BEFORE:
-        scale, shift = folded(
-            norm_weight, norm_bias, norm_saved, norm_mean, norm_var, norm_eps, columns, CHANNELS
-        )  # fmt: skip
-        mean, inverse = norm.statistics(norm_saved, columns, CHANNELS)
-    if AFTER:
-        rows = images * (OUT_HEIGHT * OUT_WIDTH)
-        factor, other, offset = folded_slopes(out_weight, out_saved, out_affine, rows, columns, CHANNELS)
-    w0, w1, w2 = _weights(weight, columns, 0, CHANNELS)
-    w3, w4, w5 = _weights(weight, columns, 1, CHANNELS)
-    w6, w7, w8 = _weights(weight, columns, 2, CHANNELS)
+    scale, shift, mean, inverse, factor, other, offset = _norms(
+        norm_weight, norm_bias, norm_saved, norm_mean, norm_var, norm_eps,
+        out_weight, out_saved, out_affine, images * (OUT_HEIGHT * OUT_WIDTH), columns, BEFORE, AFTER, CHANNELS,
+    )  # fmt: skip
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = _weights(weight, columns, CHANNELS)
     zeros = tl.zeros([ROWS, COLUMNS], tl.float32)
     s0, s1, s2, s3, s4, s5, s6, s7, s8 = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
     first, second = zeros, zeros

@@ -408,21 +408,28 @@ def _normalise(
 
 
 @triton.jit
-def _winner(
-    x, row, here, columns, mean, scale, shift, kind: tl.constexpr, CEILING: tl.constexpr,
-    CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def _received(
+    x, gradient, row, here, columns, mean, scale, shift, CEILING: tl.constexpr,
+    CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, POOLED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Which of its four a pooled row took: as in torch's max-pool the first of the largest, as they would be stored."""
-    largest = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
+    """The gradient of each row; and pooled, which of its four it is of.
+
+    As in torch's max-pool that is the first of the largest, as they would be stored.
+    """
+    given = tl.load(gradient + row[:, None] * CHANNELS + columns[None, :], mask=here, other=0.0)
     winner = tl.zeros([ROWS, COLUMNS], tl.int32)
-    for tap in tl.static_range(4):
-        at = _at(row, tap, columns, CHANNELS, HEIGHT, WIDTH, True)
-        value = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
-        value = activated((value - mean[None, :]) * scale[None, :] + shift[None, :], CEILING).to(kind).to(tl.float32)
-        wins = (value > largest) | (value != value)
-        largest = tl.where(wins, value, largest)
-        winner = tl.where(wins, tap, winner)
-    return winner
+    if POOLED:
+        largest = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
+        for tap in tl.static_range(4):
+            at = _at(row, tap, columns, CHANNELS, HEIGHT, WIDTH, True)
+            value = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+            value = activated((value - mean[None, :]) * scale[None, :] + shift[None, :], CEILING)
+            value = value.to(given.dtype).to(tl.float32)
+            wins = (value > largest) | (value != value)
+            largest = tl.where(wins, value, largest)
+            winner = tl.where(wins, tap, winner)
+    return given.to(tl.float32), winner
 
 
 @triton.jit
@@ -453,15 +460,12 @@ def _gradient_sums(
     for start in range(first * ROWS, rows, stride * ROWS):
         row = start + tl.arange(0, ROWS)
         here = (row < rows)[:, None] & (columns < CHANNELS)[None, :]
-        slope = tl.load(gradient + row[:, None] * CHANNELS + columns[None, :], mask=here, other=0.0).to(tl.float32)
-        if POOLED:
-            winner = _winner(
-                x, row, here, columns, mean, scale, shift, gradient.dtype.element_ty, CEILING,
-                CHANNELS, HEIGHT, WIDTH, ROWS, COLUMNS,
-            )  # fmt: skip
+        given, winner = _received(
+            x, gradient, row, here, columns, mean, scale, shift, CEILING, CHANNELS, HEIGHT, WIDTH, POOLED, ROWS, COLUMNS
+        )  # fmt: skip
         for tap in tl.static_range(4 if POOLED else 1):
             at = _at(row, tap, columns, CHANNELS, HEIGHT, WIDTH, POOLED)
-            taken = tl.where(winner == tap, slope, 0.0) if POOLED else slope
+            taken = tl.where(winner == tap, given, 0.0) if POOLED else given
             value, centred = _passed(x, taken, out, at, here, mean, scale, shift, CEILING, FROM_OUT)
             total += value
             products += value * centred
@@ -496,29 +500,26 @@ def _differentiate(
     inside = columns < CHANNELS
     mean, inverse = statistics(saved, columns, CHANNELS)
     scale, shift = affine_of(weight, bias, inverse, columns, CHANNELS)
-    taken = rows * 4 if POOLED else rows
+    read = rows * 4 if POOLED else rows
     if WHOLE:
         total, products = _gradient_sums(
             x, gradient, out, mean, scale, shift, rows, 0, 1, columns,
             CEILING, FROM_OUT, CHANNELS, HEIGHT, WIDTH, POOLED, ROWS, COLUMNS,
         )  # fmt: skip
         finish_slopes(total, products, inverse, affine, columns, CHANNELS)
-        level, slope = total / taken, products * inverse * inverse / taken
+        level, slope = total / read, products * inverse * inverse / read
     else:
-        level, slope = slopes_of(affine, inverse, taken, columns, CHANNELS)
+        level, slope = slopes_of(affine, inverse, read, columns, CHANNELS)
     for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
         row = start + tl.arange(0, ROWS)
         here = (row < rows)[:, None] & inside[None, :]
-        received = tl.load(gradient + row[:, None] * CHANNELS + columns[None, :], mask=here, other=0.0).to(tl.float32)
-        if POOLED:
-            winner = _winner(
-                x, row, here, columns, mean, scale, shift, gradient.dtype.element_ty, CEILING,
-                CHANNELS, HEIGHT, WIDTH, ROWS, COLUMNS,
-            )  # fmt: skip
+        given, winner = _received(
+            x, gradient, row, here, columns, mean, scale, shift, CEILING, CHANNELS, HEIGHT, WIDTH, POOLED, ROWS, COLUMNS
+        )  # fmt: skip
         for tap in tl.static_range(4 if POOLED else 1):
             at = _at(row, tap, columns, CHANNELS, HEIGHT, WIDTH, POOLED)
-            given = tl.where(winner == tap, received, 0.0) if POOLED else received
-            value, centred = _passed(x, given, out, at, here, mean, scale, shift, CEILING, FROM_OUT)
+            taken = tl.where(winner == tap, given, 0.0) if POOLED else given
+            value, centred = _passed(x, taken, out, at, here, mean, scale, shift, CEILING, FROM_OUT)
             if SHORTCUT:
                 tl.store(outer + at, value.to(outer.dtype.element_ty), mask=here)
             result = (value - level[None, :] - centred * slope[None, :]) * scale[None, :]
