@@ -36,6 +36,7 @@ from results.store.folder import RunFolder
 from search_spaces import chance, pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair
 from search_spaces.recipe import Recipe
+from tests import compare
 from trainer import checkpoint, data
 from trainer.data import Dataset
 
@@ -210,9 +211,8 @@ def identity(run: RunFolder, trial_id: str) -> list[int | str]:
 
 
 def numbers(run: RunFolder) -> list[str]:
-    """What a run folder has of its trials and epochs, but for how long they took."""
-    columns = [name for name in schema.EPOCHS.names if name != "epoch_s"]
-    return sorted(map(repr, [*run.epochs.read(columns).to_pylist(), *run.trials.read(SUMMARY).to_pylist()]))
+    """What a run folder has of its trials and epochs, but for how long they took and what trained them."""
+    return sorted(map(repr, [*run.epochs.read(compare.TABLE).to_pylist(), *run.trials.read(SUMMARY).to_pylist()]))
 
 
 if __name__ == "__main__":

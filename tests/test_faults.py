@@ -22,6 +22,7 @@ from results.store.folder import RunFolder
 from search_spaces import pool
 from search_spaces.grid import BASELINE, Entry, Grid, Pair, Planned
 from search_spaces.recipe import Recipe
+from tests.compare import epochs_of
 from tests.watching import remount
 from trainer import checkpoint, train
 from trainer.checkpoint import CheckpointError
@@ -57,10 +58,6 @@ def write_pool(folder: Path, body: str) -> str:
     path = folder / "mine.py"
     path.write_text(HEAD + FORWARD + body + AVERAGE)
     return str(path)
-
-
-def epochs_of(run: RunFolder) -> pd.DataFrame:
-    return run.epochs.read().to_pandas().drop(columns="epoch_s").sort_values(["trial_id", "epoch"], ignore_index=True)
 
 
 @pytest.fixture

@@ -197,18 +197,24 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_network_trains_as_with_torch(
     few_programs: None, arch: str, images: int, size: int, layers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three steps, at a rate at which rounding does not grow; with `layers`, those compute by kernels as well."""
+    """Three steps, each from the same weights; with `layers`, those compute by kernels as well.
+
+    From weights that differ in their last bit a ReLU or a max-pool of VGG's million decides otherwise in every other
+    step, and one such is 2 % of a gradient here and 9 % one step later. What kernels compute may do so within a step.
+    """
     monkeypatch.setattr(gpu_layers, "_by_kernel", lambda _: layers)
     plain = network.build(pool.expand("gap")[0], arch, 10, 1).to(DEVICE).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     plain.pool = OddPool().to(DEVICE)
     plain.head.eval()  # or dropout would draw other masks for each
-    fast, start = copy.deepcopy(plain), copy.deepcopy(plain.state_dict())
+    fast = copy.deepcopy(plain)
     optimizer = gpu.speed_up(fast.features, "fp32").optimizer(
         list(fast.parameters()), torch.tensor(1e-3, device=DEVICE), MOMENTUM, DECAY
     )
     theirs = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=MOMENTUM, weight_decay=DECAY)
     random = torch.Generator().manual_seed(0)
     for _ in range(3):
+        start = copy.deepcopy(plain.state_dict())
+        fast.load_state_dict(start)
         x = normal((images, 3, size, size), random, torch.channels_last)
         labels = torch.randint(10, (images,), generator=random).to(DEVICE)
         theirs.zero_grad()
@@ -217,10 +223,10 @@ def test_a_network_trains_as_with_torch(
             F.cross_entropy(each(x), labels).backward()
         theirs.step()
         optimizer.step()
-    for (name, ours), expected in zip(fast.state_dict().items(), plain.state_dict().values(), strict=True):
-        error, moved = (torch.linalg.norm((each - expected).double()) for each in (ours, start[name]))
-        assert moved > 0, name
-        assert error <= 1e-2 * moved, name
+        for (name, ours), expected in zip(fast.state_dict().items(), plain.state_dict().values(), strict=True):
+            error, moved = (torch.linalg.norm((each - expected).double()) for each in (ours, start[name]))
+            assert moved > 0, name
+            assert error <= (5e-2 if layers else 1e-3) * moved, name
 
 
 def test_weights_in_bfloat16_follow(few_programs: None) -> None:

@@ -163,13 +163,6 @@ def test_packs_are_whole_that_no_longer_pay_or_are_as_large_as_can_be(rates: Map
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path / "run")
-    run.create()
-    return run
-
-
-@pytest.fixture
 def todo() -> list[Planned]:
     entries = tuple(Entry(pool.expand(spec)[0], BASELINE) for spec in ("gap", "gem"))
     recipe = Recipe(epochs=2, batch_size=64, precision="bf16")

@@ -22,6 +22,7 @@ from results.store import schema
 from results.store.folder import RunFolder
 from search_spaces import machine
 from search_spaces import space as spaces
+from tests.compare import epochs_of
 from tests.watching import remount, trained_once, wait_until, written
 from trainer import checkpoint, data
 
@@ -72,10 +73,6 @@ def sweep(space_file: Path, tmp_path: Path, ray_address: str) -> Callable[..., i
         )
 
     return run
-
-
-def epochs_of(run: Path) -> pd.DataFrame:
-    return pd.read_parquet(run / "epochs").drop(columns="epoch_s").sort_values(["trial_id", "epoch"], ignore_index=True)
 
 
 def test_a_sweep_is_interrupted_and_run_again(command: Command, space_file: Path, tmp_path: Path, capfd) -> None:
@@ -279,7 +276,7 @@ def command(space_file: Path, tmp_path: Path) -> Iterator[Command]:
             process.wait()
 
 
-def undisturbed(space_file: Path, folder: Path) -> Path:
+def undisturbed(space_file: Path, folder: Path) -> RunFolder:
     """The same sweep, trial by trial in this process: what an undisturbed one comes to."""
     space = spaces.load(space_file)
     run = RunFolder(folder)
@@ -287,7 +284,7 @@ def undisturbed(space_file: Path, folder: Path) -> Path:
     job = Job(run.where, threads=machine.cores(), checkpoint_every=100)
     for planned in space.grid:
         run_pack([planned], data.load("digits", Path()), job)
-    return folder
+    return run
 
 
 @pytest.mark.soak  # two sweeps and a half: 150 s of 2 cores
@@ -305,7 +302,8 @@ def test_kill_9_and_run_again(command: Command, space_file: Path, tmp_path: Path
     assert len(trained_once(command.run, range(1, 13), before)) == 4
     logs = "".join(path.read_text() for path in (command.run / "logs").iterdir())
     assert "resumed after epoch" in logs
-    pd.testing.assert_frame_equal(epochs_of(command.run), epochs_of(undisturbed(space_file, tmp_path / "undisturbed")))
+    expected = undisturbed(space_file, tmp_path / "undisturbed")
+    pd.testing.assert_frame_equal(epochs_of(RunFolder(command.run)), epochs_of(expected))
 
 
 @pytest.mark.soak
@@ -375,7 +373,7 @@ def test_a_row_that_cannot_be_read_is_set_aside_and_trained_anew(sweep, tmp_path
     run = tmp_path / "run"
     only = ("--only", "arch=resnet20,seed=1")
     assert sweep(*only) == cli.INCOMPLETE, "two steps an epoch: they are no better than guessing"
-    before = epochs_of(run)
+    before = epochs_of(RunFolder(run))
     broken, other = sorted((run / "trials").iterdir())
     whole, kept = broken.read_bytes(), other.stat().st_mtime_ns
     broken.write_bytes(whole[: len(whole) // 2])
@@ -386,7 +384,7 @@ def test_a_row_that_cannot_be_read_is_set_aside_and_trained_anew(sweep, tmp_path
     assert f"set aside, into {RunFolder(run)}/set-aside: unreadable: trials/{broken.name}" in capfd.readouterr().out
     assert (run / "set-aside" / "trials" / broken.name).read_bytes() == whole[: len(whole) // 2]
     assert other.stat().st_mtime_ns == kept
-    pd.testing.assert_frame_equal(epochs_of(run), before)
+    pd.testing.assert_frame_equal(epochs_of(RunFolder(run)), before)
 
 
 @pytest.mark.soak
