@@ -6,7 +6,7 @@
     torch          its version, major.minor
     arch, batch_size, precision
     size           trials side by side
-    images_per_s   trained by all of them, evaluation on a fifth as many included
+    images_per_s   trained by all of them, with an evaluation on about a fifth as many
     memory_mb      of all of them at the peak, in MiB
     measured       the date
     commit         of this project

@@ -118,7 +118,7 @@ class _Live:
         self._started = datetime.now(UTC)
         number = 1 + attempts(self.run, self.planned.trial.id)
         started_at = self._started.isoformat(timespec="seconds")
-        used = kernels.used(kernels.off()) if self.job.gpu else None
+        used = kernels.used(kernels.off(), compiled=self.job.compiled) if self.job.gpu else None
         where = socket.gethostname(), device_name(self.job)
         self._attempt = Attempt(number, *where, started_at, self.job.git_commit, used)
         self._files.write_attempt(self._attempt)

@@ -32,6 +32,8 @@ def off() -> frozenset[str]:
     return frozenset(require("family of kernels", name, FAMILIES, SWITCH) for name in names)
 
 
-def used(off: frozenset[str]) -> str:
-    """Return what trains, for the record: `2`, or `2 without norm, sgd`."""
+def used(off: frozenset[str], *, compiled: bool = False) -> str:
+    """Return what trains, for the record: `2`, `2 without norm, sgd`, or `torch.compile`, which makes its own."""
+    if compiled:
+        return "torch.compile"
     return " without ".join(filter(None, (str(VERSION), ", ".join(sorted(off)))))

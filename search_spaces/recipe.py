@@ -28,14 +28,15 @@ class Recipe:
     Every value is checked as it is made: pydantic's ValidationError names every field out of its range.
 
     Attributes:
-        batch_size: images a step; two at least, since batch norm has no variance over one image at 1x1.
+        batch_size: images a step; two at least, since batch norm has no variance over one image at 1x1; 8,192 at most,
+            since kernels count the elements of a map in 32 bits, and an image's have up to 147,456 in MobileNetV2.
         weight_decay: the L2 penalty on every parameter.
         precision: `fp32`, `tf32` (CUDA matrix products and convolutions in TF32), or `bf16` (autocast).
         train_samples, test_samples: the first N of a fixed shuffle; None is all.
     """
 
     epochs: Annotated[Integer, Field(ge=1, lt=10**6)] = 200
-    batch_size: Annotated[Integer, Field(ge=2, lt=10**6)] = 128
+    batch_size: Annotated[Integer, Field(ge=2, le=8192)] = 128
     lr: Annotated[Number, Field(gt=0)] = 0.1
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4

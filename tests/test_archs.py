@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from search_spaces import architectures, pool
+from search_spaces.recipe import Recipe
 from tests.pool_files import written
 from trainer import network
 from trainer.archs.dropout import Dropout
@@ -31,6 +33,8 @@ PINNED = {
     "mobilenetv2_s32": (2_351_972, (1280, 1, 1)),
 }
 
+LARGEST_BATCH = 8192
+
 
 @pytest.mark.parametrize("name", architectures.ARCHS)
 def test_parameters_and_feature_map(name: str) -> None:
@@ -40,6 +44,19 @@ def test_parameters_and_feature_map(name: str) -> None:
         assert net.head(net.pool(maps)).shape == (2, 100)
     assert (network.count_parameters(net), tuple(maps.shape[1:])) == PINNED[name]
     assert architectures.get(name).feature_map == PINNED[name][1]
+
+
+@pytest.mark.parametrize("name", architectures.ARCHS)
+def test_the_largest_batch_has_maps_of_fewer_elements_than_32_bits_count(name: str) -> None:
+    """Triton's kernels count them so."""
+    sizes, net = list[int](), gap(name)
+    for module in net.features.modules():
+        module.register_forward_hook(lambda _, __, out: sizes.append(out[0].numel()))
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValidationError):
+        Recipe(batch_size=LARGEST_BATCH + 1)
+    assert Recipe(batch_size=LARGEST_BATCH).batch_size * max(sizes) < 2**31
 
 
 def gap(name: str, classes: int = 100, seed: int = 0) -> network.Network:

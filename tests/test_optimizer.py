@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -139,6 +141,27 @@ def test_parts_go_to_autograd_where_no_step_takes_them() -> None:
     for wrong in (parts.double(), parts[:, 1:], parts.t(), parts[:, 1:].contiguous()):
         with pytest.raises(ValueError, match="are no parts"):
             sgd.hand_in(parameter, wrong)
+
+
+def test_a_frozen_parameter_stays_as_it_is() -> None:
+    random = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(normal((4, 6, 3, 3), random), requires_grad=False)
+    before, step = parameter.clone(), trained_by([parameter], {})
+    assert sgd.hand_in(parameter, torch.ones(2, parameter.numel(), device=DEVICE)) is None
+    step()
+    assert torch.equal(parameter, before)
+
+
+def test_tables_that_graphs_read_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph holds an address and no tensor."""
+    step = trained_by([nn.Parameter(normal((4,), torch.Generator()))], {})
+    monkeypatch.setattr(step, "_lr", types.SimpleNamespace(is_cuda=True))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    rows = torch.ones(1, sgd.FIELDS, dtype=torch.int64)
+    table = weakref.ref(step._table(rows))
+    step.settle()
+    assert table() is not None
+    assert torch.equal(table().cpu(), rows)  # type: ignore[union-attr]
 
 
 def test_a_parameter_that_was_put_elsewhere_is_refused() -> None:
@@ -299,16 +322,17 @@ def finished(turns: Iterator[None]) -> Epoch:
 def test_families_are_switched_off_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(families.SWITCH, raising=False)
     assert kernels.off() == frozenset()
-    assert families.used(kernels.off()) == str(kernels.VERSION)
+    assert families.used(kernels.off()) == str(families.VERSION)
     monkeypatch.setenv(families.SWITCH, "sgd, norm,")
     assert kernels.off() == {"norm", "sgd"}
-    assert families.used(kernels.off()) == f"{kernels.VERSION} without norm, sgd"
+    assert families.used(kernels.off()) == f"{families.VERSION} without norm, sgd"
+    assert families.used(kernels.off(), compiled=True) == "torch.compile"
     monkeypatch.setenv(families.SWITCH, "norms")
     with pytest.raises(RequestError, match="did you mean 'norm'"):
         kernels.off()
 
 
-@pytest.mark.parametrize("off", [None, *kernels.FAMILIES])
+@pytest.mark.parametrize("off", [None, *families.FAMILIES])
 def test_what_is_switched_off_is_torchs(off: str | None) -> None:
     """Each family by itself; the network is the same function, in names and in numbers."""
     for arch in ("resnet20", "mobilenetv2"):
@@ -324,3 +348,16 @@ def test_what_is_switched_off_is_torchs(off: str | None) -> None:
         assert list(fast.state_dict()) == list(plain.state_dict())
         x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         assert torch.equal(fast(x), plain(x))
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenetv2"])
+def test_evaluation_keeps_gradients_where_they_are_wanted(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's functions: the kernels leave none behind in evaluation, and nobody would be told."""
+    monkeypatch.setattr(gpu_layers, "_by_kernel", lambda _: True)
+    net = network.build(pool.expand("gap")[0], arch, 10, 1)
+    gpu.speed_up(net.features, "bf16", frozenset({"convolution", "depthwise"}))
+    x = torch.randn(1, 3, 16, 16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        net.eval().features(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0

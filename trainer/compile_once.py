@@ -88,7 +88,7 @@ def once(what: str, key: str, compile_all: Callable[[], object], cache: Path, wa
             done.touch()
     except Timeout:
         log.info(f"note: it has taken {wait_s:.0f} s; what is missing is compiled as it is needed")
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter from filelock, where a file system has no locks
         log.info(f"note: {what} cannot be compiled ahead: {error}")
 
 

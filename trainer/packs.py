@@ -59,7 +59,7 @@ def conditions(device: torch.device, compiled: bool = False) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(device),
             "gpu_memory_mb": total / 2**20,
             "free_mb": free / 2**20,
-            "kernels": "torch.compile" if compiled else kernels.used(kernels.off()),
+            "kernels": kernels.used(kernels.off(), compiled=compiled),
         }
     return {**found, "torch": ".".join(torch.__version__.split(".")[:2])}
 

@@ -59,13 +59,13 @@ TRIALS = pa.schema(
         ("peak_memory_mb", pa.float64()),  # of the process: all trials of a pack together
         ("device", pa.string()),
         ("compiled", pa.bool_()),  # by torch.compile
-        ("kernels", pa.string()),  # their version, and which were off; null on a CPU
+        ("kernels", pa.string()),  # of the last attempt: their version and which were off; null on a CPU
         ("recipe", pa.string()),  # JSON
         ("protocol", pa.int64()),
         ("attempt", pa.int64()),  # from 1
         ("error", pa.string()),
         ("host", pa.string()),
-        ("git_commit", pa.string()),
+        ("git_commit", pa.string()),  # of the last attempt
         ("versions", pa.string()),  # JSON
         ("started_at", pa.timestamp("us", tz="UTC")),
         ("finished_at", pa.timestamp("us", tz="UTC")),
@@ -85,7 +85,7 @@ EPOCHS = pa.schema(
         ("lr", pa.float64()),
         ("epoch_s", pa.float64()),
         ("git_commit", pa.string()),  # that trained it, which a resumed trial may have several of
-        ("kernels", pa.string()),  # as in TRIALS
+        ("kernels", pa.string()),  # as in TRIALS, but of the attempt that trained it
     ]
 )
 

@@ -72,7 +72,8 @@ class Together:
 
     Batch norms leave the count of their batches, from which nothing is computed. Layers that multiply by a copy of
     their weight in bfloat16 leave it to others to have it follow: to `FusedSgd`, which writes it as it writes the
-    weight and reads the gradient of either. One cast each would be 52 and 70 kernels of a step of MobileNetV2.
+    weight and reads the gradient of either. Of MobileNetV2 that would be 37 casts forward and 37 back in a step, and 52
+    kernels that count.
 
     Attributes:
         counts: [norms] int64, of which each norm has one; None without norms.
@@ -196,7 +197,7 @@ def _fuse_norms(features: nn.Module) -> Tensor | None:
     """Have batch norms do what follows them, and count their batches in one tensor, which is returned."""
     norms = [module for module in features.modules() if type(module) is nn.BatchNorm2d and module.momentum is not None]
     counts = torch.stack([cast(Tensor, norm.num_batches_tracked) for norm in norms]) if norms else None
-    tickets = kernels.norm.tickets(norms[0].weight.device) if norms else None
+    tickets = kernels.norm.tickets(norms[0].weight.device, max(norm.num_features for norm in norms)) if norms else None
     for norm, count in zip(norms, () if counts is None else counts.unbind(), strict=True):
         norm.__class__ = FusedBatchNorm2d
         norm.num_batches_tracked = count

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
@@ -21,6 +22,11 @@ SMALL = 2**14  # elements of an image's map: 16 x 32 x 32
 def _by_kernel(input: Tensor) -> bool:
     """Whether Triton's kernels run where it is."""
     return input.is_cuda
+
+
+def _fused(module: nn.Module, input: Tensor) -> bool:
+    """Whether a batch norm is one kernel with what is around it; in evaluation such a kernel leaves no gradient."""
+    return _by_kernel(input) and (module.training or not torch.is_grad_enabled())
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):
@@ -38,7 +44,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
         even = input.shape[2] % 2 == input.shape[3] % 2 == 0
-        if _by_kernel(input) and (even or not self.pooled):
+        if _fused(self, input) and (even or not self.pooled):
             tickets = cast(Tensor, self.tickets)
             after = {"ceiling": self.ceiling, "shortcut": shortcut, "pooled": self.pooled}
             return kernels.norm.batch_norm(self, input, tickets, **after)
@@ -117,7 +123,7 @@ class StemNorm2d(FusedBatchNorm2d):
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
         (conv,) = self.convolution
-        if not _by_kernel(input) or shortcut is not None:
+        if not _fused(self, input) or shortcut is not None:
             return super().forward(LibraryConv2d.forward(conv, input), shortcut)
         input = input if conv.half_weight is None else input.to(conv.half_weight.dtype)
         return kernels.stem.run(conv, self, input, cast(Tensor, self.tickets), ceiling=self.ceiling)
@@ -137,7 +143,7 @@ class Stage(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         for chained, group in itertools.groupby(self, kernels.basic_block.fits):
             blocks = cast(list[FusedBasicBlock], list(group))
-            if chained and _by_kernel(input) and input[0].numel() <= SMALL:
+            if chained and _fused(self, input) and input[0].numel() <= SMALL:
                 input = kernels.basic_block.chain(blocks, input, cast(Tensor, blocks[0].bn1.tickets))
             else:
                 for block in blocks:
@@ -156,7 +162,7 @@ class FusedInvertedResidual(InvertedResidual):
 
     def forward(self, x: Tensor) -> Tensor:
         *layers, last = self.conv
-        if self.whole and _by_kernel(x):
+        if self.whole and _fused(self, x):
             return kernels.inverted_residual.run(
                 self.conv, x, cast(Tensor, last.tickets), shortcut=self.use_res_connect
             )

@@ -59,7 +59,7 @@ def record(
 
 
 def _refuse_host_work(step: Step, modules: nn.Module) -> None:
-    held, generators = attributes(modules), Noise.host_state()
+    held, generators = _held(modules), Noise.host_state()
     torch.cuda.set_sync_debug_mode("error")
     try:
         with refused_waits():
@@ -72,7 +72,7 @@ def _refuse_host_work(step: Step, modules: nn.Module) -> None:
         torch.cuda.set_sync_debug_mode("default")
     if not same(generators, Noise.host_state()):
         raise RecordError("a step draws random numbers on the CPU")
-    if changed := [name for name, value in attributes(modules).items() if held.get(name) != value]:
+    if changed := [name for name, value in _held(modules).items() if held.get(name) != value]:
         raise RecordError(f"a step changes what Python holds: {', '.join(changed)}")
 
 
@@ -110,6 +110,11 @@ def _capture(step: Step, pool: Any, stream: torch.cuda.Stream, generator: torch.
             raise torch.OutOfMemoryError(first_line(why)) from error
         raise RecordError(f"a step cannot be recorded ({first_line(why)})") from error
     return graph.replay
+
+
+def _held(modules: nn.Module) -> dict[str, str]:
+    # A step that binds `parameter.data` anew leaves the parameter and its name, and trains another address.
+    return attributes(modules) | {name: _spell(parameter) for name, parameter in modules.named_parameters()}
 
 
 def attributes(modules: nn.Module) -> dict[str, str]:

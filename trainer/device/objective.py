@@ -10,7 +10,7 @@ from torch import Tensor
 def cross_entropy(logits: Tensor, labels: Tensor, *, fused: bool) -> tuple[Tensor, Tensor | None]:
     """Return the sum of the losses and the number of hits, [2] float64; and the gradient of the losses' mean.
 
-    That is like the logits, and None if they need none. All is computed in fp32 at least.
+    The gradient is like the logits, and None if they need none. All is computed in fp32 at least.
 
     Args:
         logits: [B, K].

@@ -1,6 +1,6 @@
 """Triton kernels: one operation a file, for maps that are channels-last. They run on a GPU only."""
 
-from search_spaces.kernels import FAMILIES, VERSION, off
+from search_spaces.kernels import off
 from trainer.device.kernels import (
     basic_block,
     convolution,
@@ -14,8 +14,6 @@ from trainer.device.kernels import (
 )
 
 __all__ = [
-    "FAMILIES",
-    "VERSION",
     "basic_block",
     "convolution",
     "crops",

@@ -54,7 +54,8 @@ def fits(block: nn.Module) -> bool:
     if not isinstance(block, BasicBlock) or block.downsample is not None or type(block.relu) is not nn.ReLU:
         return False
     norms = all(isinstance(each, nn.BatchNorm2d) and each.momentum is not None for each in (block.bn1, block.bn2))
-    return norms and convolution.fits(block.conv1) and convolution.fits(block.conv2)
+    alike = block.conv1.in_channels == block.conv1.out_channels == block.conv2.out_channels
+    return norms and alike and convolution.fits(block.conv1) and convolution.fits(block.conv2)
 
 
 def chain(blocks: Sequence[BasicBlock], x: Tensor, tickets: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainer.device.kernels import sgd
-from trainer.device.kernels.norm import activated, affine_of, channels_last, slopes_of, statistics
+from trainer.device.kernels.norm import activated, affine_of, channels_last, empty_map, slopes_of, statistics
 
 CHANNELS = 16, 32, 64
 TAPS = 9
@@ -79,9 +79,8 @@ class _Convolve(torch.autograd.Function):
 
 
 def _run(x: Tensor, weight: Tensor, outputs: int, *, flip: bool) -> Tensor:
-    batch, channels, height, width = x.shape
-    out = x.new_empty(batch, height, width, outputs).permute(0, 3, 1, 2)
-    pixels, sizes = x.numel() // channels, tile(x, outputs)
+    out = empty_map(x, outputs, *x.shape[2:])
+    pixels, sizes = x.numel() // x.shape[1], tile(x, outputs)
     _convolve[(triton.cdiv(pixels, sizes["ROWS"]),)](x, weight, out, pixels, FLIP=flip, **sizes)
     return out
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainer.device.kernels import norm, sgd
-from trainer.device.kernels.folded import NOTHING, Folded, folded, folded_slopes, passes, relu6
+from trainer.device.kernels.folded import NOTHING, Folded, folded, folded_slopes
+from trainer.device.kernels.norm import activated, passes
 
 TILE = 512  # elements of a line that a program holds: 4 a thread, with 9 weights and 9 sums for each
 COLUMNS = 32  # channels of it
@@ -71,9 +72,8 @@ def forward(
     Args:
         tickets: see `norm.tickets`; where statistics are saved.
     """
-    batch, channels, height, width = x.shape
-    shape = batch, channels, triton.cdiv(height, stride), triton.cdiv(width, stride)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    batch, channels, *size = x.shape
+    out = norm.empty_map(x, channels, *(triton.cdiv(side, stride) for side in size))
     saves = after is not None and after.saved is not None
     grid, sizes = _geometry(x, out, shared=saves)
     parts = torch.empty(grid[0], 2, channels, device=x.device) if saves else None
@@ -202,7 +202,7 @@ def _input(stored, here, scale, shift, BEFORE: tl.constexpr):
     """What is convolved: outside of the map there are zeros, not what a batch norm makes of them."""
     value = stored.to(tl.float32)
     if BEFORE:
-        value = tl.where(here[:, None], relu6(value * scale[None, :] + shift[None, :]), 0.0)
+        value = tl.where(here[:, None], activated(value * scale[None, :] + shift[None, :], 6.0), 0.0)
     return value
 
 
@@ -265,7 +265,7 @@ def _give(
 ):
     """Store a tile of the input's gradient; return the sums of it, and of its products with x - mean, so far."""
     if BEFORE:
-        total = tl.where(passes(value) & here[:, None], total, 0.0)
+        total = tl.where(passes(value, 6.0) & here[:, None], total, 0.0)
     rounded = total.to(inner.dtype.element_ty)
     tl.store(inner, rounded, mask=here[:, None] & (columns < CHANNELS)[None, :])
     if BEFORE:

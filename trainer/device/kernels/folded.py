@@ -75,16 +75,3 @@ def folded_slopes(weight, saved, affine, rows, columns, CHANNELS: tl.constexpr):
     level, slope = norm.slopes_of(affine, inverse, rows, columns, CHANNELS)
     scale = tl.load(weight + columns, mask=columns < CHANNELS, other=0.0) * inverse
     return scale, -slope * scale, (mean * slope - level) * scale
-
-
-@triton.jit
-def relu6(value):
-    """min(max(value, 0), 6), NaN kept."""
-    value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(value, 6.0, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def passes(value):
-    """Where ReLU6 lets a gradient through, by what goes into it or what comes out."""
-    return (value > 0) & (value < 6.0)

@@ -29,12 +29,12 @@ TILE = 8192  # bytes of a map that a program holds at once: twice as many spill 
 WHOLE = 512  # rows up to which a program sees all of its channels' rows, and no second kernel is needed
 PROGRAMS = 512
 SHARES = 128  # programs that sum the rows of a block of channels: the last one adds up as many shares
-TICKETS = 64  # blocks of channels of a map, at most
+BLOCK = 32  # channels whose sums a program takes at once, at least, if there are as many
 
 
-def tickets(device: torch.device) -> Tensor:
-    """Return counters at 0, [TICKETS] int32, for kernels that hand in sums one after the other on one stream."""
-    return torch.zeros(TICKETS, dtype=torch.int32, device=device)
+def tickets(device: torch.device, channels: int = 2048) -> Tensor:
+    """Return counters at 0, int32, for kernels that hand in sums of so many channels one by one, on one stream."""
+    return torch.zeros(triton.cdiv(channels, BLOCK), dtype=torch.int32, device=device)
 
 
 def batch_norm(
@@ -151,11 +151,16 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Return a map of as many images as x and of its type, [B, channels, height, width] channels-last."""
+    shape = len(x), channels, height, width
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 def _output(x: Tensor, pooled: bool) -> Tensor:
     if not pooled:
         return torch.empty_like(x)
-    batch, channels, height, width = x.shape
-    return x.new_empty(batch, height // 2, width // 2, channels).permute(0, 3, 1, 2)
+    return empty_map(x, x.shape[1], x.shape[2] // 2, x.shape[3] // 2)
 
 
 class Geometry:
@@ -169,7 +174,7 @@ class Geometry:
         channels = x.shape[1]
         taps = 4 if pooled else 1
         self.rows = x.numel() // channels // taps
-        columns = min(32, triton.next_power_of_2(channels))
+        columns = min(BLOCK, triton.next_power_of_2(channels))
         most = TILE // x.element_size()
         tile = min(most // columns // taps, triton.next_power_of_2(self.rows))
         across = -(-channels // columns)
@@ -309,14 +314,14 @@ def slopes_of(affine, inverse, rows, columns, CHANNELS: tl.constexpr):
 def activated(value, CEILING: tl.constexpr):
     """min(max(value, 0), CEILING), NaN kept; the value itself if there is no activation."""
     if CEILING is not None:
-        value = tl.where(value > 0, value, tl.where(value != value, value, 0.0))
-        value = tl.where(value > CEILING, CEILING, value)
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        value = tl.minimum(value, CEILING, propagate_nan=tl.PropagateNan.ALL)
     return value
 
 
 @triton.jit
 def passes(value, CEILING: tl.constexpr):
-    """Where the activation of this value lets a gradient through: at 0 and at the ceiling it does not."""
+    """Where an activation lets a gradient through, by what goes into it or what comes out: not at 0 or the ceiling."""
     return (value > 0) & (value < CEILING)
 
 

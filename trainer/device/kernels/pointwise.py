@@ -1,4 +1,4 @@
-"""1x1 convolutions as Triton kernels: products of a map [B H W, C] with a matrix, of any number of channels by 8.
+"""1x1 convolutions as Triton kernels: products of a map [B H W, C] with a matrix.
 
 With the 16 to 960 channels of a MobileNetV2 they are bound by reading and writing maps, as batch norm and activation
 are. So what precedes a convolution is done to its input as it is read (`before`), and what follows it is begun as its
@@ -20,14 +20,15 @@ import triton.language as tl
 from torch import Tensor
 
 from trainer.device.kernels import norm
-from trainer.device.kernels.folded import NOTHING, Folded, folded, folded_slopes, passes, relu6
+from trainer.device.kernels.folded import NOTHING, Folded, folded, folded_slopes
+from trainer.device.kernels.norm import activated, passes
 
 TILE = 2048  # elements of the output that a program holds at once, with two sums for each
 MASKED_TILE = 1024  # where it also holds as many of the map behind, and two or three numbers for each channel of both
 BLOCK = 64  # channels that a program multiplies at once
 PROGRAMS = 256  # that a kernel should have at least
 BOTH_ROWS = 32  # of a tile where both gradients are taken, and all channels are in it
-FEWEST = 128  # programs that take both: with less, there are more of them that take one
+FEWEST = 128  # programs that take both gradients at once: where there would be fewer, each is a kernel of its own
 SHARES = 512  # programs for a block of channels, at most: each leaves its sums
 
 # INPUT, what is done to a map as it is read: "normalised", then ReLU6; or "differentiated", to the gradient of what a
@@ -130,8 +131,7 @@ def _weight_block(channels: int) -> int:
 
 
 def _like(x: Tensor, channels: int) -> Tensor:
-    shape = len(x), channels, *x.shape[2:]
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return norm.empty_map(x, channels, *x.shape[2:])
 
 
 def _run(
@@ -186,7 +186,7 @@ def _ready(a, beside, at, here, factor, other, offset, INPUT: tl.constexpr):
     """A tile of the input as it is multiplied."""
     value = tl.load(a + at, mask=here, other=0.0)
     if INPUT == "normalised":
-        value = relu6(value.to(tl.float32) * factor[None, :] + offset[None, :]).to(a.dtype.element_ty)
+        value = activated(value.to(tl.float32) * factor[None, :] + offset[None, :], 6.0).to(a.dtype.element_ty)
     elif INPUT == "differentiated":
         out = tl.load(beside + at, mask=here, other=0.0).to(tl.float32)
         value = value.to(tl.float32) * factor[None, :] + (out * other[None, :] + offset[None, :])
@@ -250,7 +250,7 @@ def _multiply(
                 total = tl.dot(values, _weights(weight, some, columns, FLIP, FROM, TO), total)
         if OUTPUT == "masked":
             old = old.to(tl.float32)
-            total = tl.where(passes(old * scale[None, :] + shift[None, :]) & there, total, 0.0)
+            total = tl.where(passes(old * scale[None, :] + shift[None, :], 6.0) & there, total, 0.0)
         elif OUTPUT == "added":
             total += old.to(tl.float32)
         rounded = total.to(out.dtype.element_ty)

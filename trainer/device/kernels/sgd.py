@@ -27,7 +27,7 @@ from torch import Tensor
 BLOCK = 1024  # elements of a program whose gradient is in one piece
 COLUMNS = 128  # elements of a program that adds up parts, and how many of those it reads at once
 PARTS = 16
-GRAPHS = 4  # that may be recorded of a step: one for each size of a batch
+GRAPHS = 4  # that may be recorded of a step, one for each size of a batch: an epoch has two at most
 # How a program reads its gradient. Where all addresses are multiples of 16, a thread reads 16 bytes at once.
 WHOLE, HALF, IN_PARTS, ALIGNED = 0, 1, 2, 4
 NONE = -1
@@ -45,7 +45,7 @@ def hand_in(parameter: Tensor, parts: Tensor) -> Tensor | None:
     """Return what a backward pass gives autograd as the gradient of a parameter, which it has in parts.
 
     None where the optimizer takes parts: it adds them up as it reads them, which saves a kernel for each parameter and
-    the gradient's way through memory. Otherwise their sum.
+    the gradient's way through memory. None for a frozen parameter, too. Otherwise their sum.
 
     Args:
         parameter: dense, fp32, the tensor itself and not a detached one; `ctx.saved_tensors` gives it back as it was.
@@ -55,6 +55,8 @@ def hand_in(parameter: Tensor, parts: Tensor) -> Tensor | None:
         ValueError: they are not such parts.
         RuntimeError: it has parts from this step: a layer that is called twice cannot hand them in.
     """
+    if not parameter.requires_grad:
+        return None
     if parts.dtype != torch.float32 or not parts.is_contiguous() or parts.numel() != len(parts) * parameter.numel():
         raise ValueError(f"{tuple(parts.shape)} {parts.dtype} are no parts of a gradient of {tuple(parameter.shape)}")
     held = getattr(parameter, "parts", _TAKES_NONE)
@@ -104,6 +106,7 @@ class Step:
         shape = len(parameters), FIELDS
         self._spare = [torch.empty(shape, dtype=torch.int64, device=lr.device) for _ in range(GRAPHS)]
         self._recorded: list[tuple[Tensor, Tensor]] = []
+        self._replayed: list[Tensor] = []  # the tables that graphs read, which know nothing of who owns them
 
     def clear(self) -> None:
         """Forget the gradients that are not in `parameter.grad`."""
@@ -116,7 +119,7 @@ class Step:
         """Take a step by the gradients that there are; parameters without one stay as they are.
 
         Raises:
-            RuntimeError: a parameter is not where it was put in memory, or not as it was.
+            RuntimeError: a parameter is of another type, shape or order in memory than it was.
         """
         rows, kinds, held, moved = list[tuple[int, ...]](), list[int](), list[Tensor](), 0
         for weight, order, momentum in self._parameters:
@@ -143,6 +146,7 @@ class Step:
         """Give the graphs that have recorded a step their tables, before the first is replayed."""
         for table, rows in self._recorded:
             table.copy_(rows)
+            self._replayed.append(table)
         self._recorded.clear()
 
     def _launch(self, rows: Tensor, kinds: tuple[int, ...], moved: int) -> None:

@@ -28,6 +28,7 @@ from trainer.device.kernels import sgd
 from trainer.device.kernels.norm import (
     affine_of,
     channels_last,
+    empty_map,
     passes,
     share_moments,
     slopes_of,
@@ -103,9 +104,7 @@ def _convolve_images(
     tickets: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Return [B, C', H', W'], in the type of the images; its statistics are saved [2, C'] if there is a place."""
-    batch, _, height, width = images.shape
-    size = triton.cdiv(height, stride), triton.cdiv(width, stride)
-    out = images.new_empty(batch, *size, len(weight)).permute(0, 3, 1, 2)
+    out = empty_map(images, len(weight), *(triton.cdiv(side, stride) for side in images.shape[2:]))
     pixels = out.numel() // len(weight)
     sizes = _sizes(images, out, stride)
     programs = triton.cdiv(pixels, sizes["ROWS"])
