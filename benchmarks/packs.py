@@ -93,7 +93,8 @@ def measured(args: argparse.Namespace) -> Iterator[Row]:
     for settings, sizes in [*alone, packs]:
         for arch, precision in kinds:
             in_time = itertools.takewhile(lambda _: time.monotonic() < ends, sizes)
-            growing = grow(endless(arch, precision), images, in_time, compiled=args.compile, **settings)
+            recipe = Recipe(epochs=EPOCHS, batch_size=BATCH_SIZE, precision=precision)
+            growing = grow(endless(arch, recipe), images, in_time, compiled=args.compile, **settings)
             for found in while_it_pays(growing, GAIN):
                 row = figures(found, images, compiled=args.compile, **settings)
                 yield {"arch": arch, "precision": precision, **row}
@@ -101,9 +102,8 @@ def measured(args: argparse.Namespace) -> Iterator[Row]:
         print("the time was used up before all was measured", file=sys.stderr)
 
 
-def endless(arch: str, precision: str) -> Iterator[Trial]:
+def endless(arch: str, recipe: Recipe) -> Iterator[Trial]:
     """Yield trials of different pools and seeds."""
-    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH_SIZE, precision=precision)
     for seed, spec in enumerate(itertools.cycle(POOLS)):
         yield Trial(pool.expand(spec)[0], arch, "cifar100", seed, recipe)
 
@@ -137,14 +137,19 @@ def figures(
 def into_table(rows: Iterable[Row], table: Path = pack_table.TABLE) -> Iterator[str]:
     """Write the packs among these rows into a table, where they replace older ones of their key; yield what was done.
 
-    A pack that was cut short, by its time or by its GPU's memory, stays out: `auto` would take it for all there is.
+    A pack that was cut short, by its time or by its GPU's memory, stays out: `auto` would take it for all there is. So
+    do packs of which a size was measured twice: where one measurement ends and the other begins nobody can tell.
     """
-    packs = [row for row in rows if row.get("graphs") and row["channels_last"] and not row.get("cudnn_benchmark")]
+    packs: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.get("graphs") and row["channels_last"] and not row.get("cudnn_benchmark"):
+            packs.setdefault(tuple(row[name] for name in pack_table.KEY), []).append(row)
     known = pack_table.read(table)
-    for key, of_key in itertools.groupby(packs, key=lambda row: tuple(row[name] for name in pack_table.KEY)):
-        found = list(of_key)
+    for key, found in packs.items():
         what = ", ".join(map(str, key))
-        if is_whole(found):
+        if len({row["size"] for row in found}) < len(found):
+            yield f"left out, for a size was measured twice: {what}"
+        elif is_whole(found):
             known = pack_table.merge(known, found)
             yield f"taken in: {what}: packs of {', '.join(str(row['size']) for row in found)}"
         else:

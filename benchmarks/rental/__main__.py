@@ -1,12 +1,14 @@
 r"""A rented GPU for fifteen minutes: what it can do, what is right on it, how fast the program is; then it trains.
 
     python -m benchmarks.rental pieces DATA_DIR .rental      before: the images in pieces that fit through a transfer
+    python -m benchmarks.rental commit .rental               right before sending: the commit, for a machine without git
     python -m benchmarks.rental STAGE... [options]           there
     python -m benchmarks.rental unpack OUT .rental/run       after: evidence, or checkpoints for the next rental
 
 Stages, each a process with a time limit of its own; none stops those that follow, and what each finds is in OUT at
 once: `env`, `join` (pieces of the images that have come), `precompile`, `checks`, `ceilings`, `kernels`, `packs`,
-`profile`, `train`. Neither Ray nor pydantic nor a network is needed. `--rehearse` runs all of it on a CPU, small.
+`profile`, `train`. Neither Ray nor pydantic nor a network is needed. `--rehearse` runs all of it on a CPU, small,
+in `.rental/rehearsal`.
 
 `train` trains the published table in order of worth, in a process that outlives the command: `--stay` says how long
 the command stays with it, and packs its evidence anew every 30 seconds. A pack is started only if it ends in time, or
@@ -26,8 +28,9 @@ the longest limit that there is; training has to end before the machine's time i
     python3 -m benchmarks.rental join train --stay 3 --out $OUT; exit 0
 
 and the last as the second, with `.rental/2` and without `--stay`. The code runs from a copy, since every transfer lays
-the tree anew under what goes on training. What a rental leaves unfinished the next one takes along as `.rental/run`,
-and with `--table packs.json` `train` needs no stage before it but `precompile`.
+the tree anew under what goes on training. What a rental leaves unfinished the next one takes along as `.rental/run`, in
+a command of its own before the others if a piece leaves it no room, and with `--table packs.json` `train` needs no
+stage before it but `precompile`.
 """
 
 from __future__ import annotations
@@ -62,6 +65,7 @@ LIMITS = {  # {stage: (seconds that it may take, that it needs at the least)}, i
     "profile": (25, 10),
     "train": (FOREVER, 1),
 }
+COMMANDS = {"pieces": pieces.cut, "commit": pieces.note, "unpack": pieces.unpack}  # here, before and after
 PACKAGE = "benchmarks.rental"  # of the modules of the stages
 OF_JOBS = ("kernels", "packs")  # whose measurements may each end their process
 ON_A_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -74,9 +78,9 @@ TAIL = 15  # lines of a stage's output that are said again if it failed
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rental", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stages", nargs="+", metavar="STAGE", help=f"{', '.join(LIMITS)}; or pieces, unpack")
+    parser.add_argument("stages", nargs="+", metavar="STAGE", help=f"{', '.join(LIMITS)}; or {', '.join(COMMANDS)}")
     parser.add_argument("--out", default=os.environ.get("OUT", "out"), help="the folder of the results")
-    parser.add_argument("--pieces", default=".rental", help="the folder with the pieces 0, 1, 2 of the images")
+    parser.add_argument("--pieces", help="the folder with the pieces 0, 1, 2 of the images; otherwise .rental")
     parser.add_argument("--seconds", type=float, default=150.0, help="for all stages, `train` apart")
     parser.add_argument("--train-seconds", type=float, default=540.0, help="from now until training has to end")
     parser.add_argument("--stay", type=float, default=FOREVER, help="seconds with `train`, at most until its end")
@@ -84,13 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pack", action="append", default=[], help='for `train`: "arch dataset pool,pool seed,seed"')
     parser.add_argument("--rehearse", action="store_true", help="all of it on a CPU, small")
     args = parser.parse_args(argv)
-    if args.stages[0] in ("pieces", "unpack"):
-        command = pieces.cut if args.stages[0] == "pieces" else pieces.unpack
-        print(*command(*map(Path, args.stages[1:])), sep="\n")
+    if command := COMMANDS.get(args.stages[0]):
+        for line in command(*map(Path, args.stages[1:])):
+            print(line)
         return 0
     if unknown := set(args.stages) - set(LIMITS):
         parser.error(f"there is no stage {', '.join(sorted(unknown))}; there are {', '.join(LIMITS)}")
-    now, here = time.time(), Path(args.pieces).resolve()
+    now, here = time.time(), Path(args.pieces or (".rental/rehearsal" if args.rehearse else ".rental")).resolve()
     settings = Settings(
         out=str(Path(args.out).resolve()),
         data=str(here / "data"),
@@ -141,16 +145,12 @@ class Stages:
         started = time.time()
         limit = f"{seconds:.0f} s at most" if seconds < FOREVER else "to its end"
         self.say(f"[{started - self._began:6.1f} s] {stage}, {limit}")
-        off = (read_json(self._settings.result("checks.json")) or {}).get("off", [])
         told = dataclasses.replace(self._settings, deadline=started + seconds)
         module = f"{PACKAGE}.{stage}"
         command = ["benchmarks.rental.jobs", module] if stage in OF_JOBS else [module]
         self._child = subprocess.Popen(
             [sys.executable, "-u", "-m", *command, told.to_json()],
-            env=os.environ
-            | without_pydantic()
-            | {SWITCH: ",".join(filter(None, (os.environ.get(SWITCH), *off)))}
-            | (ON_A_CPU if self._settings.rehearse else {}),
+            env=self._environment(stage),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -168,6 +168,12 @@ class Stages:
         if code:
             self.say("\n".join(f"  ! {line}" for line in tail))
         return code
+
+    def _environment(self, stage: str) -> dict[str, str]:
+        """Return a stage's variables: what `checks` has found wrong is off, but for `checks`, which looks anew."""
+        off = (read_json(self._settings.result("checks.json")) or {}).get("off", []) if stage != "checks" else []
+        switched = {SWITCH: ",".join(filter(None, (os.environ.get(SWITCH), *off)))}
+        return os.environ | without_pydantic() | switched | (ON_A_CPU if self._settings.rehearse else {})
 
     def _end(self, *_: Any) -> None:
         """Have the stage end in which SIGTERM finds this process, and start no other."""

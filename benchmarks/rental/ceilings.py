@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
 
 import torch
 
 from benchmarks.rental.settings import Rows, from_argv
+from benchmarks.rental.timing import microseconds
 from trainer.device.execution import default_device
 
 REPEATS = 10
@@ -21,40 +21,22 @@ REPEATS = 10
 def main() -> None:
     settings = from_argv()
     sizes, device = settings.sizes, default_device()
+    settings.result("ceilings.json").unlink(missing_ok=True)  # of a stage before this one
     rows = Rows(settings.result("ceilings.json"))
     source = torch.randint(256, (sizes.copied,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = timed(functools.partial(target.copy_, source), device)
-    rows.add({"what": "copy", "GB/s": 2 * sizes.copied / seconds / 1e9, "bytes": sizes.copied})
+    us = microseconds(functools.partial(target.copy_, source), device)
+    rows.add({"what": "copy", "GB/s": 2 * sizes.copied / us / 1e3, "bytes": sizes.copied})
     del source, target  # for what comes next
     for kind in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(sizes.square, sizes.square, device=device).to(kind) for _ in range(2))
-        seconds = timed(functools.partial(torch.mm, a, b), device)
-        rows.add({"what": f"mm {kind}", "TFLOP/s": 2 * sizes.square**3 / seconds / 1e12, "rows": sizes.square})
+        us = microseconds(functools.partial(torch.mm, a, b), device)
+        rows.add({"what": f"mm {kind}", "TFLOP/s": 2 * sizes.square**3 / us / 1e6, "rows": sizes.square})
     if device.type != "cuda":
         print("there are no graphs on a CPU")
         return
     for streams in sizes.streams:
         rows.add(small_kernels(streams, sizes.chain))
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Return seconds of one call, by the median of some."""
-    work()
-    found = []
-    for _ in range(REPEATS):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            found.append(start.elapsed_time(end) / 1000)
-        else:
-            began = time.perf_counter()
-            work()
-            found.append(time.perf_counter() - began)
-    return sorted(found)[REPEATS // 2]
 
 
 def small_kernels(streams: int, chain: int) -> dict[str, object]:

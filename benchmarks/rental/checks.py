@@ -1,6 +1,7 @@
 """Stage `checks`: what is computed on this GPU is right, or the kernels that get it wrong are switched off.
 
-A process for each network, all at once. Each check is a row with a truth, and with a number where there is one:
+All networks at once, each in a process of its own. Each check is a row with a truth, null while it goes on, and with a
+number where there is one:
 
     layers      each convolution and batch norm as it trains in bf16, and in fp32, against the same in float64: outputs
                 and all gradients, by the norm of the difference over the norm. bf16 may be 4e-3 off, or as far as
@@ -14,7 +15,10 @@ A process for each network, all at once. Each check is a row with a truth, and w
     resumed     a second epoch from a checkpoint, and without one
     dropout     other masks for each step, by a batch that is seen twice at a learning rate of 0
 
-A family of kernels without which a check passes is switched off for all stages that follow (`off` in checks.json).
+What is wrong is done again in new processes: as it is, without each family of kernels, and without any. If it is still
+wrong as it is, the family without which it passes is switched off: for all stages that follow (`off` in checks.json),
+and for what its network has left to check, if that takes a new process, as it does after an illegal access. No process
+has families switched on or off on its way, so that all that it compares was computed by the same ones.
 """
 
 from __future__ import annotations
@@ -23,12 +27,15 @@ import copy
 import functools
 import io
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +43,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainTrainer
-from benchmarks.rental import networks
-from benchmarks.rental.settings import Row, Rows, Settings, Sizes, read_json, without, write_json
-from search_spaces import kernels
+from benchmarks.rental import jobs, networks
+from benchmarks.rental.plan import families_of
+from benchmarks.rental.settings import Row, Settings, Sizes, read_json, write_json
+from search_spaces import kernels, machine
 from trainer import network
 from trainer.archs.dropout import Dropout
 from trainer.augment import Images
@@ -48,61 +56,121 @@ from trainer.train import Program
 
 EXACT, HALF, FOLD = 2e-2, 4e-3, 3.0  # errors: of fp32; of bf16 where it is that small; by torch's own bf16
 COLOURS = 3  # channels of images, for which nothing has a gradient
+BLAMING_S = 30.0  # of the stage's time, to find out what is to blame
+MODULE = "benchmarks.rental.checks"  # of the processes that check
 BINDING = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.MaxPool2d)  # what belongs to the layer before it
 
 State = list[Tensor]
 
+_turns = threading.BoundedSemaphore(machine.cores())  # of processes that find out what is to blame
+
 
 def main(settings: Settings) -> None:
-    """Run the checks of every network, each in a process, and keep what they have found so far in one file."""
-    with tempfile.TemporaryDirectory() as scratch:
-        files = {arch: Path(scratch) / f"{arch}.json" for arch in settings.sizes.checked}
-        command = [sys.executable, "-u", "-m", "benchmarks.rental.checks", settings.to_json()]
-        running = [subprocess.Popen([*command, arch, str(file)]) for arch, file in files.items()]
+    """Run the checks of every network, and keep what they have found so far in one file."""
+    archs = settings.sizes.checked
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(len(archs)) as threads:
+        files = {arch: Path(scratch) / f"{arch}.json" for arch in archs}
+        running = [threads.submit(check_network, settings, arch, file) for arch, file in files.items()]
         going, rows, off = True, [], []
         while going:
             time.sleep(0.5)
-            going = any(child.poll() is None for child in running)
+            going = not all(one.done() for one in running)
             rows = [row for file in files.values() for row in read_json(file, [])]
             off = sorted({family for row in rows for family in row.get("off", [])})
             write_json(settings.result("checks.json"), {"off": off, "rows": rows})
-        died = [arch for arch, child in zip(files, running, strict=True) if child.returncode]
+        died = [arch for arch, one in zip(files, running, strict=True) if not one.result()]
     wrong = [f"{row['arch']} {row['check']}" for row in rows if not row["ok"]]
     print(f"{len(rows)} checks, wrong: {wrong or 'none'}; off: {off or 'nothing'}; died: {died or 'none'}")
     if died:
         raise SystemExit(1)
 
 
-def check(arch: str, rows: Rows, sizes: Sizes, deadline: float) -> None:
-    """Run all checks of one network, parts first: what a wrong one is to blame on is told by those."""
-    device = default_device()
-    for name, run in all_checks(arch, sizes, device):
-        began, off = time.time(), list[str]()
-        found = attempted(run)
-        if not found["ok"] and device.type == "cuda":
-            off = blamed(run, deadline)
-        rows.add({"arch": arch, "check": name, **found, **({"off": off} if off else {}), "s": time.time() - began})
-        if device.type == "cuda":
-            torch.cuda.synchronize()  # raises if the GPU is lost: nothing more can be said in this process
+def check_network(settings: Settings, arch: str, file: Path) -> bool:
+    """Run all checks of a network, in a new process after each that ended early; return whether none is left.
+
+    Whenever a process ends, what it found wrong is blamed on families, without which the next one goes on.
+    """
+    off, rows, code = kernels.off(), list[Row](), 1
+    while code:
+        done = len(rows)
+        code, rows = in_new_process(settings, arch, file, off)
+        if code and len(rows) == done:
+            return False
+        wrong = [row for row in rows[done:] if not row["ok"]]
+        for row, families in zip(wrong, blamed(settings, arch, [row["check"] for row in wrong], off), strict=True):
+            if families:
+                row["off"] = families
+                off |= {*families}
+            print(*(f"{key}={value}" for key, value in row.items()), flush=True)
+        write_json(file, rows)
+    return True
+
+
+def in_new_process(
+    settings: Settings, arch: str, file: Path, off: Collection[str], only: Sequence[str] = ()
+) -> tuple[int, list[Row]]:
+    """Have a process do the checks that the rows of a file lack, without some families; return its exit code, and rows.
+
+    Args:
+        only: the names of those to do; all if empty.
+    """
+    command = [sys.executable, "-u", "-m", MODULE, settings.to_json(), arch, str(file), *only]
+    code = subprocess.run(command, env=os.environ | {kernels.SWITCH: ",".join(sorted(off))}, check=False).returncode
+    rows = read_json(file, [])
+    for row in rows:
+        if row["ok"] is None:
+            row |= {"ok": False, "error_said": f"its process ended with exit code {code}"}
+    return code, rows
+
+
+def blamed(settings: Settings, arch: str, wrong: Sequence[str], off: frozenset[str]) -> list[list[str]]:
+    """Return for each of these checks the family without which it passes; all if it takes that; none if nothing helps.
+
+    Nor is any to blame for what passes as it is, when it is done again.
+    """
+    if not wrong:
+        return []
+    families = [family for family in families_of(arch) if family not in off]
+    tries = [[], *([family] for family in families), families]
+
+    def passing(less: Sequence[str]) -> set[str]:
+        with _turns, tempfile.TemporaryDirectory() as scratch:
+            _, rows = in_new_process(settings, arch, Path(scratch) / "rows.json", off.union(less), wrong)
+        return {row["check"] for row in rows if row["ok"]}
+
+    with ThreadPoolExecutor(len(tries)) as threads:
+        passed = list(threads.map(passing, tries))
+    return [next((less for less, found in zip(tries, passed, strict=True) if check in found), []) for check in wrong]
+
+
+def check(settings: Settings, arch: str, file: Path, only: Collection[str]) -> None:
+    """Do the checks of a network that the rows of a file lack, parts first: what a wrong one is to blame on they tell.
+
+    End early if the GPU is lost, about which nothing can be said in this process; or if something is wrong, and what is
+    left of the time is needed to find out why.
+    """
+    device, rows = default_device(), read_json(file, [])
+    checks = (one for one in all_checks(arch, settings.sizes, device) if not only or one[0] in only)
+    first = len(rows)
+    for name, run in itertools.islice(checks, first, None):
+        if not only and settings.left < BLAMING_S and any(not row["ok"] for row in rows[first:]):
+            raise SystemExit(f"{arch}: {name} has to wait until it is known what is to blame for what is wrong")
+        began, row = time.time(), {"arch": arch, "check": name}
+        write_json(file, [*rows, row | {"ok": None}])
+        rows.append({**row, **attempted(run), "s": time.time() - began})
+        write_json(file, rows)
+        if not rows[-1]["ok"]:
+            jobs.raise_if_lost()
 
 
 def attempted(run: Callable[[], Row]) -> Row:
     try:
-        return run()
+        found = run()
+        jobs.raise_if_lost()
+        return found
     except Exception as error:
         traceback.print_exc()
         return {"ok": False, "error_said": f"{type(error).__name__}: {error}"[:500]}
-
-
-def blamed(run: Callable[[], Row], deadline: float) -> list[str]:
-    """Return the family without which a check passes; all of them if none alone is to blame and it passes so."""
-    for families in [*([family] for family in kernels.FAMILIES), list(kernels.FAMILIES)]:
-        if time.time() > deadline:
-            return []
-        with without(",".join(families)):
-            if attempted(run)["ok"]:
-                return families
-    return []
 
 
 def all_checks(arch: str, sizes: Sizes, device: torch.device) -> Iterator[tuple[str, Callable[[], Row]]]:
@@ -276,30 +344,27 @@ def _no_dropout(net: Any) -> Any:
 def equalities(arch: str, sizes: Sizes, device: torch.device) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Compare programs of one trial, run in ways that must not matter."""
 
+    told = networks.trial(arch, batch_size=sizes.batch, lr=0.01, epochs=2)
+
     @functools.cache
-    def images(off: frozenset[str]) -> Images:
-        del off  # of which they take note as they are made
+    def images() -> Images:
         return networks.images(sizes.steps * sizes.batch + sizes.lasts[0], sizes.evaluation, device)
 
     def made(**settings: Any) -> Program:
-        return Program(told, images(kernels.off()), **settings)
+        return Program(told, images(), **settings)
 
-    told = networks.trial(arch, batch_size=sizes.batch, lr=0.01, epochs=2)
-    held: dict[str, State] = {}
+    @functools.cache
+    def pair() -> tuple[State, State]:
+        one, other = made(), made()
+        take_turns([one, other], 1)
+        return _state(one), _state(other)
 
-    def after_an_epoch(name: str, **settings: Any) -> State:
-        program = made(**settings)
-        held[name] = _run(program, 1)
-        return held[name]
-
-    def twins() -> Row:
-        pair = [made() for _ in range(2)]
-        take_turns(pair, 1)
-        held["twin"], other = (_state(program) for program in pair)
-        return _equal(held["twin"], other)
+    @functools.cache
+    def eager() -> State:
+        return _run(made(graphs=False), 1)
 
     def poisoned() -> Row:
-        eager = held.get("eager") or after_an_epoch("eager", graphs=False)
+        expected = eager()  # while memory is as it was
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info()
             chunks = [torch.full((2**28,), float("nan"), device=device) for _ in range(int(min(free, 2**34) // 2**31))]
@@ -307,7 +372,7 @@ def equalities(arch: str, sizes: Sizes, device: torch.device) -> Iterator[tuple[
                 torch.full((size,), float("nan"), device=device) for size in (2**8, 2**12, 2**17) for _ in range(200)
             ]
             del chunks, small  # the allocator keeps them, and gives them out again
-        return _equal(after_an_epoch("poisoned", graphs=False), eager)
+        return _equal(_run(made(graphs=False), 1), expected)
 
     def resumed() -> Row:
         whole = made()
@@ -318,9 +383,9 @@ def equalities(arch: str, sizes: Sizes, device: torch.device) -> Iterator[tuple[
         other.load_state(torch.load(io.BytesIO(saved.getvalue()), map_location="cpu", weights_only=True))
         return _equal(_run(other, 2), _run(whole, 2))
 
-    yield "twins", twins
-    yield "alone", lambda: _equal(after_an_epoch("alone"), held["twin"])
-    yield "eager", lambda: _equal(after_an_epoch("eager", graphs=False), held["twin"], bitwise=False)
+    yield "twins", lambda: _equal(*pair())
+    yield "alone", lambda: _equal(_run(made(), 1), pair()[0])
+    yield "eager", lambda: _equal(eager(), pair()[0], bitwise=False)
     yield "poisoned", poisoned
     yield "resumed", resumed
     yield "dropout", lambda: dropout_draws(made())
@@ -368,4 +433,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         main(told_to)
     else:
-        check(sys.argv[2], Rows(Path(sys.argv[3]), said=False), told_to.sizes, told_to.deadline)
+        check(told_to, sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

@@ -8,8 +8,10 @@ import os
 import platform
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
+from benchmarks.rental import pieces
 from benchmarks.rental.settings import from_argv, write_json
 from search_spaces import machine
 
@@ -24,7 +26,7 @@ def main() -> None:
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cores": machine.cores(),
-        "commit": machine.commit(),
+        "commit": pieces.commit(Path(settings.data).parent),
         "environment": {key: value for key, value in os.environ.items() if key.startswith(("CUDA", "TRITON", "POOL"))},
         "missing": [],
     }

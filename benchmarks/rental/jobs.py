@@ -5,12 +5,14 @@ python -m benchmarks.rental.jobs MODULE SETTINGS
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.rental.settings import Rows, Settings
 
@@ -34,22 +36,33 @@ def run(name: str, jobs: Callable[[Settings], Sequence[Job]]) -> None:
     """Run the jobs of a stage, as its module's main, from the one after that which began last.
 
     Args:
-        name: of the file with its rows.
+        name: of the file with its rows, which the first job begins anew: what a stage before this one left is no
+            measurement of this one.
         jobs: in order of worth; the same whenever it is asked.
     """
     settings, begun = Settings.from_json(sys.argv[1]), Path(sys.argv[2])
-    rows, first = Rows(settings.result(name)), _number(begun) + 1
+    first = _number(begun) + 1
+    if first == 0:
+        settings.result(name).unlink(missing_ok=True)
+    rows = Rows(settings.result(name))
     for number, (what, work) in enumerate(jobs(settings)[first:], first):
         if settings.left < 0:
             print(f"no time is left for {what} and what follows")
             return
         begun.write_text(str(number), encoding="utf-8")
-        try:
+        with noted(rows, what=what):
             work(rows)
-        except Exception as error:
-            traceback.print_exc()
-            rows.add({"what": what, "failed": f"{type(error).__name__}: {error}"[:300]})
-            _raise_if_lost()
+
+
+@contextlib.contextmanager
+def noted(rows: Rows, **told: Any) -> Iterator[None]:
+    """Have what the block raises become a row that says so; it is raised only if this process has lost its GPU."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        rows.add({**told, "failed": f"{type(error).__name__}: {error}"[:300]})
+        raise_if_lost()
 
 
 def _number(begun: Path) -> int:
@@ -57,7 +70,7 @@ def _number(begun: Path) -> int:
     return int(begun.read_text(encoding="utf-8") or -1)
 
 
-def _raise_if_lost() -> None:
+def raise_if_lost() -> None:
     """After an illegal access no call of this process answers."""
     import torch
 

@@ -1,8 +1,8 @@
 """Stage `kernels`: what each kernel takes at each shape, beside its bytes; and each convolution three ways.
 
 Rows of `what` = kernel: every (Triton kernel, shape) of a training step of 128 images and of an evaluation in bf16, as
-the program launches it: microseconds in a graph with its operands in the L2 and without, bytes, GB/s, and how often it
-is launched; `of_step` is its share of the time of all that are listed.
+the program launches it: microseconds in a graph with its operands in the L2 and without, bytes, GB/s, how often it is
+launched in a step, and `us_step` for all those launches. A row of `what` = kernels has the sum of those of a step.
 
 Rows of `what` = convolution: every convolution of the networks, forward, and forward and backward, as the program does
 it, as cuDNN does it, and as cuDNN does it when it may search (`torch.backends.cudnn.benchmark`).
@@ -51,6 +51,13 @@ class Call:
         given = [*self.args, *(value for name, value in sorted(self.options.items()) if name != "grid")]
         return self.function, *((tuple(one.shape), one.dtype) if isinstance(one, Tensor) else one for one in given)
 
+    def name(self) -> str:
+        return f"{self.function.fn.__module__.rpartition('.')[2]}.{self.function.fn.__name__}"
+
+    def shapes(self) -> str:
+        tensors = (one for one in (*self.args, *self.options.values()) if isinstance(one, Tensor))
+        return " ".join("x".join(map(str, one.shape)) for one in tensors)
+
     def again(self) -> object:
         return self.function.run(*self.args, **self.options)
 
@@ -79,11 +86,19 @@ def step(sizes: Sizes, arch: str, rows: Rows) -> None:
             program._cursor.zero_()
             calls = calls_of(functools.partial(do, size))
         program._execution.synchronize()
-        found = [_row(call, device) for call in calls]
-        total = sum(row["us"] * row["count"] for row in found)
-        for row in sorted(found, key=lambda row: -row["us"] * row["count"]):
-            share = row["us"] * row["count"] / total
-            rows.add({"what": "kernel", "arch": arch, "phase": phase, **row, "of_step": share})
+        time_all(calls, {"arch": arch, "phase": phase}, device, rows)
+
+
+def time_all(calls: Sequence[Call], told: Row, device: torch.device, rows: Rows) -> None:
+    """Add a row for each as soon as it is timed, or one that says why it is not; last their sum."""
+    total = 0.0
+    for call in calls:
+        kernel = {"what": "kernel", **told, "kernel": call.name(), "shapes": call.shapes(), "count": call.count}
+        with jobs.noted(rows, **kernel):
+            figures = _figures(call, device)
+            rows.add(kernel | figures)
+            total += figures["us_step"]
+    rows.add({"what": "kernels", **told, "us_step": total})
 
 
 def calls_of(work: Callable[[], object]) -> list[Call]:
@@ -104,14 +119,11 @@ def calls_of(work: Callable[[], object]) -> list[Call]:
     return list(calls.values())
 
 
-def _row(call: Call, device: torch.device) -> Row:
-    tensors = [one for one in (*call.args, *call.options.values()) if isinstance(one, Tensor)]
+def _figures(call: Call, device: torch.device) -> Row:
     moved = call.bytes()
     us, cold = microseconds(call.again, device), microseconds(call.again, device, cold=True)
-    name = f"{call.function.fn.__module__.rpartition('.')[2]}.{call.function.fn.__name__}"
-    shapes = " ".join("x".join(map(str, one.shape)) for one in tensors)
     rates = {"GB/s": moved / us / 1e3, "GB/s_cold": moved / cold / 1e3 if cold > 0 else None}
-    return {"kernel": name, "shapes": shapes, "count": call.count, "us": us, "us_cold": cold, "bytes": moved, **rates}
+    return {"us": us, "us_cold": cold, "us_step": us * call.count, "bytes": moved, **rates}
 
 
 # Convolutions
@@ -123,15 +135,12 @@ def convolutions(sizes: Sizes, arch: str, rows: Rows) -> None:
         x = torch.randn(shape, device=device).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
         x.requires_grad_()
         c_out, _, kernel, _ = conv.weight.shape
-        told = {"arch": arch, "in": "x".join(map(str, shape)), "out": c_out, "kernel": kernel, "stride": conv.stride[0]}
-        told |= {"groups": conv.groups, "count": count}
+        told = {"what": "convolution", "arch": arch, "in": "x".join(map(str, shape)), "out": c_out, "kernel": kernel}
+        told |= {"stride": conv.stride[0], "groups": conv.groups, "count": count}
         for way, function, leaves in ways(conv.to(device), device):
-            torch.backends.cudnn.benchmark = way == "cudnn.benchmark"
-            try:
+            with jobs.noted(rows, **told, way=way), networks.searching(way == "cudnn.benchmark"):
                 forward, both = _timed(function, [x, *leaves], device)
-            finally:
-                torch.backends.cudnn.benchmark = False
-            rows.add({"what": "convolution", **told, "way": way, "us_forward": forward, "us_both": both})
+                rows.add({**told, "way": way, "us_forward": forward, "us_both": both})
 
 
 def distinct(sizes: Sizes, arch: str) -> list[tuple[nn.Conv2d, tuple[int, ...], int]]:

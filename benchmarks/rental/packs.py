@@ -7,22 +7,21 @@ packs of all networks come first, then a step run eagerly, then cuDNN's own sear
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from benchmarks.packs import figures
-from benchmarks.rental import jobs, networks
+from benchmarks.packs import endless, figures
+from benchmarks.rental import jobs, networks, pieces
 from benchmarks.rental.plan import families_of
 from benchmarks.rental.settings import Rows, Settings, Sizes, without
 from orchestrator.packs import GAIN
 from search_spaces import kernels
 from search_spaces.messages import shown_by
-from search_spaces.trial import Trial
+from search_spaces.recipe import Recipe
 from trainer.augment import Images
 from trainer.device.execution import default_device
 from trainer.packs import grow, while_it_pays
@@ -38,12 +37,13 @@ def _images(sizes: Sizes, off: frozenset[str]) -> Images:
 
 def all_packs(settings: Settings) -> Sequence[jobs.Job]:
     sizes, cuda = settings.sizes, default_device().type == "cuda"
+    commit = pieces.commit(Path(settings.data).parent)
     work: list[jobs.Job] = []
 
     def add(
         what: str, arch: str, packs: Sequence[int], off: str = "", graphs: bool = True, search: bool = False
     ) -> None:
-        done = functools.partial(measure, sizes, arch, packs, off, graphs and cuda, search)
+        done = functools.partial(measure, sizes, arch, packs, off, graphs and cuda, search, commit)
         work.append((f"{arch} {what}", done))
 
     for arch in sizes.archs:
@@ -59,33 +59,19 @@ def all_packs(settings: Settings) -> Sequence[jobs.Job]:
     return work
 
 
-def measure(sizes: Sizes, arch: str, packs: Sequence[int], off: str, graphs: bool, search: bool, rows: Rows) -> None:
+def measure(
+    sizes: Sizes, arch: str, packs: Sequence[int], off: str, graphs: bool, search: bool, commit: str | None, rows: Rows
+) -> None:
     device = default_device()
-    with without(off), _searching(search), shown_by(print):
+    with without(off), networks.searching(search), shown_by(print):
         images = _images(sizes, kernels.off())
-        growing = grow(endless(arch, sizes.batch), images, packs, graphs=graphs)
+        growing = grow(endless(arch, Recipe(batch_size=sizes.batch, precision="bf16")), images, packs, graphs=graphs)
         for found in while_it_pays(growing, GAIN):
             row = figures(found, images, graphs=graphs, channels_last=True, batch_size=sizes.batch)
             told = {"off": os.environ.get(kernels.SWITCH, ""), "cudnn_benchmark": search}
-            rows.add({"arch": arch, "precision": "bf16", **told, **row})
+            rows.add({"arch": arch, "precision": "bf16", **told, **row, "commit": commit})
     if device.type == "cuda":
         torch.cuda.synchronize()  # raises if it is lost, of which `grow` says only that no more fit
-
-
-def endless(arch: str, batch: int) -> Iterator[Trial]:
-    """Yield trials of different pools and seeds."""
-    for seed, spec in enumerate(itertools.cycle(networks.POOLS)):
-        yield networks.trial(arch, spec, seed, batch_size=batch)
-
-
-@contextlib.contextmanager
-def _searching(search: bool) -> Iterator[None]:
-    """Have cuDNN time its own kernels within the block, or not."""
-    torch.backends.cudnn.benchmark = search
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = False
 
 
 if __name__ == "__main__":

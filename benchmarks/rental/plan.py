@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.rental.settings import Row, Settings
 from search_spaces import kernels, pool, strict_yaml
+from search_spaces.datasets import DATASETS
 from search_spaces.errors import RequestError
 from search_spaces.grid import BASELINE, CANDIDATE, Entry, Grid, Pair, Planned
 from search_spaces.machine import ROOT
 from search_spaces.recipe import Recipe
+from trainer.data.shards import NEEDED, Place
 
 SPACES = ROOT / "search_spaces"
 READINGS = ("mobilenetv2", "mobilenetv2_2x2")  # of the benchmark's MobileNetV2: which it is, is to be measured first
@@ -93,6 +96,19 @@ def wanted(settings: Settings, of: Grid, best: Mapping[str, float]) -> list[list
                 f"no trial of {of.name} is of {request!r}: arch dataset pool,pool seed,seed", "--pack"
             )
     return found
+
+
+def missing(settings: Settings, requests: Iterable[Sequence[Planned]]) -> list[str]:
+    """Return the datasets of these requests whose images are not there, or not whole."""
+    names = {planned.trial.dataset for request in requests for planned in request}
+    return sorted(name for name in names - {"digits"} if not _is_there(Path(settings.data), name))
+
+
+def _is_there(data: Path, name: str) -> bool:
+    try:
+        return set(NEEDED) <= set(Place(data, name, {name: DATASETS[name].called}).splits())
+    except RequestError:  # a part of it
+        return False
 
 
 @dataclass

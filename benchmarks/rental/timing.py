@@ -49,9 +49,11 @@ def _of_graph(works: list[Callable[[], object]], device: torch.device) -> float:
             work()
         lane.synchronize()
         graph.capture_begin()  # `torch.cuda.graph` collects garbage first, 0.1 s for each of a thousand
-        for work in works:
-            work()
-        graph.capture_end()
+        try:
+            for work in works:
+                work()
+        finally:
+            graph.capture_end()  # or nothing else of this process can be done any more
         found = []
         for _ in range(ROUNDS):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.rental import evidence
+from benchmarks.rental import evidence, plan
 from benchmarks.rental.evidence import EVIDENCE
 from benchmarks.rental.settings import Settings, from_argv, read_json, write, write_json
 from search_spaces.kernels import SWITCH
 
 LOOK_EVERY_S = 1.0
 MOST_FILES = 8  # in OUT
+MARK = "over.json"  # which the trainer writes at its end, and only if it comes to it
 STARTS = 3  # of the trainer, which nothing should end
 
 
@@ -25,25 +26,42 @@ def main() -> None:
     place = Path(settings.run).parent
     place.mkdir(parents=True, exist_ok=True)
     settings = remembered(settings, place)
-    child = start(settings, place) if not at_work(place) else None
+    say_what_is_missing(settings)
+    child = None if at_work(place) else start(settings, place)
     starts = 1
     said = place / "train.txt"
     shown = 0
     while True:
-        going = child.poll() is None if child else at_work(place)
+        going = at_work(place) or (child is not None and child.poll() is None)
+        over = read_json(place / MARK)
         copy(place, Path(settings.out))
         text = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
         print(text[shown:], end="", flush=True)
         shown = len(text)
-        if not going and child and child.returncode and starts < STARTS:
-            print(f"the trainer died with exit code {child.returncode}; it is started again", flush=True)
+        if not going and over is None and starts < STARTS and time.time() < settings.train_until:
+            print("the trainer died; it is started again", flush=True)
             child, starts, going = start(settings, place), starts + 1, True
         if not going or settings.left < LOOK_EVERY_S:
             break
         time.sleep(LOOK_EVERY_S)
-    print("the trainer goes on" if going else "the trainer has ended")
-    if child and child.poll():
-        raise SystemExit(child.returncode)
+    if going:
+        print("the trainer goes on")
+    elif over is None:
+        raise SystemExit("the trainer died")
+    elif not over["trained"]:
+        raise SystemExit("the trainer has ended, and nothing was ever trained")
+    else:
+        print("the trainer has ended")
+
+
+def say_what_is_missing(settings: Settings) -> None:
+    """Say which images are not there: those of a later piece, or all, if a step before was forgotten."""
+    if missing := plan.missing(settings, plan.wanted(settings, plan.grid(settings), {})):
+        print(
+            f"there are no images of {', '.join(missing)}, or not all, in {settings.data}: cut them with `python -m "
+            f"benchmarks.rental pieces DATA_DIR {Path(settings.data).parent}`, and run the stage `join` before `train`",
+            flush=True,
+        )
 
 
 def remembered(settings: Settings, place: Path) -> Settings:
@@ -59,6 +77,7 @@ def remembered(settings: Settings, place: Path) -> Settings:
 
 
 def start(settings: Settings, place: Path) -> subprocess.Popen[bytes]:
+    (place / MARK).unlink(missing_ok=True)
     with (place / "train.txt").open("ab") as file:
         command = [sys.executable, "-u", "-m", "benchmarks.rental.trainer", settings.to_json()]
         quiet = subprocess.DEVNULL
@@ -79,10 +98,10 @@ def copy(place: Path, out: Path) -> None:
     """Copy what has been packed anew: the evidence, and the checkpoints if there is room for all of their parts."""
     with evidence.undisturbed(place):
         parts = sorted(place.glob(evidence.PART))
-        others = {
-            path.name for path in out.iterdir() if not path.match(evidence.PART) and not path.name.startswith(".")
-        }
-        if len(others | {EVIDENCE}) + len(parts) > MOST_FILES:
+        ours = (EVIDENCE, *(part.name for part in out.glob(evidence.PART)))
+        others = [path for path in out.iterdir() if path.name not in ours and not path.name.startswith(".")]
+        coming = [*others, *place.glob(EVIDENCE), *parts]
+        if len(coming) > MOST_FILES or sum(path.stat().st_size for path in coming) > evidence.COMES_BACK:
             parts = []
         for old in set(out.glob(evidence.PART)) - {out / part.name for part in parts}:
             old.unlink()

@@ -2,7 +2,7 @@
 
 It outlives the command that started it, and ends in good order at SIGTERM. A pack that fails is tried again without the
 kernels that its log blames, else without one family more; then without graphs; then one trial at a time. What is known
-of paces and faults is in `train.json`, beside the run folder, for whoever goes on.
+of paces and faults is in `train.json`, in the run folder, for whoever goes on.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from typing import Any
 
 from benchmarks.rental import evidence, plan
 from benchmarks.rental.settings import Settings, from_argv, read_json, write_json
+from benchmarks.rental.train import MARK
 from results.store import schema
 from results.store.folder import RunFolder
 from results.store.lease import Lease
-from search_spaces.errors import RequestError
 from search_spaces.grid import Planned
-from search_spaces.kernels import FAMILIES, SWITCH
-from trainer.data.shards import Place
+from search_spaces.kernels import SWITCH
 
 PACK_EVERY_S = 30.0
 LOOK_EVERY_S = 0.5
@@ -78,7 +77,8 @@ class Trainer:
         for file in (settings.table, self._place / "packs.json"):
             off = os.environ.get(SWITCH, "")
             self._paces.learn(row for row in read_json(file, []) if row.get("off", "") == off and "size" in row)
-        held = read_json(self._place / "train.json", {})
+        self._memory = Path(settings.run) / "train.json"
+        held = read_json(self._memory, {})
         for arch, paces in held.get("paces", {}).items():
             for size, ms in paces.items():
                 self._paces.add(arch, int(size), ms)
@@ -99,17 +99,24 @@ class Trainer:
         """Run packs until there is none that can be started."""
         self._say(f"{self._left:.0f} s to train; {len(self._run.ended())} trials have ended; paces {self._paces.known}")
         while self._left > 0:
-            images = self._images()
-            pack = plan.choose(self._wanted(), self._left, self._epochs_done(), images, self._paces)
+            requests = self._wanted()
+            missing = plan.missing(self._settings, requests)
+            images = {name: count for name, count in IMAGES.items() if name not in missing}
+            pack = plan.choose(requests, self._left, self._epochs_done(), images, self._paces)
             if pack is not None:
                 self._train(pack)
-            elif len(images) < len({pair.dataset for pair in self._grid.pairs}):
+            elif missing and any(Path(self._settings.data).glob("*/*.parquet")):
                 time.sleep(LOOK_EVERY_S)  # more images may come with the next command
             else:
                 break
         self._pack()
         self._say(f"over, with {self._left:.0f} s left; {len(self._run.ended())} trials have ended")
         self._pack()
+
+    def has_trained(self) -> bool:
+        """Whether the run folder holds an epoch of anything, of whatever day."""
+        ended = any(how.status in schema.TRAINED for how in self._run.ended().values())
+        return ended or any(attempt.epoch for attempt, _ in self._run.under_way().values())
 
     def _wanted(self) -> list[list[Planned]]:
         ended = self._run.trials.read(["trial_id", "status", "best_test_acc"]).to_pylist()
@@ -130,23 +137,6 @@ class Trainer:
         held = set(self._run.files.names("checkpoints"))
         return {name: attempt.epoch for name, (attempt, _) in self._run.under_way().items() if f"{name}.pt" in held}
 
-    def _images(self) -> dict[str, int]:
-        """Return {dataset: images of an epoch} of the datasets that are there, whole."""
-        found = {}
-        for name in {pair.dataset for pair in self._grid.pairs}:
-            if name == "digits" or self._is_there(name):
-                found[name] = IMAGES[name]
-        return found
-
-    def _is_there(self, name: str) -> bool:
-        from search_spaces.datasets import DATASETS
-
-        try:
-            place = Place(Path(self._settings.data), name, {name: DATASETS[name].called})
-            return {"train", "test"} <= set(place.splits())
-        except RequestError:  # a part of it
-            return False
-
     # One pack
 
     def _train(self, pack: Sequence[Planned]) -> None:
@@ -158,6 +148,7 @@ class Trainer:
         needs = plan.seconds(pack, self._epochs_done(), IMAGES[trial.dataset], self._paces)
         self._say(f"{what}; needs {needs and round(needs)} s of {self._left:.0f}; {way}")
         began, stopped, told = time.time(), "", {"places": [planned.place for planned in pack], "graphs": way.graphs}
+        before = [len(text) for text in self._logs(pack)]
         with Lease(self._run) as lease:
             off = ",".join(dict.fromkeys(filter(None, (*os.environ.get(SWITCH, "").split(","), *way.off))))
             command = [sys.executable, "-u", "-m", "benchmarks.rental.pack", self._settings.to_json()]
@@ -176,12 +167,14 @@ class Trainer:
                     child.kill()
         row = {"pack": what, "seconds": round(time.time() - began, 1), "needs": needs, "exit_code": child.returncode}
         row |= {"off": off, "graphs": way.graphs, "stopped": stopped, "status": self._statuses(pack)}
-        row |= self._judge(pack, way, child.returncode, stopped)
+        row |= self._judge(pack, way, child.returncode, stopped, before)
         self._rows.append(row)
         self._say(str(row))
         self._pack()
 
-    def _judge(self, pack: Sequence[Planned], way: Way, code: int, stopped: str) -> dict[str, Any]:
+    def _judge(
+        self, pack: Sequence[Planned], way: Way, code: int, stopped: str, before: Sequence[int]
+    ) -> dict[str, Any]:
         """Decide what a pack that has ended, however it has, says of the way in which its architecture is run."""
         ids = [planned.trial.id for planned in pack]
         status = dict(zip(ids, self._statuses(pack), strict=True))
@@ -193,7 +186,7 @@ class Trainer:
             return {}
         if stopped and self._left <= 0:
             return {}
-        blamed = self._blamed(pack)
+        blamed = self._blamed(pack, before)
         if code == 0 and way.proven and not set(blamed) - set(way.off):
             self._failed |= set(failed)
             return {"then": "left out, as others train"}
@@ -229,13 +222,21 @@ class Trainer:
     def _statuses(self, pack: Sequence[Planned]) -> list[str | None]:
         return [self._run.status(planned.trial.id) for planned in pack]
 
-    def _blamed(self, pack: Sequence[Planned]) -> list[str]:
-        """Return the families of kernels in whose files the last tracebacks are, innermost first."""
-        texts = [self._run.trial(planned.trial.id).log_text() or "" for planned in pack]
+    def _blamed(self, pack: Sequence[Planned], before: Sequence[int]) -> list[str]:
+        """Return the families of kernels in whose files the last tracebacks of a pack are, innermost first.
+
+        Args:
+            before: how long each of its logs was when it began: what is older blames what others did.
+        """
+        texts = [text[length:][-4000:] for text, length in zip(self._logs(pack), before, strict=True)]
+        found = [name for text in texts for name in reversed(re.findall(r"kernels/(\w+)\.py", text))]
+        return [name for name in dict.fromkeys(found) if name in plan.families_of(pack[0].trial.arch)]
+
+    def _logs(self, pack: Sequence[Planned]) -> list[str]:
+        """Return all that the trials of a pack have printed so far, and then what all packs have."""
         said = self._place / "train.txt"
-        texts += [said.read_text(encoding="utf-8", errors="replace")] if said.exists() else []
-        found = [name for text in texts for name in reversed(re.findall(r"kernels/(\w+)\.py", text[-4000:]))]
-        return [name for name in dict.fromkeys(found) if name in FAMILIES]
+        texts = [self._run.trial(planned.trial.id).log_text() or "" for planned in pack]
+        return [*texts, said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""]
 
     # What it leaves
 
@@ -250,10 +251,12 @@ class Trainer:
         """Pack the evidence; training goes on if it cannot be."""
         ways = {arch: vars(way) for arch, way in self._ways.items()}
         try:
-            write_json(self._place / "train.json", {"packs": self._rows, "paces": self._paces.known, "ways": ways})
+            write_json(self._memory, {"packs": self._rows, "paces": self._paces.known, "ways": ways})
             with evidence.undisturbed(self._place):
-                evidence.pack(Path(self._settings.run), self._place)
-                evidence.pack_checkpoints(Path(self._settings.run), self._place)
+                try:
+                    evidence.pack_checkpoints(Path(self._settings.run), self._place)
+                finally:  # which says which checkpoints those are, and is worth more than they
+                    evidence.pack(Path(self._settings.run), self._place)
         except OSError as error:
             self._say(f"the evidence could not be packed: {error}")
         self._packed = time.time()
@@ -269,6 +272,7 @@ def main() -> None:
         trainer = Trainer(settings)
         signal.signal(signal.SIGTERM, trainer.leave)
         trainer.train()
+        write_json(place / MARK, {"trained": trainer.has_trained()})
 
 
 if __name__ == "__main__":

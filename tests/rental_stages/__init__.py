@@ -1,1 +1,1 @@
-"""Stages of a rental that fail, hang, or do what they should; and jobs of which one ends its process."""
+"""Stages of a rental that fail, hang, or do what they should; and jobs and checks of which one ends its process."""
