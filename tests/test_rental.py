@@ -176,11 +176,11 @@ def test_a_job_that_ends_its_process_costs_itself(settings: Settings) -> None:
 
 
 def test_rows_are_whole_whoever_is_killed(tmp_path: Path) -> None:
-    rows = Rows(tmp_path / "rows.json", said=False)
+    rows = Rows(tmp_path / "rows.json")
     for number in range(3):
         rows.add({"number": number, "third": number / 3})
         assert read_json(tmp_path / "rows.json")[-1]["number"] == number
-    assert [row["third"] for row in Rows(tmp_path / "rows.json")] == [0.0, 0.33333, 0.66667]
+    assert [row["third"] for row in Rows(tmp_path / "rows.json", go_on=True)] == [0.0, 0.33333, 0.66667]
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 

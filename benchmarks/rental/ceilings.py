@@ -21,7 +21,6 @@ REPEATS = 10
 def main() -> None:
     settings = from_argv()
     sizes, device = settings.sizes, default_device()
-    settings.result("ceilings.json").unlink(missing_ok=True)  # of a stage before this one
     rows = Rows(settings.result("ceilings.json"))
     source = torch.randint(256, (sizes.copied,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

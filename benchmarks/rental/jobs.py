@@ -36,15 +36,12 @@ def run(name: str, jobs: Callable[[Settings], Sequence[Job]]) -> None:
     """Run the jobs of a stage, as its module's main, from the one after that which began last.
 
     Args:
-        name: of the file with its rows, which the first job begins anew: what a stage before this one left is no
-            measurement of this one.
+        name: of the file with its rows, which the first job begins anew.
         jobs: in order of worth; the same whenever it is asked.
     """
     settings, begun = Settings.from_json(sys.argv[1]), Path(sys.argv[2])
     first = _number(begun) + 1
-    if first == 0:
-        settings.result(name).unlink(missing_ok=True)
-    rows = Rows(settings.result(name))
+    rows = Rows(settings.result(name), go_on=first > 0)
     for number, (what, work) in enumerate(jobs(settings)[first:], first):
         if settings.left < 0:
             print(f"no time is left for {what} and what follows")

@@ -16,7 +16,6 @@ MOST = 30
 def main() -> None:
     settings = from_argv()
     sizes, device = settings.sizes, default_device()
-    settings.result("profile.json").unlink(missing_ok=True)  # of a stage before this one
     rows = Rows(settings.result("profile.json"))
     images = networks.images(4 * sizes.batch, sizes.batch, device)
     cuda = device.type == "cuda"

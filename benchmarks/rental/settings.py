@@ -135,10 +135,16 @@ def read_json(path: Path | str | None, default: Any = None) -> Any:
 
 
 class Rows:
-    """Rows of a result, of which each is on the disk as soon as it is there."""
+    """Rows of a result, of which each is on the disk and on the terminal as soon as it is there.
 
-    def __init__(self, path: Path, said: bool = True):
-        self._path, self._said = path, said
+    Args:
+        go_on: after those that are there. Otherwise they go: they are of a stage before this one.
+    """
+
+    def __init__(self, path: Path, *, go_on: bool = False):
+        if not go_on:
+            path.unlink(missing_ok=True)
+        self._path = path
         self._rows: list[Row] = read_json(path, [])
 
     def __iter__(self) -> Iterator[Row]:
@@ -147,8 +153,7 @@ class Rows:
     def add(self, row: Mapping[str, Any]) -> None:
         self._rows.append({key: _short(value) for key, value in row.items()})
         write_json(self._path, self._rows)
-        if self._said or row.get("ok") is False:
-            print(" ".join(f"{key}={value}" for key, value in self._rows[-1].items()), flush=True)
+        print(" ".join(f"{key}={value}" for key, value in self._rows[-1].items()), flush=True)
 
 
 def _short(value: Any) -> Any:

@@ -26,7 +26,6 @@ from torch.autograd.function import once_differentiable
 
 from trainer.device.kernels import norm, sgd
 from trainer.device.kernels.folded import NOTHING, Folded, folded, folded_slopes
-from trainer.device.kernels.norm import activated, passes
 
 TILE = 512  # elements of a line that a program holds: 4 a thread, with 9 weights and 9 sums for each
 COLUMNS = 32  # channels of it
@@ -202,7 +201,7 @@ def _input(stored, here, scale, shift, BEFORE: tl.constexpr):
     """What is convolved: outside of the map there are zeros, not what a batch norm makes of them."""
     value = stored.to(tl.float32)
     if BEFORE:
-        value = tl.where(here[:, None], activated(value * scale[None, :] + shift[None, :], 6.0), 0.0)
+        value = tl.where(here[:, None], norm.activated(value * scale[None, :] + shift[None, :], 6.0), 0.0)
     return value
 
 
@@ -265,7 +264,7 @@ def _give(
 ):
     """Store a tile of the input's gradient; return the sums of it, and of its products with x - mean, so far."""
     if BEFORE:
-        total = tl.where(passes(value, 6.0) & here[:, None], total, 0.0)
+        total = tl.where(norm.passes(value, 6.0) & here[:, None], total, 0.0)
     rounded = total.to(inner.dtype.element_ty)
     tl.store(inner, rounded, mask=here[:, None] & (columns < CHANNELS)[None, :])
     if BEFORE:

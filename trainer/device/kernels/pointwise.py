@@ -21,7 +21,6 @@ from torch import Tensor
 
 from trainer.device.kernels import norm
 from trainer.device.kernels.folded import NOTHING, Folded, folded, folded_slopes
-from trainer.device.kernels.norm import activated, passes
 
 TILE = 2048  # elements of the output that a program holds at once, with two sums for each
 MASKED_TILE = 1024  # where it also holds as many of the map behind, and two or three numbers for each channel of both
@@ -48,7 +47,7 @@ def forward(
         after: the batch norm of the output, whose statistics are saved in training.
         tickets: see `norm.tickets`; where statistics are saved.
     """
-    out = _like(x, len(weight))
+    out = norm.empty_map(x, len(weight), *x.shape[2:])
     saves = after is not None and after.saved is not None
     _run(x, None, weight, out, before=before, saves=after if saves else None, tickets=tickets)
     return out
@@ -130,10 +129,6 @@ def _weight_block(channels: int) -> int:
     return min(BLOCK, max(16, triton.next_power_of_2(channels)))
 
 
-def _like(x: Tensor, channels: int) -> Tensor:
-    return norm.empty_map(x, channels, *x.shape[2:])
-
-
 def _run(
     a: Tensor, differentiated: tuple[Folded, Tensor, Tensor] | None, weight: Tensor, out: Tensor, *,
     before: Folded | None = None, saves: Folded | None = None, masks: tuple[Folded, Tensor, Tensor] | None = None,
@@ -186,7 +181,7 @@ def _ready(a, beside, at, here, factor, other, offset, INPUT: tl.constexpr):
     """A tile of the input as it is multiplied."""
     value = tl.load(a + at, mask=here, other=0.0)
     if INPUT == "normalised":
-        value = activated(value.to(tl.float32) * factor[None, :] + offset[None, :], 6.0).to(a.dtype.element_ty)
+        value = norm.activated(value.to(tl.float32) * factor[None, :] + offset[None, :], 6.0).to(a.dtype.element_ty)
     elif INPUT == "differentiated":
         out = tl.load(beside + at, mask=here, other=0.0).to(tl.float32)
         value = value.to(tl.float32) * factor[None, :] + (out * other[None, :] + offset[None, :])
@@ -250,7 +245,7 @@ def _multiply(
                 total = tl.dot(values, _weights(weight, some, columns, FLIP, FROM, TO), total)
         if OUTPUT == "masked":
             old = old.to(tl.float32)
-            total = tl.where(passes(old * scale[None, :] + shift[None, :], 6.0) & there, total, 0.0)
+            total = tl.where(norm.passes(old * scale[None, :] + shift[None, :], 6.0) & there, total, 0.0)
         elif OUTPUT == "added":
             total += old.to(tl.float32)
         rounded = total.to(out.dtype.element_ty)
